@@ -1,0 +1,234 @@
+"""From a model to its views: find the layers, open them, and check that a write reaches the forward."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from zoquant import registry
+from zoquant.buffer import FlatBuffer, Space, view_count
+from zoquant.errors import NoViewsError
+from zoquant.fingerprint import fingerprint
+from zoquant.noise import Kind
+from zoquant.protocol import ROLES, Backend, Role, ScaleView
+from zoquant.verify import verify_layer
+
+
+class BoundView:
+    """A backend's view under its key. Everything else is the backend's."""
+
+    def __init__(self, key: str, view: ScaleView, backend: str) -> None:
+        self.name = key
+        self.backend = backend
+        self._view = view
+
+    @property
+    def role(self) -> Role:
+        return self._view.role
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._view.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._view.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._view.device
+
+    @property
+    def live(self) -> Tensor | None:
+        return self._view.live
+
+    def read(self) -> Tensor:
+        """Return the values as a detached float32 copy."""
+        return self._view.read()
+
+    def write(self, value: Tensor) -> None:
+        """Store `value`, cast to `dtype`."""
+        self._view.write(value)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.role} {list(self.shape)} {str(self.dtype).removeprefix('torch.')} {self.backend}>"
+
+
+class Views(Sequence[BoundView]):
+    """The views of a model, in module order, and the flat buffers behind them.
+
+    Writing through a single view changes the model behind the buffers' back: use it to look, and an optimizer,
+    `load_delta` or `replay` to change values.
+    """
+
+    def __init__(self, views: Sequence[BoundView]) -> None:
+        self._views = tuple(views)
+        by_device: dict[torch.device, list[BoundView]] = {}
+        for view in self._views:
+            by_device.setdefault(view.device, []).append(view)
+        self.buffers = [FlatBuffer(group, device) for device, group in by_device.items()]
+        self._place = {view.name: (buffer, index) for buffer in self.buffers for index, view in enumerate(buffer.views)}
+
+    @overload
+    def __getitem__(self, index: int) -> BoundView: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BoundView]: ...
+    def __getitem__(self, index: int | slice) -> BoundView | Sequence[BoundView]:
+        return self._views[index]
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all views, in module order."""
+        return tuple(view.name for view in self._views)
+
+    @property
+    def trainable(self) -> int:
+        """The number of values that the views expose."""
+        return sum(view_count(view) for view in self._views)
+
+    @property
+    def space(self) -> Space:
+        """What delta means: `"relative"` or `"absolute"`."""
+        return self.buffers[0].space
+
+    @space.setter
+    def space(self, space: Space) -> None:
+        for buffer in self.buffers:
+            buffer.space = space
+
+    def base(self, key: str) -> Tensor:
+        """Return the float32 values that a view had at attach time, in its shape. A copy."""
+        return self._of(key, "base")
+
+    def delta(self, key: str) -> Tensor:
+        """Return what training added to a view, float32, in its shape and in units of `space`. A copy."""
+        return self._of(key, "delta")
+
+    def theta(self, key: str) -> Tensor:
+        """Return base and delta of a view together, float32, before the cast to its dtype. A copy."""
+        buffer, index = self._place[key]
+        return buffer.theta(index)
+
+    def set_delta(self, deltas: Mapping[str, Tensor]) -> None:
+        """Replace the delta of some views and write every view. The caller has checked keys and shapes."""
+        for key, value in deltas.items():
+            buffer, index = self._place[key]
+            buffer.delta[buffer.slice_of(index)] = value.to(buffer.device, torch.float32).reshape(-1)
+        self.write()
+
+    def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind = "rademacher") -> None:
+        """Write theta, or a probe of it, into the model. See `FlatBuffer.write`."""
+        for buffer in self.buffers:
+            buffer.write(seed=seed, eps=eps, noise=noise)
+
+    def add(self, seed: int, amount: float, noise: Kind) -> None:
+        """Move all deltas along one direction without writing the model. See `FlatBuffer.add`."""
+        for buffer in self.buffers:
+            buffer.add(seed, amount, noise)
+
+    def reset(self) -> None:
+        """Set every delta to zero and write the base values back."""
+        for buffer in self.buffers:
+            buffer.delta.zero_()
+        self.write()
+
+    def share_moved(self, seed: int, eps: float, noise: Kind) -> float:
+        """Return the share of values that a probe really changes once it is cast to the dtype that stores it."""
+        return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / self.trainable
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of every view's base, by key."""
+        return {key: fingerprint(self.base(key)) for key in self.keys}
+
+    def _of(self, key: str, what: str) -> Tensor:
+        buffer, index = self._place[key]
+        flat: Tensor = getattr(buffer, what)
+        return flat[buffer.slice_of(index)].view(buffer.views[index].shape).clone()
+
+
+def attach(
+    model: nn.Module,
+    *,
+    roles: Sequence[Role] = ("scale",),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    verify: bool = True,
+) -> Views:
+    """Return the views of all quantized layers of a model.
+
+    Args:
+        model: any model; its layers are matched by their exact class against `zoquant.backends()`.
+        roles: which kinds of values to expose.
+        include: shell patterns on keys, e.g. `"*.mlp.*"`; None takes all.
+        exclude: shell patterns on keys to leave out.
+        verify: run every vendor's layer once and check that its output moves as `dequantize` predicts when its values
+            do. The model must be in the mode that training will use. Native layers have no cache to be checked for.
+
+    Raises:
+        NoViewsError: no layer is claimed, or nothing is left after the filters.
+        UnsupportedLayoutError: a layer ignores what is written to it.
+        ValueError: a role does not exist.
+    """
+    for role in roles:
+        if role not in ROLES:
+            raise ValueError(f"unknown role {role!r}, expected some of {', '.join(ROLES)}.")
+    found: list[BoundView] = []
+    seen: set[tuple[int, int]] = set()
+    layers = 0
+    for path, module, backend in claimed(model):
+        layers += 1
+        opened = list(backend.open(module))
+        taken = [view for view in opened if view.role in roles and _wanted(_key(path, view), include, exclude)]
+        fresh = [view for view in taken if _storage(view) not in seen]
+        if verify and fresh:
+            verify_layer(path, module, backend, fresh)
+        seen.update(_storage(view) for view in opened)
+        found.extend(BoundView(_key(path, view), view, backend.name) for view in fresh)
+    if not found:
+        raise NoViewsError(_nothing(model, layers, roles, include, exclude))
+    return Views(found)
+
+
+def claimed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Backend]]:
+    """Yield every layer that a backend claims: its path, itself, the backend."""
+    for path, module in model.named_modules():
+        backend = registry.backend_for(type(module))
+        if backend is not None:
+            yield path, module, backend
+
+
+def _key(path: str, view: ScaleView) -> str:
+    return f"{path}.{view.name}" if path else view.name
+
+
+def _storage(view: ScaleView) -> tuple[int, int]:
+    """Tell views of the same memory apart from views of other memory: tied layers are one view."""
+    if view.live is None:
+        return (id(view), 0)
+    return (view.live.data_ptr(), view.live.numel())
+
+
+def _wanted(key: str, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None) -> bool:
+    return (include is None or _matches(key, include)) and not (exclude is not None and _matches(key, exclude))
+
+
+def _matches(key: str, patterns: str | Sequence[str]) -> bool:
+    return any(fnmatchcase(key, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
+
+
+def _nothing(model: nn.Module, layers: int, roles: Sequence[Role], include: object, exclude: object) -> str:
+    if layers:
+        return (
+            f"{layers} quantized layers were found, but no view has a role in {tuple(roles)} with include={include!r} "
+            f"and exclude={exclude!r}. Widen the filters; `zoquant inspect` lists roles and keys."
+        )
+    classes = sorted({registry.class_name(type(m)) for m in model.modules() if not list(m.children())})
+    return (
+        f"no layer of {type(model).__name__} belongs to a known backend. Its layers are {', '.join(classes[:8])}; "
+        f"known are {', '.join(sorted(registry.backends()))}. Is the model quantized, or did its library dequantize it?"
+    )

@@ -1,0 +1,91 @@
+"""The delta file: what training added to each view, and the base that it belongs to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from zoquant.attach import Views
+from zoquant.buffer import SPACES, Space
+from zoquant.errors import CheckpointError, ShapeError, ValueRangeError
+from zoquant.files import load_tensors, save_tensors
+from zoquant.fingerprint import check_base
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A delta file in memory.
+
+    Attributes:
+        values: float32 by key, in the shape and order of the tensor on disk.
+        base: fingerprint of the base by key.
+        space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
+    """
+
+    values: Mapping[str, Tensor]
+    base: Mapping[str, str]
+    space: Space
+
+
+def save_delta(path: str | Path, views: Views) -> None:
+    """Write the delta of all views to a safetensors file.
+
+    Args:
+        path: the file; replaced if it exists.
+        views: the views of the trained model.
+
+    Raises:
+        WriteError: the file could not be written.
+    """
+    values = {key: views.delta(key).cpu() for key in views.keys}
+    metadata = {"kind": "delta", "version": _VERSION, "space": views.space, "base": views.fingerprints()}
+    save_tensors(Path(path), values, metadata)
+
+
+def read_delta(path: str | Path) -> Delta:
+    """Read a delta file and check it on its own.
+
+    Raises:
+        CheckpointError: not a delta, of a newer version, or truncated.
+        ValueRangeError: a value is NaN or infinite; the first key is named.
+    """
+    values, metadata = load_tensors(Path(path), "delta")
+    base, space, version = metadata.get("base"), metadata.get("space"), metadata.get("version")
+    if version != _VERSION:
+        raise CheckpointError(f"{path}: delta of version {version}, expected {_VERSION}. Update zoquant.")
+    if not isinstance(base, dict) or space not in SPACES or base.keys() != values.keys():
+        raise CheckpointError(f"{path}: the header does not name space and base of every tensor. Is the file whole?")
+    for key, value in values.items():
+        if value.dtype != torch.float32:
+            raise CheckpointError(f"{path}: {key} is {value.dtype}, expected torch.float32. Save the delta again.")
+        if not torch.isfinite(value).all():
+            raise ValueRangeError(f"{path}: {key} holds NaN or infinity, expected finite numbers. Nothing was changed.")
+    return Delta(values, base, cast(Space, space))
+
+
+def load_delta(path: str | Path, views: Views) -> None:
+    """Put a delta on its base: afterwards the model computes with base and delta, whatever it held before.
+
+    Args:
+        path: a file that `save_delta` wrote.
+        views: views of the same base; views that the file does not name go back to their base.
+
+    Raises:
+        BaseMismatchError: the delta was made on another base; the first key that differs is named.
+        CheckpointError, ShapeError, ValueRangeError: the file is damaged. Nothing has changed.
+    """
+    delta = read_delta(path)
+    check_base(str(path), delta.base, views.fingerprints())
+    shapes = {view.name: tuple(view.shape) for view in views}
+    for key, value in delta.values.items():
+        if tuple(value.shape) != shapes[key]:
+            raise ShapeError(f"{path}: {key} has shape {tuple(value.shape)}, expected {shapes[key]}. Nothing changed.")
+    for buffer in views.buffers:
+        buffer.delta.zero_()
+    views.space = delta.space
+    views.set_delta(delta.values)

@@ -1,0 +1,53 @@
+"""Every error that zoquant raises on purpose.
+
+A message names the key or file, what was expected, what came, and what to do.
+After any of them nothing has changed: no view, no file.
+"""
+
+
+class ZoquantError(Exception):
+    """Base of all errors that zoquant raises on purpose."""
+
+
+class RegistryError(ZoquantError):
+    """A plugin cannot be registered or loaded: a claimed name is taken, or the entry point is broken."""
+
+
+class UnsupportedLayoutError(ZoquantError):
+    """A layer hides its continuous values, e.g. in a kernel's private copy. The message says which kernel to use."""
+
+
+class NoViewsError(ZoquantError):
+    """Nothing is left to train: no layer is claimed, or the filters exclude every view."""
+
+
+class ShapeError(ZoquantError, ValueError):
+    """A tensor has another shape than the view it was meant for."""
+
+
+class ValueRangeError(ZoquantError, ValueError):
+    """A value is NaN, infinite, or does not fit the dtype that stores it."""
+
+
+class CheckpointError(ZoquantError):
+    """A checkpoint file is missing, truncated, contradicts itself, or is of an unknown kind."""
+
+
+class BaseMismatchError(ZoquantError):
+    """A delta or a trajectory was made on other base values than these views hold."""
+
+
+class LossError(ZoquantError):
+    """The closure returned no finite number. The step was undone."""
+
+
+class DataError(ZoquantError):
+    """Training data, template or labels do not fit together."""
+
+
+class OutputExistsError(ZoquantError, FileExistsError):
+    """The place to write to is taken; nothing was overwritten."""
+
+
+class WriteError(ZoquantError, OSError):
+    """A file could not be written, e.g. because the disk is full. Whatever stood there before still stands."""

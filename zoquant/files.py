@@ -1,0 +1,85 @@
+"""Files appear whole or not at all: written beside their place, flushed to the disk, renamed."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from zoquant.errors import CheckpointError, OutputExistsError, WriteError
+
+_METADATA = "zoquant"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        WriteError: the disk is full, the folder is missing or read-only; `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written: {error.strerror or error}. Whatever stood there is unchanged; free some space "
+            "or choose another folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise OutputExistsError when something already stands at `path`."""
+    if path.exists():
+        raise OutputExistsError(f"{path}: already exists; nothing is overwritten. Choose another name or remove it.")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        path: the file.
+        tensors: CPU tensors by key.
+        metadata: anything JSON can hold; kept under one key, since the order of several is not fixed.
+    """
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+    data = safetensors.torch.save(dict(tensors), {_METADATA: text})
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file that `save_tensors` wrote.
+
+    Args:
+        path: the file.
+        kind: `"delta"` or `"trajectory"`: what the file must be.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or not of this kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}. Is it whole?") from error
+    if not isinstance(metadata, dict) or metadata.get("kind") != kind:
+        raise CheckpointError(f"{path}: expected a zoquant {kind}, got another safetensors file. Check the path.")
+    return tensors, metadata

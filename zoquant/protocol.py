@@ -1,0 +1,165 @@
+"""The contract between the core and its plugins: views, backends, formats.
+
+A *backend* maps the live modules of one library to views, a *format* maps the files of a checkpoint to the bytes of
+the same values. The core knows nothing else of either, and neither knows who moves the values.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["scale", "zero", "codebook", "dense", "adapter"]
+ROLES: tuple[Role, ...] = ("scale", "zero", "codebook", "dense", "adapter")
+
+
+@runtime_checkable
+class ScaleView(Protocol):
+    """One continuous tensor of one quantized layer.
+
+    Attributes:
+        name: local to the layer when a backend returns it (`"d"`); `attach` makes it a key
+            (`"model.layers.0.mlp.up_proj.d"`).
+        role: what the values are to the layer.
+        shape: logical shape, in the order of the tensor on disk.
+        dtype: the dtype that stores the values; what is written is cast to it.
+        device: where the values live.
+        live: the storage itself when it is a plain tensor in disk order, so that the core may write many views with
+            one multi-tensor copy; None where a write needs more than a copy.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def live(self) -> Tensor | None: ...
+
+    def read(self) -> Tensor:
+        """Return the values as a detached float32 copy of shape `shape`, in the order of the tensor on disk."""
+        ...
+
+    def write(self, value: Tensor) -> None:
+        """Store `value` (float32, of shape `shape`), cast to `dtype`, and refresh every cache the forward uses."""
+        ...
+
+
+class Backend(Protocol):
+    """Maps the modules of one class to views. Claimed by the dotted name of that exact class.
+
+    Attributes:
+        name: how messages and `zoquant backends` call it, in kebab-case.
+    """
+
+    name: str
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the views of one module, with local names.
+
+        Raises:
+            UnsupportedLayoutError: the module's kernel keeps a private copy of its values; the message names the
+                kernel or the flag to use instead.
+        """
+        ...
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight that the module multiplies with: `[out_features, in_features]`, float32."""
+        ...
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return an input that the module takes, for the check of `attach`.
+
+        Random numbers `[2, in_features]` in the dtype and on the device that the module computes in; for a lookup
+        table int64 indices `[n]`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the values of one key lie in the files of a checkpoint.
+
+    Attributes:
+        role: what the values are to the layer.
+        file: path relative to the checkpoint's folder (for a single file, its name).
+        offset: bytes from the start of the file to the first value.
+        shape: logical shape, the same as the view's.
+        strides: bytes between neighbours, one number a dimension.
+        dtype: the dtype of the values on disk.
+        tensor: the checkpoint's own name of the tensor that holds the values.
+    """
+
+    role: Role
+    file: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `zoquant inspect` says of a checkpoint without loading it.
+
+    Attributes:
+        architecture: the checkpoint's own word for the kind of model.
+        layers: quantized matrices.
+        parameters: numbers in the model, quantized or not.
+        bytes: size of the checkpoint's files.
+        types: how many tensors are stored in which type, and why a type has no continuous values.
+        runtimes: who can compute the forward here, each with a word of why or why not.
+    """
+
+    architecture: str
+    layers: int
+    parameters: int
+    bytes: int
+    types: Mapping[str, int]
+    notes: Sequence[str]
+    runtimes: Mapping[str, str]
+
+
+class Format(Protocol):
+    """Maps the files of one kind of checkpoint to the bytes of its continuous values.
+
+    Attributes:
+        name: how messages, deltas and `zoquant backends` call it, in kebab-case.
+    """
+
+    name: str
+
+    def sniff(self, path: Path) -> bool:
+        """Tell from the first bytes whether `path` is of this kind. Never raises for a readable path."""
+        ...
+
+    def index(self, path: Path) -> Mapping[str, Span]:
+        """Return for every key the place of its values, reading headers alone.
+
+        Raises:
+            CheckpointError: the files are truncated, or their header contradicts itself.
+        """
+        ...
+
+    def summarize(self, path: Path) -> Summary:
+        """Return what can be said of the checkpoint from its headers alone."""
+        ...
+
+    def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        """Return a model on zoquant's native layers, in eval mode and without gradients, and its tokenizer or None.
+
+        Args:
+            path: the checkpoint.
+            compute_dtype: dtype of the matrix products; everything beside them is float32.
+            device: where the packed words and the values go.
+        """
+        ...

@@ -1,0 +1,181 @@
+"""Who serves what: backends claim classes, formats claim files, both through entry points that load on first use.
+
+A package registers with two lines in its own metadata:
+
+    [project.entry-points."zoquant.backends"]
+    "their.module.TheirLinear" = "their_plugin:TheirBackend"
+
+    [project.entry-points."zoquant.formats"]
+    their-format = "their_plugin:TheirFormat"
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+from zoquant.errors import CheckpointError, RegistryError
+from zoquant.protocol import Backend, Format
+
+BACKENDS = "zoquant.backends"
+FORMATS = "zoquant.formats"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One registered plugin, known by name and not yet imported.
+
+    Attributes:
+        name: for a backend the dotted class that it claims, for a format its name.
+        target: `module:attribute` of the plugin, or the type of one registered at run time.
+        package: who registered it, with its version.
+    """
+
+    name: str
+    target: str
+    package: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether the library of the claimed class can be imported here; always True for a format."""
+        top = self.name.partition(".")[0]
+        return "." not in self.name or find_spec(top) is not None
+
+
+_registered: dict[str, dict[str, tuple[Claim, Any]]] = {BACKENDS: {}, FORMATS: {}}
+_loaded: dict[tuple[str, str], Any] = {}
+
+
+def register(*, backend: Backend | None = None, claims: str | type | None = None, format: Format | None = None) -> None:
+    """Register a plugin for this process, as an entry point does for every process.
+
+    Args:
+        backend: a backend; needs `claims`.
+        claims: the class that the backend serves, or its dotted name. Matched exactly, never by inheritance.
+        format: a format, known by its own name.
+
+    Raises:
+        RegistryError: nothing was passed, a backend came without a class, or the name is taken.
+    """
+    if (backend is None) == (format is None) or (backend is None) != (claims is None):
+        raise RegistryError("register() takes either backend= with claims=, or format=. Pass one of the two.")
+    if format is not None:
+        _add(FORMATS, format.name, format)
+    else:
+        _add(BACKENDS, claims if isinstance(claims, str) else class_name(cast(type, claims)), backend)
+
+
+def unregister(name: str) -> None:
+    """Take back what `register` added under `name`; entry points stay.
+
+    Raises:
+        RegistryError: nothing was registered under this name in this process.
+    """
+    found = [table.pop(name, None) for table in _registered.values()]
+    if not any(found):
+        raise RegistryError(f"{name!r} was not registered in this process, so it cannot be taken back.")
+
+
+def class_name(cls: type) -> str:
+    """Return the dotted name by which a class is claimed."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def backends() -> Mapping[str, Claim]:
+    """Return all backends by the class that they claim. Imports none of them."""
+    return _claims(BACKENDS)
+
+
+def formats() -> Mapping[str, Claim]:
+    """Return all formats by name. Imports none of them."""
+    return _claims(FORMATS)
+
+
+def backend_for(cls: type) -> Backend | None:
+    """Return the backend that claims exactly this class, importing it if need be, or None."""
+    name = class_name(cls)
+    return cast(Backend, _load(BACKENDS, name)) if name in backends() else None
+
+
+def format_named(name: str) -> Format:
+    """Return a format by name.
+
+    Raises:
+        RegistryError: no format has this name; the message lists those that exist.
+    """
+    if name not in formats():
+        raise RegistryError(f"unknown format {name!r}, expected one of {', '.join(sorted(formats()))}.")
+    return cast(Format, _load(FORMATS, name))
+
+
+def format_of(path: Path) -> Format:
+    """Return the format whose `sniff` knows the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: nothing lies there, or no format knows it.
+        RegistryError: two formats claim it.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder. Pass the path of a quantized checkpoint.")
+    found = [candidate for candidate in all_formats() if candidate.sniff(path)]
+    if len(found) > 1:
+        names = " and ".join(sorted(candidate.name for candidate in found))
+        raise RegistryError(f"{path}: claimed by the formats {names}. Uninstall one of the packages.")
+    if not found:
+        raise CheckpointError(
+            f"{path}: not a checkpoint that zoquant knows, expected one of {', '.join(sorted(formats()))}. "
+            "Is the file whole? `zoquant backends` lists what can be read."
+        )
+    return found[0]
+
+
+def all_formats() -> Iterator[Format]:
+    """Yield every format, importing it."""
+    for name in sorted(formats()):
+        yield format_named(name)
+
+
+def _add(group: str, name: str, plugin: Any) -> None:
+    known = _claims(group)
+    if name in known:
+        raise RegistryError(f"{name!r} is already claimed by {known[name].package} ({known[name].target}).")
+    target = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
+    _registered[group][name] = (Claim(name, target, "this process"), plugin)
+
+
+def _claims(group: str) -> dict[str, Claim]:
+    return _entry_points(group) | {name: claim for name, (claim, _) in _registered[group].items()}
+
+
+@cache
+def _entry_points(group: str) -> dict[str, Claim]:
+    claims: dict[str, Claim] = {}
+    for point in metadata.entry_points(group=group):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+        claim = Claim(point.name, point.value, package)
+        other = claims.setdefault(claim.name, claim)
+        if other != claim:
+            raise RegistryError(
+                f"{claim.name!r} is claimed twice: by {other.package} ({other.target}) and by {claim.package} "
+                f"({claim.target}). Uninstall one of them."
+            )
+    return claims
+
+
+def _load(group: str, name: str) -> Any:
+    if name in _registered[group]:
+        return _registered[group][name][1]
+    if (group, name) not in _loaded:
+        claim = _claims(group)[name]
+        try:
+            plugin = metadata.EntryPoint(claim.name, claim.target, group).load()
+        except (ImportError, AttributeError) as error:
+            raise RegistryError(
+                f"{name!r}: the plugin {claim.target} of {claim.package} cannot be imported: {error}. "
+                "Reinstall that package."
+            ) from error
+        _loaded[group, name] = plugin()
+    return _loaded[group, name]
