@@ -1,6 +1,7 @@
 """From a model to its views: find the layers, open them, and check that a write reaches the forward."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import overload
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from zoquant import registry
 from zoquant.buffer import FlatBuffer, Space, view_count
-from zoquant.errors import NoViewsError
+from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
 from zoquant.fingerprint import fingerprint
 from zoquant.noise import Kind
 from zoquant.protocol import ROLES, Backend, Role, ScaleView
@@ -111,7 +112,7 @@ class Views(Sequence[BoundView]):
 
     def theta(self, key: str) -> Tensor:
         """Return base and delta of a view together, float32, before the cast to its dtype. A copy."""
-        buffer, index = self._place[key]
+        buffer, index = self._find(key)
         return buffer.theta(index)
 
     def set_delta(self, deltas: Mapping[str, Tensor]) -> None:
@@ -146,9 +147,15 @@ class Views(Sequence[BoundView]):
         return {key: fingerprint(self.base(key)) for key in self.keys}
 
     def _of(self, key: str, what: str) -> Tensor:
-        buffer, index = self._place[key]
+        buffer, index = self._find(key)
         flat: Tensor = getattr(buffer, what)
         return flat[buffer.slice_of(index)].view(buffer.views[index].shape).clone()
+
+    def _find(self, key: str) -> tuple[FlatBuffer, int]:
+        if key not in self._place:
+            near = get_close_matches(key, self._place, n=3, cutoff=0.0)
+            raise NoViewsError(f"no view is called {key!r}; the nearest are {', '.join(near)}. `views.keys` has all.")
+        return self._place[key]
 
 
 def attach(
@@ -171,23 +178,26 @@ def attach(
 
     Raises:
         NoViewsError: no layer is claimed, or nothing is left after the filters.
-        UnsupportedLayoutError: a layer ignores what is written to it.
+        UnsupportedLayoutError: a layer ignores what is written to it, or stores values wider than float32.
+        ValueRangeError: a layer holds NaN or infinity.
         ValueError: a role does not exist.
     """
     for role in roles:
         if role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected some of {', '.join(ROLES)}.")
     found: list[BoundView] = []
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int] | None] = set()
     layers = 0
     for path, module, backend in claimed(model):
         layers += 1
         opened = list(backend.open(module))
         taken = [view for view in opened if view.role in roles and _wanted(_key(path, view), include, exclude)]
         fresh = [view for view in taken if _storage(view) not in seen]
+        for view in fresh:
+            _check_values(_key(path, view), view, backend)
         if verify and fresh:
             verify_layer(path, module, backend, fresh)
-        seen.update(_storage(view) for view in opened)
+        seen.update(place for place in map(_storage, opened) if place is not None)
         found.extend(BoundView(_key(path, view), view, backend.name) for view in fresh)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude))
@@ -206,11 +216,24 @@ def _key(path: str, view: ScaleView) -> str:
     return f"{path}.{view.name}" if path else view.name
 
 
-def _storage(view: ScaleView) -> tuple[int, int]:
-    """Tell views of the same memory apart from views of other memory: tied layers are one view."""
-    if view.live is None:
-        return (id(view), 0)
-    return (view.live.data_ptr(), view.live.numel())
+def _storage(view: ScaleView) -> tuple[int, int] | None:
+    """Tell views of the same memory apart from views of other memory: tied layers are one view. None: unknown."""
+    live = view.live
+    return None if live is None else (live.data_ptr(), live.numel())
+
+
+def _check_values(key: str, view: ScaleView, backend: Backend) -> None:
+    """Refuse values that theta = base + delta in float32 cannot restore to the byte."""
+    if not view.dtype.is_floating_point or view.dtype.itemsize > 4:
+        raise UnsupportedLayoutError(
+            f"{key} ({backend.name}): stored as {view.dtype}, expected floating point of at most 32 bits: base and "
+            f"delta are float32. Load the model in float32 or below, or leave the view out with exclude={key!r}."
+        )
+    if not torch.isfinite(view.read()).all():
+        raise ValueRangeError(
+            f"{key} ({backend.name}): holds NaN or infinity, expected finite numbers. Get an undamaged checkpoint, or "
+            f"leave the view out with exclude={key!r}."
+        )
 
 
 def _wanted(key: str, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None) -> bool:

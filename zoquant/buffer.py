@@ -57,14 +57,15 @@ class FlatBuffer:
         for count in self.counts:
             self.offsets.append(size)
             size += -(-count // BLOCK) * BLOCK
-        self.base = torch.zeros(size, dtype=torch.float32, device=device)
-        self.delta = torch.zeros_like(self.base)
-        for view, offset, count in zip(self.views, self.offsets, self.counts, strict=True):
-            self.base[offset : offset + count] = view.read().view(-1)
         self._chunks = list(self._cut())
         longest = max((chunk.stop - chunk.start for chunk in self._chunks), default=0)
-        self._theta = torch.empty(longest, dtype=torch.float32, device=device)
-        self._noise = torch.empty_like(self._theta)
+        with torch.inference_mode(False):
+            self.base = torch.zeros(size, dtype=torch.float32, device=device)
+            self.delta = torch.zeros_like(self.base)
+            self._theta = torch.empty(longest, dtype=torch.float32, device=device)
+            self._noise = torch.empty_like(self._theta)
+        for view, offset, count in zip(self.views, self.offsets, self.counts, strict=True):
+            self.base[offset : offset + count] = view.read().view(-1)
         self._source: NoiseSource | None = None
 
     def slice_of(self, index: int) -> slice:
@@ -123,10 +124,11 @@ class FlatBuffer:
         for view, offset in zip(chunk.views, chunk.offsets, strict=True):
             start = offset - chunk.start
             value = theta[start : start + view_count(view)].view(view.shape)
-            if view.live is None or view.live.is_inference():
+            live = view.live
+            if live is None or live.is_inference():
                 view.write(value)
             else:
-                targets.append(view.live)
+                targets.append(live)
                 values.append(value)
         if targets:
             with torch.no_grad():
@@ -134,7 +136,8 @@ class FlatBuffer:
 
     def _source_of(self, noise: Kind) -> NoiseSource:
         if self._source is None or self._source.kind != noise:
-            self._source = NoiseSource([view.name for view in self.views], self.counts, noise, self.device)
+            with torch.inference_mode(False):
+                self._source = NoiseSource([view.name for view in self.views], self.counts, noise, self.device)
         return self._source
 
     def _cut(self) -> Iterator[_Chunk]:
@@ -178,10 +181,10 @@ def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype
             delta.clamp_(min=0.0)
         delta.mul_(base)
     else:
-        delta.add_(base)
+        delta.neg_().sub_(base).neg_()  # base + delta, but -0 + 0 stays -0: a delta of zero moves no byte
         if keep_sign:
             sign = base.sign()
-            delta.mul_(sign).clamp_(min=0.0).mul_(sign)
+            delta.mul_(sign).clamp_(min=0.0).copysign_(base)
     limit = torch.finfo(dtype).max
     return delta.clamp_(-limit, limit)
 

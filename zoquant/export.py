@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoquant.buffer import Space, compose, keeps_sign
+from zoquant.checkpoint import read_base, values_at
 from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, ShapeError
 from zoquant.files import refuse_existing, replacing
@@ -48,13 +49,6 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     return target
 
 
-def read_base(path: str | Path, span: Span) -> Tensor:
-    """Read the values of one key from its file, float32, in the shape of its span."""
-    file = Path(path) if Path(path).is_file() else Path(path) / span.file
-    packed = _mapped(file, "c")
-    return _values(packed, span).to(torch.float32)
-
-
 def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) -> None:
     for key, value in change.values.items():
         if key not in index:
@@ -73,7 +67,7 @@ def _patch(file: Path, index: Mapping[str, Span], change: Delta) -> None:
     for key, value in change.values.items():
         span = index[key]
         place = bytes_of(packed, span.offset, span.shape, span.strides, span.dtype)
-        old = _values(packed, span)
+        old = values_at(packed, span)
         new = _theta(old, value, span, change.space)
         moved = (value != 0).unsqueeze(-1)
         place.copy_(torch.where(moved, new.unsqueeze(-1).view(torch.uint8), place))
@@ -85,12 +79,3 @@ def _theta(old: Tensor, value: Tensor, span: Span, space: Space) -> Tensor:
         value.clone(), old.to(torch.float32), space=space, keep_sign=keeps_sign(span.role), dtype=span.dtype
     )
     return theta.to(span.dtype)
-
-
-def _values(packed: Tensor, span: Span) -> Tensor:
-    place = bytes_of(packed, span.offset, span.shape, span.strides, span.dtype)
-    return place.contiguous().view(span.dtype).view(span.shape)
-
-
-def _mapped(file: Path, mode: str) -> Tensor:
-    return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode=mode))  # type: ignore[call-overload]

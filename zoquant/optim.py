@@ -101,14 +101,17 @@ class ZOSGD(torch.optim.Optimizer):
                 same batch each time. It runs without gradients.
 
         Raises:
-            LossError: a loss is NaN or infinite. The step is undone and counts as a step of length 0.
-            Exception: whatever the closure raises; the step is undone and does not count.
+            LossError: a loss is no number, NaN or infinite. The step is undone and counts as a step of length 0.
+            Exception: whatever the closure raises, KeyboardInterrupt too; the step is undone and does not count.
         """
         group = self.param_groups[0]
         lr, eps, clip = float(group["lr"]), float(group["eps"]), cast(float | None, group["clip"])
         seeds = tuple(step_seed(self.seed, self.steps, probe) for probe in range(self.probes))
         try:
             losses = [(self._loss(closure, seed, eps), self._loss(closure, seed, -eps)) for seed in seeds]
+            measured = [self._derivative(plus, minus, eps) for plus, minus in losses]
+            if self._moved is None:
+                self._moved = self._measure_moved(seeds[0], eps)
         except LossError:
             self.views.write()
             self.trajectory.steps.append(Step(seeds, (0.0,) * self.probes, lr))
@@ -116,14 +119,15 @@ class ZOSGD(torch.optim.Optimizer):
         except BaseException:
             self.views.write()
             raise
-        if self._moved is None:
-            self._moved = self._measure_moved(seeds[0], eps)
-        measured = [(plus - minus) / (2 * eps) for plus, minus in losses]
         applied = tuple(d if clip is None else max(-clip, min(clip, d)) for d in measured)
         done = Step(seeds, applied, lr)
-        apply_step(self.views, done, self.trajectory.noise)
-        self.views.write()
-        self.trajectory.steps.append(done)
+        try:
+            apply_step(self.views, done, self.trajectory.noise)
+            self.views.write()
+            self.trajectory.steps.append(done)
+        except BaseException:
+            replay(self.trajectory, self.views)
+            raise
         return StepResult(
             loss=sum(plus + minus for plus, minus in losses) / (2 * len(losses)),
             derivative=sum(measured) / len(measured),
@@ -136,38 +140,78 @@ class ZOSGD(torch.optim.Optimizer):
     def resume(self, trajectory: Trajectory) -> None:
         """Go on from a trajectory: its steps are replayed, the next step is the one that would have followed.
 
+        Args:
+            trajectory: of a run with the same seed, probes, noise and space. It is copied.
+
         Raises:
             BaseMismatchError: the trajectory was made on another base, or on other views.
+            ValueError: it has another number of probes, another noise or another space.
         """
-        replay(trajectory, self.views)
-        self.trajectory = trajectory
+        here, run = self.trajectory, trajectory
+        for name, got, expected in (
+            ("probes", self.probes, run.probes or self.probes),
+            ("noise", here.noise, run.noise),
+            ("space", here.space, run.space),
+        ):
+            _check(name, got, got == expected, f"{expected!r}, as in the trajectory")
+        replay(run, self.views)
+        self.trajectory = run.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return settings, seed and trajectory: all that it takes to go on, in tens of bytes a step."""
+        """Return settings, seed and trajectory: all that it takes to go on, in tens of bytes a step.
+
+        It holds numbers, strings and tensors alone, so that `torch.load(weights_only=True)` reads it.
+        """
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
-        return {"param_groups": groups, "seed": self.seed, "probes": self.probes, "trajectory": self.trajectory}
+        return {
+            "state": {},
+            "param_groups": groups,
+            "seed": self.seed,
+            "probes": self.probes,
+            "moved": self._moved,
+            "trajectory": self.trajectory.to_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, replaying its trajectory.
 
         Raises:
-            BaseMismatchError: the state belongs to another base.
+            BaseMismatchError: the state belongs to another base. Nothing has changed.
+            CheckpointError: the state is damaged. Nothing has changed.
         """
-        self.resume(state_dict["trajectory"])
-        self.seed, self.probes = state_dict["seed"], state_dict["probes"]
+        trajectory = Trajectory.from_dict(state_dict["trajectory"], "state_dict")
+        replay(trajectory, self.views)
+        self.trajectory = trajectory
+        self.seed, self.probes, self._moved = state_dict["seed"], state_dict["probes"], state_dict["moved"]
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)
 
     def _loss(self, closure: Closure, seed: int, eps: float) -> float:
         self.views.write(seed=seed, eps=eps, noise=self.trajectory.noise)
         with torch.no_grad():
-            loss = float(closure())
+            returned = closure()
+        try:
+            loss = float(returned)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LossError(
+                f"step {self.steps}: the closure returned {_kind(returned)}, expected one number. The step was undone; "
+                "return the loss as a float or as a tensor of one element."
+            ) from error
         if not math.isfinite(loss):
             raise LossError(
                 f"step {self.steps}: the loss is {loss}, expected a finite number. The step was undone; lower eps or "
                 "lr, or look at the batch."
             )
         return loss
+
+    def _derivative(self, plus: float, minus: float, eps: float) -> float:
+        derivative = (plus - minus) / (2 * eps)
+        if not math.isfinite(derivative):
+            raise LossError(
+                f"step {self.steps}: the losses {plus:g} and {minus:g} have no finite difference quotient at eps="
+                f"{eps:g}. The step was undone; raise eps, or look at the batch."
+            )
+        return derivative
 
     def _measure_moved(self, seed: int, eps: float) -> float:
         moved = self.views.share_moved(seed, eps, self.trajectory.noise)
@@ -178,6 +222,12 @@ class ZOSGD(torch.optim.Optimizer):
                 stacklevel=3,
             )
         return moved
+
+
+def _kind(returned: object) -> str:
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {tuple(returned.shape)}"
+    return f"a {type(returned).__name__}"
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

@@ -9,6 +9,7 @@ A package registers with two lines in its own metadata:
     their-format = "their_plugin:TheirFormat"
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -42,7 +43,7 @@ class Claim:
     def installed(self) -> bool:
         """Whether the library of the claimed class can be imported here; always True for a format."""
         top = self.name.partition(".")[0]
-        return "." not in self.name or find_spec(top) is not None
+        return "." not in self.name or top in sys.modules or find_spec(top) is not None
 
 
 _registered: dict[str, dict[str, tuple[Claim, Any]]] = {BACKENDS: {}, FORMATS: {}}

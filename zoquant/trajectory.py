@@ -3,10 +3,10 @@
 Source: MeZO (arXiv 2305.17333, section 2.1 and appendix): the update of a step is lr · derivative · z(seed).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from zoquant.fingerprint import check_base
 from zoquant.noise import KINDS, Kind
 
 _VERSION = 1
+_TENSORS = ("seeds", "derivatives", "lr")
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,73 @@ class Trajectory:
     noise: Kind = "rademacher"
     steps: list[Step] = field(default_factory=list)
 
+    @property
+    def probes(self) -> int:
+        """Directions a step; 0 before the first."""
+        return len(self.steps[0].seeds) if self.steps else 0
+
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`.
+        """Write a safetensors file that holds what `to_dict` returns.
 
         Raises:
             WriteError: the file could not be written.
         """
-        probes = len(self.steps[0].seeds) if self.steps else 0
-        shape = (len(self.steps), probes)
-        tensors = {
+        state = self.to_dict()
+        tensors = {name: state.pop(name) for name in _TENSORS}
+        save_tensors(Path(path), tensors, {"kind": "trajectory", "version": _VERSION, **state})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain tensors, strings and dicts that `torch.load(weights_only=True)` reads.
+
+        Returns:
+            int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`, `space`, `noise`, `base`.
+        """
+        shape = (len(self.steps), self.probes)
+        return {
             "seeds": torch.tensor([s.seeds for s in self.steps], dtype=torch.int64).view(shape),
             "derivatives": torch.tensor([s.derivatives for s in self.steps], dtype=torch.float64).view(shape),
             "lr": torch.tensor([s.lr for s in self.steps], dtype=torch.float64),
+            "space": self.space,
+            "noise": self.noise,
+            "base": dict(self.base),
         }
-        metadata = {
-            "kind": "trajectory", "version": _VERSION, "space": self.space, "noise": self.noise, "base": self.base
-        }  # fmt: skip
-        save_tensors(Path(path), tensors, metadata)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], what: str = "trajectory") -> "Trajectory":
+        """Build a trajectory from what `to_dict` returned.
+
+        Args:
+            state: the parts.
+            what: where they come from, for the messages.
+
+        Raises:
+            CheckpointError: a part is missing, or they do not fit together.
+            ValueRangeError: a number is NaN or infinite.
+        """
+        base, space, noise = state.get("base"), state.get("space"), state.get("noise")
+        seeds, derivatives, lr = (state.get(name) for name in _TENSORS)
+        if seeds is None or derivatives is None or lr is None or not isinstance(base, dict):
+            raise CheckpointError(f"{what}: expected {', '.join(_TENSORS)} and a base. Is the file whole?")
+        fits = seeds.dim() == 2 and seeds.shape == derivatives.shape and seeds.shape[:1] == lr.shape
+        typed = (seeds.dtype, derivatives.dtype, lr.dtype) == (torch.int64, torch.float64, torch.float64)
+        if not (fits and typed and space in SPACES and noise in KINDS and (seeds >= 0).all()):
+            raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
+        if not (torch.isfinite(derivatives).all() and torch.isfinite(lr).all()):
+            raise ValueRangeError(f"{what}: a derivative or rate is NaN or infinite. Nothing was changed.")
+        rows = zip(seeds.tolist(), derivatives.tolist(), lr.tolist(), strict=True)
+        steps = [Step(tuple(s), tuple(d), rate) for s, d, rate in rows]
+        return cls(dict(base), cast(Space, space), cast(Kind, noise), steps)
+
+    def copy(self) -> "Trajectory":
+        """Return a trajectory that further steps of this one do not reach."""
+        return replace(self, base=dict(self.base), steps=list(self.steps))
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
         """Read a trajectory.
 
         Raises:
-            CheckpointError: not a trajectory, of a newer version, or truncated.
+            CheckpointError: not a trajectory, of a newer version, or damaged.
             ValueRangeError: a number is NaN or infinite.
         """
         tensors, metadata = load_tensors(Path(path), "trajectory")
@@ -76,17 +120,7 @@ class Trajectory:
             raise CheckpointError(
                 f"{path}: trajectory of version {metadata.get('version')}, expected {_VERSION}. Update zoquant."
             )
-        base, space, noise = metadata.get("base"), metadata.get("space"), metadata.get("noise")
-        seeds, derivatives, lr = (tensors.get(name) for name in ("seeds", "derivatives", "lr"))
-        if seeds is None or derivatives is None or lr is None or not isinstance(base, dict):
-            raise CheckpointError(f"{path}: expected seeds, derivatives, lr and a base. Is the file whole?")
-        if seeds.shape != derivatives.shape or seeds.shape[:1] != lr.shape or space not in SPACES or noise not in KINDS:
-            raise CheckpointError(f"{path}: the parts do not fit together. Is the file whole?")
-        if not (torch.isfinite(derivatives).all() and torch.isfinite(lr).all()):
-            raise ValueRangeError(f"{path}: a derivative or rate is NaN or infinite. Nothing was changed.")
-        rows = zip(seeds.tolist(), derivatives.tolist(), lr.tolist(), strict=True)
-        steps = [Step(tuple(s), tuple(d), rate) for s, d, rate in rows]
-        return cls(base, cast(Space, space), cast(Kind, noise), steps)
+        return cls.from_dict({**metadata, **tensors}, str(path))
 
 
 def apply_step(views: Views, step: Step, noise: Kind) -> None:

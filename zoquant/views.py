@@ -54,24 +54,25 @@ class TensorView:
     def __init__(self, name: str, role: Role, tensor: Tensor, *, dtype: torch.dtype | None = None) -> None:
         self.name = name
         self.role = role
-        self.live: Tensor | None = tensor.detach()
+        self.live: Tensor | None
         self.shape = tuple(tensor.shape)
         self.dtype = dtype or tensor.dtype
         self.device = tensor.device
-        self._tensor = self.live
+        self._tensor = tensor.detach()
+        self.live = self._tensor if self.dtype == tensor.dtype else None
 
     def read(self) -> Tensor:
         """Return a float32 copy."""
         return self._tensor.to(torch.float32, copy=True)
 
     def write(self, value: Tensor) -> None:
-        """Store `value`, cast to the storage's dtype.
+        """Store `value`, cast to `dtype`, even where the storage is wider: the file will hold no more than that.
 
         Raises:
             ShapeError, ValueRangeError: see `check_value`.
         """
         check_value(self.name, self.shape, value)
-        store(self._tensor, clamp_to(self.dtype, value))
+        store(self._tensor, clamp_to(self.dtype, value).to(self.dtype))
 
 
 class MemberView:
@@ -84,8 +85,6 @@ class MemberView:
         key: the member.
     """
 
-    live: Tensor | None = None
-
     def __init__(self, name: str, role: Role, members: MutableMapping[str, Any], key: str) -> None:
         self.name = name
         self.role = role
@@ -96,6 +95,10 @@ class MemberView:
     def _tensor(self) -> Tensor:
         tensor: Tensor = self._members[self._key]
         return tensor
+
+    @property
+    def live(self) -> Tensor | None:
+        return self._tensor.detach()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,7 +161,7 @@ class BytesView:
 
     def read(self) -> Tensor:
         """Return a float32 copy."""
-        return self._bytes.contiguous().view(self.dtype).view(self.shape).to(torch.float32, copy=True)
+        return values_of(self._bytes, self.dtype).to(torch.float32)
 
     def write(self, value: Tensor) -> None:
         """Store `value`, cast to `dtype`, byte by byte.
@@ -186,3 +189,8 @@ def bytes_of(
             f"expected at most {packed.numel()}. The file is shorter than its header says."
         )
     return packed.as_strided((*shape, dtype.itemsize), (*strides, 1), offset + packed.storage_offset())
+
+
+def values_of(place: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy of the values whose bytes `bytes_of` gave. A copy, since torch reads no value at an odd address."""
+    return place.clone(memory_format=torch.contiguous_format).view(dtype).squeeze(-1)

@@ -1,0 +1,5 @@
+"""The command line: `zoquant backends | inspect | train | eval | export | replay | bench`."""
+
+from zoquant.cli.app import main
+
+__all__ = ["main"]

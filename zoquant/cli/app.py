@@ -1,0 +1,187 @@
+"""The commands that look at things: backends, inspect, eval, export, replay. Training has a file of its own."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoquant.cli.show import mebibytes, percent, show_error, show_json, show_pairs, show_rows
+from zoquant.errors import ZoquantError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Fine-tune quantized models with forward passes alone. Integer codes stay, scales move, and the checkpoint "
+    "keeps its format and size.",
+)
+
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+Model = Annotated[str, typer.Argument(help="A checkpoint: a path, or owner/name[/file] on the Hugging Face Hub.")]
+Data = Annotated[Path, typer.Option(help="Rows with a label: .jsonl, or .csv or .tsv with a header line.")]
+TemplateText = Annotated[
+    str,
+    typer.Option("--template", help="Prompt with fields, ending in {label}: '{sentence} It was {label}'."),
+]
+Labels = Annotated[str, typer.Option(help="The word for each label value: '0=terrible,1=great'.")]
+RuntimeName = Annotated[str, typer.Option("--runtime", help="Who computes the forward: auto, native or vendor.")]
+Dtype = Annotated[str, typer.Option("--compute-dtype", help="Matrix products in float32, bfloat16, float16 or auto.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
+
+
+def main() -> None:
+    """Run the command line; an error that zoquant knows ends it with one line and exit code 2."""
+    from zoquant.cli import measuring, training  # noqa: F401  (they register their commands)
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except (ZoquantError, ValueError) as error:
+        if "--json" in sys.argv:
+            show_json({"error": type(error).__name__, "message": str(error)})
+        show_error(str(error))
+        sys.exit(2)
+
+
+@app.command("backends")
+def backends_command(json: JSON = False) -> None:
+    """List what zoquant can train: layer classes of live models, and formats of checkpoint files.
+
+    Nothing is imported for it. A package adds its own with an entry point.
+    """
+    from zoquant.registry import backends, formats
+
+    classes = [
+        {"class": c.name, "plugin": c.target, "package": c.package, "installed": c.installed}
+        for c in backends().values()
+    ]
+    files = [{"format": c.name, "plugin": c.target, "package": c.package} for c in formats().values()]
+    if json:
+        show_json({"backends": classes, "formats": files})
+        return
+    rows = [[c["class"], c["package"], "yes" if c["installed"] else "no"] for c in classes]
+    show_rows("Layers of live models", ["class", "served by", "library installed"], rows)
+    show_rows("Checkpoint files", ["format", "served by"], [[f["format"], f["package"]] for f in files])
+
+
+@app.command("inspect")
+def inspect_command(path: Annotated[Path, typer.Argument(help="A checkpoint.")], json: JSON = False) -> None:
+    """Show what is in a checkpoint and what training would move, from its headers alone.
+
+    Example: `zoquant inspect model.gguf`
+    """
+    from zoquant.inspection import inspect
+
+    found = inspect(path)
+    if json:
+        show_json(found)
+        return
+    memory = found["training_bytes"]
+    pairs: dict[str, Any] = {
+        "format": found["format"],
+        "architecture": found["architecture"],
+        "size": mebibytes(found["bytes"]),
+        "quantized layers": found["layers"],
+        "parameters": f"{found['parameters']:,}",
+        "trainable scales": f"{found['trainable']:,} ({percent(found['trainable_share'])} of the parameters)",
+        "memory to train": f"{mebibytes(memory['total_without_activations'])} and what a forward of your batch takes",
+    }
+    pairs |= {f"runtime {name}": why for name, why in found["runtimes"].items()}
+    show_pairs(str(path), pairs)
+    show_rows("Tensors", ["type", "count"], [[kind, count] for kind, count in found["types"].items()])
+    views = [[kind, v["views"], f"{v['values']:,}"] for kind, v in found["views"].items()]
+    show_rows("Continuous values", ["role and dtype", "views", "values"], views)
+    for note in found["notes"]:
+        show_pairs("Note", {"": note})
+
+
+@app.command("eval")
+def eval_command(
+    model: Model,
+    data: Data,
+    template: TemplateText,
+    labels: Labels,
+    delta: Annotated[Path | None, typer.Option(help="A delta to put on the checkpoint first.")] = None,
+    runtime: RuntimeName = "auto",
+    compute_dtype: Dtype = "auto",
+    device: Device = "auto",
+    json: JSON = False,
+) -> None:
+    """Measure accuracy and loss of a checkpoint on labelled rows.
+
+    Example: `zoquant eval model.gguf --data test.jsonl --template "{sentence} It was {label}"
+    --labels "0=terrible,1=great" --delta run/delta.safetensors`
+    """
+    from zoquant.finetune import Source, evaluate, evaluation_summary
+    from zoquant.tasks import Template
+
+    source = Source(model, runtime=_runtime(runtime), compute_dtype=compute_dtype, device=device)
+    found = evaluate(source, data, Template.parse(template, labels), delta)
+    if json:
+        show_json(evaluation_summary(found))
+        return
+    low, high = found.interval
+    show_pairs(model, {
+        "accuracy": f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})",
+        "loss": f"{found.loss:.4f} nats",
+        "examples": found.examples,
+    })  # fmt: skip
+
+
+@app.command("export")
+def export_command(
+    base: Annotated[Path, typer.Argument(help="The checkpoint that the training started from.")],
+    delta: Annotated[Path, typer.Option(help="The delta that the training saved.")],
+    out: Annotated[Path, typer.Option(help="The new checkpoint; must not exist.")],
+    json: JSON = False,
+) -> None:
+    """Write the tuned checkpoint: a copy of the base in which only the moved values differ.
+
+    Example: `zoquant export model.gguf --delta run/delta.safetensors --out tuned.gguf`
+    """
+    from zoquant.export import export
+
+    path = export(base, delta=delta, out=out)
+    result = {"export_path": str(path), "bytes": path.stat().st_size}
+    if json:
+        show_json(result)
+        return
+    show_pairs("Exported", {"checkpoint": path, "size": mebibytes(path.stat().st_size)})
+
+
+@app.command("replay")
+def replay_command(
+    base: Annotated[Path, typer.Argument(help="The checkpoint that the training started from.")],
+    trajectory: Annotated[Path, typer.Argument(help="The trajectory that the training saved.")],
+    out: Annotated[Path, typer.Option(help="The delta to write; must not exist.")],
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps: the model as it was then.")] = None,
+    json: JSON = False,
+) -> None:
+    """Turn a trajectory into its delta without a single forward pass.
+
+    Example: `zoquant replay model.gguf run/trajectory.safetensors --out delta.safetensors --steps 200`
+    """
+    from zoquant.checkpoint import checkpoint_views
+    from zoquant.delta import save_delta
+    from zoquant.files import refuse_existing
+    from zoquant.trajectory import Trajectory, replay
+
+    refuse_existing(out)
+    recorded = Trajectory.load(trajectory)
+    views = checkpoint_views(base, recorded.base)
+    done = len(replay(recorded, views, steps=steps))
+    save_delta(out, views)
+    result = {"delta": str(out), "steps": done, "bytes": out.stat().st_size}
+    if json:
+        show_json(result)
+        return
+    show_pairs("Replayed", {"delta": out, "steps": done, "size": mebibytes(out.stat().st_size)})
+
+
+def _runtime(name: str) -> Any:
+    if name not in ("auto", "native", "vendor"):
+        raise ValueError(f"runtime is {name!r}, expected auto, native or vendor.")
+    return name

@@ -1,0 +1,50 @@
+"""How the command line speaks: tables for people, JSON for programs, one line for an error."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def show_json(data: Any) -> None:
+    """Print plain data as JSON."""
+    print(json.dumps(data, indent=1))
+
+
+def show_pairs(title: str, pairs: Mapping[str, Any]) -> None:
+    """Print names and values as a table of two columns."""
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        table.add_row(escape(name), escape(str(value)))
+    console.print(table)
+
+
+def show_rows(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print rows under column heads."""
+    table = Table(*columns, title=escape(title), title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
+
+
+def show_error(message: str) -> None:
+    """Print an error to the standard error stream."""
+    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def mebibytes(count: float) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:.1f} %"

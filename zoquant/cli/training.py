@@ -1,0 +1,99 @@
+"""The command that trains."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoquant.cli.app import JSON, Data, Device, Dtype, Labels, Model, RuntimeName, TemplateText, _runtime, app
+from zoquant.cli.progress import reporting
+from zoquant.cli.show import mebibytes, percent, show_json, show_pairs
+from zoquant.settings import Settings
+
+_DEFAULT = Settings()
+
+Patterns = Annotated[list[str] | None, typer.Option(help="Keys to move, as shell patterns; may be repeated.")]
+
+
+@app.command("train")
+def train_command(
+    model: Model,
+    data: Data,
+    template: TemplateText,
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="The folder of the run; must not exist, unless --resume.")],
+    eval_data: Annotated[Path | None, typer.Option(help="Rows to evaluate on before and after.")] = None,
+    eval_every: Annotated[int, typer.Option(help="Evaluate every so many steps as well.")] = 0,
+    steps: Annotated[int, typer.Option(help="Number of steps.")] = _DEFAULT.steps,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = _DEFAULT.batch_size,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = _DEFAULT.lr,
+    eps: Annotated[float, typer.Option(help="Length of a probe, relative to each value.")] = _DEFAULT.eps,
+    clip: Annotated[float | None, typer.Option(help="Bound on the derivative.")] = _DEFAULT.clip,
+    schedule: Annotated[str, typer.Option(help="Course of the rate: constant, linear, cosine.")] = _DEFAULT.schedule,
+    probes: Annotated[int, typer.Option(help="Directions a step.")] = _DEFAULT.probes,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = _DEFAULT.seed,
+    noise: Annotated[str, typer.Option(help="rademacher or gaussian.")] = _DEFAULT.noise,
+    space: Annotated[str, typer.Option(help="relative or absolute.")] = _DEFAULT.space,
+    role: Annotated[list[str] | None, typer.Option(help="What moves: scale, zero, ...; may be repeated.")] = None,
+    include: Patterns = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Keys to leave alone; may be repeated.")] = None,
+    runtime: RuntimeName = "auto",
+    compute_dtype: Dtype = "auto",
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json: JSON = False,
+) -> None:
+    """Fine-tune a checkpoint on labelled rows. Ctrl-C saves; --resume goes on to the very same bytes.
+
+    Example: `zoquant train model.gguf --data train.jsonl --eval-data test.jsonl
+    --template "{sentence} It was {label}" --labels "0=terrible,1=great" --out run`
+    """
+    from zoquant.finetune import Source, finetune
+    from zoquant.tasks import Template
+
+    chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "space": space}
+    settings = Settings(
+        steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed,
+        roles=tuple(role) if role else _DEFAULT.roles,  # type: ignore[arg-type]
+        include=tuple(include) if include else None, exclude=tuple(exclude) if exclude else None, **chosen,
+    )  # fmt: skip
+    source = Source(model, runtime=_runtime(runtime), compute_dtype=compute_dtype, device=device)
+    with reporting(quiet or json) as report:
+        summary = finetune(
+            source, data, Template.parse(template, labels), out,
+            settings=settings, eval_data=eval_data, eval_every=eval_every, resume=resume, report=report,
+        )  # fmt: skip
+    if json:
+        show_json(summary)
+        return
+    show_summary(summary, out)
+    if not summary["finished"]:
+        print(f"Interrupted after {summary['steps']} steps; everything is saved. Go on with --resume.")
+    else:
+        print(f"Next: zoquant export {model} --delta {out / 'delta.safetensors'} --out tuned{Path(model).suffix}")
+
+
+def show_summary(summary: dict[str, Any], out: Path) -> None:
+    """Print what a run came to as a short table."""
+    pairs: dict[str, Any] = {
+        "model": f"{summary['model']} ({summary['format']})",
+        "trained": f"{summary['trainable']:,} values in {summary['views']} views, {summary['steps']} steps",
+    }
+    for when in ("before", "after"):
+        found = summary[f"eval_{when}"]
+        if found is not None:
+            low, high = found["accuracy_interval"]
+            pairs[f"held-out {when}"] = (
+                f"{percent(found['accuracy'])} (95 %: {percent(low)} to {percent(high)}), loss {found['loss']:.3f}"
+            )
+    pairs |= {
+        "step": f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards",
+        "memory": f"{mebibytes(summary['rss_peak_bytes'])} at its peak",
+        "delta": mebibytes(summary["delta_bytes"]),
+        "trajectory": mebibytes(summary["trajectory_bytes"]),
+        "files": out,
+    }
+    if summary["export_path"] is not None:
+        pairs["tuned checkpoint"] = summary["export_path"]
+    show_pairs("zoquant", pairs)

