@@ -15,6 +15,7 @@ from zoquant.fingerprint import fingerprint
 from zoquant.noise import Kind
 from zoquant.protocol import ROLES, Backend, Role, ScaleView
 from zoquant.verify import verify_layer
+from zoquant.views import check_value
 
 
 class BoundView:
@@ -50,7 +51,12 @@ class BoundView:
         return self._view.read()
 
     def write(self, value: Tensor) -> None:
-        """Store `value`, cast to `dtype`."""
+        """Store `value`, cast to `dtype`.
+
+        Raises:
+            ShapeError, ValueRangeError: see `check_value`. Nothing was written.
+        """
+        check_value(f"{self.name} ({self.backend})", self.shape, value)
         self._view.write(value)
 
     def __repr__(self) -> str:
@@ -190,7 +196,7 @@ def attach(
     layers = 0
     for path, module, backend in claimed(model):
         layers += 1
-        opened = list(backend.open(module))
+        opened = _open(path, module, backend)
         taken = [view for view in opened if view.role in roles and _wanted(_key(path, view), include, exclude)]
         fresh = [view for view in taken if _storage(view) not in seen]
         for view in fresh:
@@ -210,6 +216,13 @@ def claimed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Backend]]:
         backend = registry.backend_for(type(module))
         if backend is not None:
             yield path, module, backend
+
+
+def _open(path: str, module: nn.Module, backend: Backend) -> list[ScaleView]:
+    try:
+        return list(backend.open(module))
+    except UnsupportedLayoutError as error:
+        raise UnsupportedLayoutError(f"{path or type(module).__name__}: {error}") from error
 
 
 def _key(path: str, view: ScaleView) -> str:

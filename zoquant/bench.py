@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoquant.attach import Views, attach
 from zoquant.load import default_compute_dtype, load
 from zoquant.memory import peak_rss_bytes, rss_bytes
-from zoquant.native import QuantLinear
+from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.optim import ZOSGD
 from zoquant.scoring import hidden_states, logits_at
 
@@ -108,7 +108,7 @@ def _native_against_dense(model: nn.Module, ids: Tensor, rounds: int) -> dict[st
     """Time a forward over packed words against the same model with dense weights, in both dtypes."""
     result: dict[str, Any] = {"tokens": ids.numel()}
     for dtype in (torch.float32, torch.bfloat16):
-        native, dense = _with_compute_dtype(model, dtype), dense_copy(model).to(dtype)
+        native, dense = _with_compute_dtype(model, dtype), dense_copy(model, dtype)
         result[str(dtype).removeprefix("torch.")] = _in_turn(native, dense, ids, rounds)
     return result
 
@@ -126,11 +126,13 @@ def _in_turn(native: nn.Module, dense: nn.Module, ids: Tensor, rounds: int) -> d
     }
 
 
-def dense_copy(model: nn.Module) -> nn.Module:
-    """Return the same model with plain float32 linear layers; everything else is shared or copied."""
+def dense_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the same model with plain linear layers, in `dtype` throughout."""
     shared: dict[int, Any] = {id(module.packed): module.packed for module in model.modules() if _packed(module)}
     dense = copy.deepcopy(model, shared)
     for path, module in list(dense.named_modules()):
+        if isinstance(module, QuantEmbedding):
+            module.dtype = dtype
         if isinstance(module, QuantLinear):
             linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
             linear.weight = nn.Parameter(module.packed.dequantize(), requires_grad=False)
@@ -138,7 +140,7 @@ def dense_copy(model: nn.Module) -> nn.Module:
                 linear.bias = nn.Parameter(module.bias.clone(), requires_grad=False)
             parent, _, name = path.rpartition(".")
             setattr(dense.get_submodule(parent), name, linear)
-    return dense
+    return dense.to(dtype)
 
 
 def _packed(module: nn.Module) -> bool:

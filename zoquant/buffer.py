@@ -24,14 +24,25 @@ _CHUNK_ELSEWHERE = 1 << 26
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Neighbouring views of one dtype, and where they lie in the buffer."""
+    """Neighbouring views of one dtype.
+
+    Attributes:
+        start: where the chunk begins in the buffer.
+        stop: where it ends.
+        theta: the chunk's scratch memory, shared by all chunks.
+        plain: storages of views that are plain tensors, and their places in `theta`.
+        others: views that have to be written one by one, and their places in `theta`.
+        dtype: dtype that stores the values.
+        keep_sign: whether the values stop at zero.
+    """
 
     start: int
     stop: int
-    views: tuple[ScaleView, ...]
-    offsets: tuple[int, ...]
+    theta: Tensor
+    plain: tuple[list[Tensor], list[Tensor]]
+    others: list[tuple[ScaleView, Tensor]]
     dtype: torch.dtype
-    signed: bool
+    keep_sign: bool
 
 
 class FlatBuffer:
@@ -57,15 +68,15 @@ class FlatBuffer:
         for count in self.counts:
             self.offsets.append(size)
             size += -(-count // BLOCK) * BLOCK
-        self._chunks = list(self._cut())
-        longest = max((chunk.stop - chunk.start for chunk in self._chunks), default=0)
-        with torch.inference_mode(False):
-            self.base = torch.zeros(size, dtype=torch.float32, device=device)
-            self.delta = torch.zeros_like(self.base)
-            self._theta = torch.empty(longest, dtype=torch.float32, device=device)
-            self._noise = torch.empty_like(self._theta)
+        self.base = torch.zeros(size, dtype=torch.float32, device=device)
+        self.delta = torch.zeros_like(self.base)
         for view, offset, count in zip(self.views, self.offsets, self.counts, strict=True):
             self.base[offset : offset + count] = view.read().view(-1)
+        runs = list(self._cut())
+        longest = max((self._end(run) - self.offsets[run[0]] for run in runs), default=0)
+        self._theta = torch.empty(longest, dtype=torch.float32, device=device)
+        self._noise = torch.empty_like(self._theta)
+        self._chunks = [self._chunk(run) for run in runs]
         self._source: NoiseSource | None = None
 
     def slice_of(self, index: int) -> slice:
@@ -81,7 +92,8 @@ class FlatBuffer:
             noise: distribution of the direction.
         """
         for chunk in self._chunks:
-            self._store(chunk, self._probe(chunk, seed, eps, noise))
+            self._probe(chunk, seed, eps, noise)
+            self._store(chunk)
 
     def add(self, seed: int, amount: float, noise: Kind) -> None:
         """Move delta by `amount` times the direction of `seed`. Writes no view."""
@@ -110,29 +122,20 @@ class FlatBuffer:
     def _probe(self, chunk: _Chunk, seed: int | None, eps: float, noise: Kind) -> Tensor:
         """Return theta + eps · z of a chunk in the scratch buffer, sign and range kept."""
         base, delta = self.base[chunk.start : chunk.stop], self.delta[chunk.start : chunk.stop]
-        theta = self._theta[: chunk.stop - chunk.start]
         if seed is None:
-            theta.copy_(delta)
+            chunk.theta.copy_(delta)
         else:
             z = self._source_of(noise).draw(seed, chunk.start, self._noise[: chunk.stop - chunk.start])
-            torch.add(delta, z, alpha=eps, out=theta)
-        return compose(theta, base, space=self.space, keep_sign=chunk.signed, dtype=chunk.dtype)
+            torch.add(delta, z, alpha=eps, out=chunk.theta)
+        return compose(chunk.theta, base, space=self.space, keep_sign=chunk.keep_sign, dtype=chunk.dtype)
 
-    def _store(self, chunk: _Chunk, theta: Tensor) -> None:
-        targets: list[Tensor] = []
-        values: list[Tensor] = []
-        for view, offset in zip(chunk.views, chunk.offsets, strict=True):
-            start = offset - chunk.start
-            value = theta[start : start + view_count(view)].view(view.shape)
-            live = view.live
-            if live is None or live.is_inference():
-                view.write(value)
-            else:
-                targets.append(live)
-                values.append(value)
-        if targets:
-            with torch.no_grad():
-                torch._foreach_copy_(targets, values)
+    def _store(self, chunk: _Chunk) -> None:
+        """Write what stands in the scratch memory of a chunk into its views."""
+        with torch.no_grad():
+            if chunk.plain[0]:
+                torch._foreach_copy_(*chunk.plain)
+        for view, value in chunk.others:
+            view.write(value)
 
     def _source_of(self, noise: Kind) -> NoiseSource:
         if self._source is None or self._source.kind != noise:
@@ -140,26 +143,41 @@ class FlatBuffer:
                 self._source = NoiseSource([view.name for view in self.views], self.counts, noise, self.device)
         return self._source
 
-    def _cut(self) -> Iterator[_Chunk]:
+    def _cut(self) -> Iterator[list[int]]:
         """Cut the buffer into runs of views of one dtype, each of a size that suits the device, or of one view."""
         limit = _CHUNK.get(self.device.type, _CHUNK_ELSEWHERE)
         run: list[int] = []
-        for index in range(len(self.views) + 1):
-            if run and (index == len(self.views) or not self._fits(run, index, limit)):
-                yield self._chunk(run)
+        for index in range(len(self.views)):
+            if run and not self._fits(run[0], index, limit):
+                yield run
                 run = []
             run.append(index)
+        if run:
+            yield run
 
-    def _fits(self, run: list[int], index: int, limit: int) -> bool:
-        first, view = self.views[run[0]], self.views[index]
-        same = first.dtype == view.dtype and keeps_sign(first.role) == keeps_sign(view.role)
-        return same and self.offsets[index] + self.counts[index] - self.offsets[run[0]] <= limit
+    def _fits(self, first: int, index: int, limit: int) -> bool:
+        one, other = self.views[first], self.views[index]
+        same = one.dtype == other.dtype and keeps_sign(one.role) == keeps_sign(other.role)
+        return same and self._end([index]) - self.offsets[first] <= limit
+
+    def _end(self, run: list[int]) -> int:
+        return self.offsets[run[-1]] + -(-self.counts[run[-1]] // BLOCK) * BLOCK
 
     def _chunk(self, run: list[int]) -> _Chunk:
-        last = self.offsets[run[-1]] + -(-self.counts[run[-1]] // BLOCK) * BLOCK
-        views = tuple(self.views[index] for index in run)
-        offsets = tuple(self.offsets[index] for index in run)
-        return _Chunk(offsets[0], last, views, offsets, views[0].dtype, keeps_sign(views[0].role))
+        start, stop = self.offsets[run[0]], self._end(run)
+        plain: tuple[list[Tensor], list[Tensor]] = ([], [])
+        others: list[tuple[ScaleView, Tensor]] = []
+        for index in run:
+            view = self.views[index]
+            place = self._theta[self.offsets[index] - start :][: self.counts[index]].view(view.shape)
+            if view.live is None or view.live.is_inference():
+                others.append((view, place))
+            else:
+                plain[0].append(view.live)
+                plain[1].append(place)
+        first = self.views[run[0]]
+        theta = self._theta[: stop - start]
+        return _Chunk(start, stop, theta, plain, others, first.dtype, keeps_sign(first.role))
 
 
 def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype: torch.dtype) -> Tensor:
@@ -168,7 +186,7 @@ def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype
     Args:
         delta: float32, overwritten with theta.
         base: float32, of the same shape.
-        space: `"relative"`: base · (1 + delta); `"absolute"`: base + delta.
+        space: `"relative"`: base + base · delta; `"absolute"`: base + delta.
         keep_sign: stop at zero instead of crossing it.
         dtype: the dtype that will store theta; its finite range is kept.
 
@@ -176,10 +194,9 @@ def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype
         `delta`, now theta.
     """
     if space == "relative":
-        delta.add_(1.0)
         if keep_sign:
-            delta.clamp_(min=0.0)
-        delta.mul_(base)
+            delta.clamp_(min=-1.0)
+        torch.addcmul(base, base, delta, out=delta)
     else:
         delta.neg_().sub_(base).neg_()  # base + delta, but -0 + 0 stays -0: a delta of zero moves no byte
         if keep_sign:

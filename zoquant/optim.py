@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
-from zoquant.errors import LossError
+from zoquant.errors import BaseMismatchError, LossError
 from zoquant.noise import KINDS, Kind, step_seed
 from zoquant.trajectory import Step, Trajectory, apply_step, replay
 
@@ -60,6 +60,7 @@ class ZOSGD(torch.optim.Optimizer):
 
     Raises:
         ValueError: a number is out of its range.
+        BaseMismatchError: the views hold a delta already.
     """
 
     def __init__(
@@ -74,12 +75,15 @@ class ZOSGD(torch.optim.Optimizer):
         noise: Kind = "rademacher",
         space: Space = "relative",
     ) -> None:
-        _check("lr", lr, lr >= 0, "at least 0")
-        _check("eps", eps, eps > 0, "above 0")
-        _check("clip", clip, clip is None or clip > 0, "above 0, or None")
+        _check_rates(lr, eps, clip)
         _check("probes", probes, probes >= 1, "at least 1")
         _check("noise", noise, noise in KINDS, f"one of {KINDS}")
         _check("space", space, space in SPACES, f"one of {SPACES}")
+        if any(bool(buffer.delta.any()) for buffer in views.buffers):
+            raise BaseMismatchError(
+                "ZOSGD: the views hold a delta, expected their base: a trajectory replays from the base alone. Call "
+                "views.reset() first, or go on with the run's trajectory: ZOSGD(...).resume(trajectory)."
+            )
         super().__init__([buffer.delta for buffer in views.buffers], {"lr": lr, "eps": eps, "clip": clip})
         self.views = views
         self.seed = seed
@@ -101,11 +105,13 @@ class ZOSGD(torch.optim.Optimizer):
                 same batch each time. It runs without gradients.
 
         Raises:
+            ValueError: a scheduler set a rate out of its range. Nothing has changed.
             LossError: a loss is no number, NaN or infinite. The step is undone and counts as a step of length 0.
             Exception: whatever the closure raises, KeyboardInterrupt too; the step is undone and does not count.
         """
         group = self.param_groups[0]
         lr, eps, clip = float(group["lr"]), float(group["eps"]), cast(float | None, group["clip"])
+        _check_rates(lr, eps, clip)
         seeds = tuple(step_seed(self.seed, self.steps, probe) for probe in range(self.probes))
         try:
             losses = [(self._loss(closure, seed, eps), self._loss(closure, seed, -eps)) for seed in seeds]
@@ -228,6 +234,12 @@ def _kind(returned: object) -> str:
     if isinstance(returned, Tensor):
         return f"a tensor of shape {tuple(returned.shape)}"
     return f"a {type(returned).__name__}"
+
+
+def _check_rates(lr: float, eps: float, clip: float | None) -> None:
+    _check("lr", lr, lr >= 0, "at least 0")
+    _check("eps", eps, eps > 0, "above 0")
+    _check("clip", clip, clip is None or clip > 0, "above 0, or None")
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

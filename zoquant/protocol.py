@@ -49,7 +49,12 @@ class ScaleView(Protocol):
         ...
 
     def write(self, value: Tensor) -> None:
-        """Store `value` (float32, of shape `shape`), cast to `dtype`, and refresh every cache the forward uses."""
+        """Store `value` (float32, of shape `shape`), cast to `dtype`, and refresh every cache the forward uses.
+
+        Raises:
+            ShapeError: `value` has another shape.
+            ValueRangeError: `value` holds NaN or infinity. In both cases nothing was written.
+        """
         ...
 
 

@@ -137,6 +137,9 @@ class BytesView:
         shape: logical shape.
         strides: bytes between neighbours, one number a dimension.
         dtype: dtype of the values in the bytes.
+
+    Attributes:
+        bytes: the bytes of the values, uint8 `[*shape, itemsize]`: the conformance kit tells them from codes by it.
     """
 
     live: Tensor | None = None
@@ -157,11 +160,11 @@ class BytesView:
         self.shape = tuple(shape)
         self.dtype = dtype
         self.device = packed.device
-        self._bytes = bytes_of(packed, offset, self.shape, tuple(strides), dtype)
+        self.bytes = bytes_of(packed, offset, self.shape, tuple(strides), dtype)
 
     def read(self) -> Tensor:
         """Return a float32 copy."""
-        return values_of(self._bytes, self.dtype).to(torch.float32)
+        return values_of(self.bytes, self.dtype).to(torch.float32)
 
     def write(self, value: Tensor) -> None:
         """Store `value`, cast to `dtype`, byte by byte.
@@ -171,7 +174,7 @@ class BytesView:
         """
         check_value(self.name, self.shape, value)
         cast = clamp_to(self.dtype, value).to(self.dtype).contiguous()
-        store(self._bytes, cast.view(*self.shape, 1).view(torch.uint8))
+        store(self.bytes, cast.view(*self.shape, 1).view(torch.uint8))
 
 
 def bytes_of(

