@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+import zoquant.backends  # noqa: F401  now, so that its first import cannot replace the function of that name
 from zoquant import errors, testing
 from zoquant.attach import BoundView, Views, attach
 from zoquant.delta import load_delta, save_delta

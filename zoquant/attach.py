@@ -108,6 +108,16 @@ class Views(Sequence[BoundView]):
         for buffer in self.buffers:
             buffer.space = space
 
+    @property
+    def coupled(self) -> bool:
+        """Whether the views of one layer and shape share their noise."""
+        return self.buffers[0].coupled
+
+    @coupled.setter
+    def coupled(self, coupled: bool) -> None:
+        for buffer in self.buffers:
+            buffer.coupled = coupled
+
     def base(self, key: str) -> Tensor:
         """Return the float32 values that a view had at attach time, in its shape. A copy."""
         return self._of(key, "base")

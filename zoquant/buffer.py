@@ -56,28 +56,32 @@ class FlatBuffer:
         base: float32 `[n]`, the values at attach time; a view starts at a multiple of `noise.BLOCK`, the gaps hold 0.
         delta: float32 `[n]`, what training added, in units of `space`.
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
+        coupled: whether the views of one layer and shape share their noise.
     """
 
     def __init__(self, views: Sequence[ScaleView], device: torch.device) -> None:
         self.views = tuple(views)
         self.device = device
         self.space: Space = "relative"
+        self.coupled = False
         self.counts = [view_count(view) for view in views]
         self.offsets: list[int] = []
         size = 0
         for count in self.counts:
             self.offsets.append(size)
             size += -(-count // BLOCK) * BLOCK
-        self.base = torch.zeros(size, dtype=torch.float32, device=device)
-        self.delta = torch.zeros_like(self.base)
-        for view, offset, count in zip(self.views, self.offsets, self.counts, strict=True):
-            self.base[offset : offset + count] = view.read().view(-1)
         runs = list(self._cut())
         longest = max((self._end(run) - self.offsets[run[0]] for run in runs), default=0)
-        self._theta = torch.empty(longest, dtype=torch.float32, device=device)
-        self._noise = torch.empty_like(self._theta)
-        self._chunks = [self._chunk(run) for run in runs]
+        with torch.inference_mode(False):  # a buffer made under inference mode could not be written outside of it
+            self.base = torch.zeros(size, dtype=torch.float32, device=device)
+            self.delta = torch.zeros_like(self.base)
+            self._theta = torch.empty(longest, dtype=torch.float32, device=device)
+            self._noise = torch.empty_like(self._theta)
+            self._chunks = [self._chunk(run) for run in runs]
+        for view, offset, count in zip(self.views, self.offsets, self.counts, strict=True):
+            self.base[offset : offset + count] = view.read().view(-1)
         self._source: NoiseSource | None = None
+        self._drawn: tuple[Kind, bool] | None = None
 
     def slice_of(self, index: int) -> slice:
         """Return where view number `index` lies in the buffer."""
@@ -100,13 +104,13 @@ class FlatBuffer:
         source = self._source_of(noise)
         for chunk in self._chunks:
             z = source.draw(seed, chunk.start, self._noise[: chunk.stop - chunk.start])
-            self.delta[chunk.start : chunk.stop].add_(z, alpha=amount)
+            self.delta[chunk.start : chunk.stop].add_(z.mul_(amount))  # not alpha=, which is fused where it can be
 
     def count_moved(self, seed: int, eps: float, noise: Kind) -> int:
         """Return how many stored values differ between theta and a probe of it."""
         moved = 0
         for chunk in self._chunks:
-            center = self._probe(chunk, None, 0.0, noise).to(chunk.dtype)
+            center = self._probe(chunk, None, 0.0, noise).to(chunk.dtype, copy=True)
             probe = self._probe(chunk, seed, eps, noise).to(chunk.dtype)
             moved += int((probe.float() != center.float()).sum())
         return moved
@@ -138,9 +142,12 @@ class FlatBuffer:
             view.write(value)
 
     def _source_of(self, noise: Kind) -> NoiseSource:
-        if self._source is None or self._source.kind != noise:
+        wanted = (noise, self.coupled)
+        if self._source is None or self._drawn != wanted:
+            keys = [coupled_key(view) if self.coupled else view.name for view in self.views]
             with torch.inference_mode(False):
-                self._source = NoiseSource([view.name for view in self.views], self.counts, noise, self.device)
+                self._source = NoiseSource(keys, self.counts, noise, self.device)
+            self._drawn = wanted
         return self._source
 
     def _cut(self) -> Iterator[list[int]]:
@@ -196,7 +203,7 @@ def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype
     if space == "relative":
         if keep_sign:
             delta.clamp_(min=-1.0)
-        torch.addcmul(base, base, delta, out=delta)
+        delta.mul_(base).add_(base)  # two roundings on every machine: a fused multiply-add has one
     else:
         delta.neg_().sub_(base).neg_()  # base + delta, but -0 + 0 stays -0: a delta of zero moves no byte
         if keep_sign:
@@ -204,6 +211,11 @@ def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype
             delta.mul_(sign).clamp_(min=0.0).copysign_(base)
     limit = torch.finfo(dtype).max
     return delta.clamp_(-limit, limit)
+
+
+def coupled_key(view: ScaleView) -> str:
+    """Return the key of the noise that the views of one layer and shape share, such as `d` and `m` of a GGUF block."""
+    return f"{view.name.rpartition('.')[0]}{list(view.shape)}"
 
 
 def keeps_sign(role: Role) -> bool:

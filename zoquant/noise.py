@@ -57,7 +57,7 @@ def reference(seed: int, key: str, count: int, kind: Kind = "rademacher") -> npt
         seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
         key: key of the view.
         count: number of elements.
-        kind: distribution; both have mean 0 and variance 1 (the Gaussian's is 0.9998: its tails end at 4.3).
+        kind: distribution; both have mean 0 and variance 1 (the Gaussian's is 0.99998: its tails end at 4.3).
     """
     per_word = 32 // _BITS[kind]
     calls = -(-count // (4 * per_word))

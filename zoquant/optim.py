@@ -57,6 +57,8 @@ class ZOSGD(torch.optim.Optimizer):
         probes: directions a step, averaged.
         noise: distribution of z: `"rademacher"` or `"gaussian"`.
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
+        coupled: let the views of one layer and shape share z. Where the weights are linear in each of them, as in `d`
+            and `m` of a GGUF block, a probe in relative space then rescales the block as a whole.
 
     Raises:
         ValueError: a number is out of its range.
@@ -74,6 +76,7 @@ class ZOSGD(torch.optim.Optimizer):
         probes: int = 1,
         noise: Kind = "rademacher",
         space: Space = "relative",
+        coupled: bool = False,
     ) -> None:
         _check_rates(lr, eps, clip)
         _check("probes", probes, probes >= 1, "at least 1")
@@ -89,7 +92,8 @@ class ZOSGD(torch.optim.Optimizer):
         self.seed = seed
         self.probes = probes
         views.space = space
-        self.trajectory = Trajectory(views.fingerprints(), space, noise)
+        views.coupled = coupled
+        self.trajectory = Trajectory(views.fingerprints(), space, noise, coupled)
         self._moved: float | None = None
 
     @property
@@ -151,13 +155,14 @@ class ZOSGD(torch.optim.Optimizer):
 
         Raises:
             BaseMismatchError: the trajectory was made on another base, or on other views.
-            ValueError: it has another number of probes, another noise or another space.
+            ValueError: it has another number of probes, another noise or space, or is coupled otherwise.
         """
         here, run = self.trajectory, trajectory
         for name, got, expected in (
             ("probes", self.probes, run.probes or self.probes),
             ("noise", here.noise, run.noise),
             ("space", here.space, run.space),
+            ("coupled", here.coupled, run.coupled),
         ):
             _check(name, got, got == expected, f"{expected!r}, as in the trajectory")
         replay(run, self.views)

@@ -26,6 +26,7 @@ class Settings:
         seed: seed of noise and batches.
         noise: distribution of the directions.
         space: what delta means.
+        coupled: whether the views of one layer and shape share their noise.
         roles: which kinds of values move.
         include: patterns of keys that move; None for all.
         exclude: patterns of keys that do not.
@@ -41,6 +42,7 @@ class Settings:
     seed: int = 0
     noise: Kind = "rademacher"
     space: Space = "relative"
+    coupled: bool = False
     roles: tuple[Role, ...] = ("scale",)
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None

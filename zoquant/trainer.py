@@ -112,7 +112,7 @@ class _Run:
         self.views = attach(job.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude)
         self.optimizer = ZOSGD(
             self.views, lr=chosen.lr, eps=chosen.eps, clip=chosen.clip, seed=chosen.seed, probes=chosen.probes,
-            noise=chosen.noise, space=chosen.space,
+            noise=chosen.noise, space=chosen.space, coupled=chosen.coupled,
         )  # fmt: skip
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
         if not resume:

@@ -38,12 +38,14 @@ class Trajectory:
         base: fingerprint of the base by key.
         space: what delta means.
         noise: distribution of the directions.
+        coupled: whether the views of one layer and shape shared their noise.
         steps: the steps, in order. A step that was undone has derivatives of 0.
     """
 
     base: dict[str, str]
     space: Space = "relative"
     noise: Kind = "rademacher"
+    coupled: bool = False
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -65,7 +67,8 @@ class Trajectory:
         """Return plain tensors, strings and dicts that `torch.load(weights_only=True)` reads.
 
         Returns:
-            int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`, `space`, `noise`, `base`.
+            int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`, `space`, `noise`,
+            `coupled`, `base`.
         """
         shape = (len(self.steps), self.probes)
         return {
@@ -74,6 +77,7 @@ class Trajectory:
             "lr": torch.tensor([s.lr for s in self.steps], dtype=torch.float64),
             "space": self.space,
             "noise": self.noise,
+            "coupled": self.coupled,
             "base": dict(self.base),
         }
 
@@ -89,19 +93,20 @@ class Trajectory:
             CheckpointError: a part is missing, or they do not fit together.
             ValueRangeError: a number is NaN or infinite.
         """
-        base, space, noise = state.get("base"), state.get("space"), state.get("noise")
+        base, space, noise, coupled = (state.get(name) for name in ("base", "space", "noise", "coupled"))
         seeds, derivatives, lr = (state.get(name) for name in _TENSORS)
         if seeds is None or derivatives is None or lr is None or not isinstance(base, dict):
             raise CheckpointError(f"{what}: expected {', '.join(_TENSORS)} and a base. Is the file whole?")
         fits = seeds.dim() == 2 and seeds.shape == derivatives.shape and seeds.shape[:1] == lr.shape
         typed = (seeds.dtype, derivatives.dtype, lr.dtype) == (torch.int64, torch.float64, torch.float64)
-        if not (fits and typed and space in SPACES and noise in KINDS and (seeds >= 0).all()):
+        known = space in SPACES and noise in KINDS and isinstance(coupled, bool)
+        if not (fits and typed and known and (seeds >= 0).all()):
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         if not (torch.isfinite(derivatives).all() and torch.isfinite(lr).all()):
             raise ValueRangeError(f"{what}: a derivative or rate is NaN or infinite. Nothing was changed.")
         rows = zip(seeds.tolist(), derivatives.tolist(), lr.tolist(), strict=True)
         steps = [Step(tuple(s), tuple(d), rate) for s, d, rate in rows]
-        return cls(dict(base), cast(Space, space), cast(Kind, noise), steps)
+        return cls(dict(base), cast(Space, space), cast(Kind, noise), bool(coupled), steps)
 
     def copy(self) -> "Trajectory":
         """Return a trajectory that further steps of this one do not reach."""
@@ -154,6 +159,7 @@ def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | No
     for buffer in views.buffers:
         buffer.delta.zero_()
     views.space = run.space
+    views.coupled = run.coupled
     done = run.steps[:steps]
     for step in done:
         apply_step(views, step, run.noise)

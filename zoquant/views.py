@@ -85,6 +85,8 @@ class MemberView:
         key: the member.
     """
 
+    live: Tensor | None = None
+
     def __init__(self, name: str, role: Role, members: MutableMapping[str, Any], key: str) -> None:
         self.name = name
         self.role = role
@@ -95,10 +97,6 @@ class MemberView:
     def _tensor(self) -> Tensor:
         tensor: Tensor = self._members[self._key]
         return tensor
-
-    @property
-    def live(self) -> Tensor | None:
-        return self._tensor.detach()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,7 +19,10 @@ class NativeBackend:
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
         """Return a view of every continuous field, in the order of the file."""
         packed = cast(QuantLinear | QuantEmbedding, module).packed
-        return [TensorView(field.name, field.role, packed.value(field.name)) for field in packed.codec.fields]
+        return [
+            TensorView(field.name, field.role, packed.value(field.name), dtype=field.dtype)
+            for field in packed.codec.fields
+        ]
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight, float32 `[out_features, in_features]`; for a lookup table `[rows, columns]`, scaled."""

@@ -34,6 +34,7 @@ def train_command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = _DEFAULT.seed,
     noise: Annotated[str, typer.Option(help="rademacher or gaussian.")] = _DEFAULT.noise,
     space: Annotated[str, typer.Option(help="relative or absolute.")] = _DEFAULT.space,
+    coupled: Annotated[bool, typer.Option(help="Share noise between the views of a layer.")] = _DEFAULT.coupled,
     role: Annotated[list[str] | None, typer.Option(help="What moves: scale, zero, ...; may be repeated.")] = None,
     include: Patterns = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Keys to leave alone; may be repeated.")] = None,
@@ -54,7 +55,7 @@ def train_command(
 
     chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "space": space}
     settings = Settings(
-        steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed,
+        steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed, coupled=coupled,
         roles=tuple(role) if role else _DEFAULT.roles,  # type: ignore[arg-type]
         include=tuple(include) if include else None, exclude=tuple(exclude) if exclude else None, **chosen,
     )  # fmt: skip

@@ -1,0 +1,154 @@
+"""HQQ: every bit width, axis, group size and dtype; what hqq leaves behind, and what cannot be trained."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.samples import hqq_linear
+from zoquant import ZOSGD, attach
+from zoquant.backends.hqq import HQQBackend
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.testing.tensors import same_bits
+
+pytest.importorskip("hqq", reason="hqq is not installed")
+
+BOTH: Any = ("scale", "zero")
+
+
+def unpacked(layer: Any) -> Tensor:
+    """Return the codes, one an element of the weight, in the shape that scale and zero broadcast over."""
+    meta = layer.meta
+    packed = layer.W_q.view(meta["unpack_view_dtype"]) if meta["view_as_float"] else layer.W_q
+    from hqq.core.quantize import Quantizer
+
+    codes: Tensor = Quantizer.unpack[meta["packing"]](packed, dtype=torch.float32)
+    rows = meta["group_size"] if meta["axis"] == 0 else meta["shape"].numel() // meta["group_size"]
+    return codes[:rows] if meta["nbits"] == 3 else codes
+
+
+def code_bytes(layer: Any) -> Tensor:
+    codes: Tensor = layer.W_q.detach().contiguous().view(-1).view(torch.uint8).clone()
+    return codes
+
+
+@pytest.mark.parametrize("view_as_float", [False, True])
+@pytest.mark.parametrize("group_size", [8, 16, None])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("nbits", [8, 4, 3, 2, 1])
+def test_every_layout(nbits: int, axis: int, group_size: int | None, view_as_float: bool) -> None:
+    layer: Any = hqq_linear(nbits, axis=axis, group_size=group_size, view_as_float=view_as_float, bias=True)
+    codes, backend = code_bytes(layer), HQQBackend()
+    scale, zero = layer.meta["scale"].clone(), layer.meta["zero"].clone()
+    views = attach(nn.ModuleDict({"a": layer}), roles=BOTH)
+    assert [(view.name, view.role) for view in views] == [("a.scale", "scale"), ("a.zero", "zero")]
+    groups = 16 * 24 // layer.meta["group_size"]
+    assert {view.shape for view in views} == {(groups, 1) if axis == 1 else (1, groups)}
+    assert same_bits(views[0].read(), scale)
+    assert same_bits(views[1].read(), zero)
+    views[0].write(scale * 1.25)
+    views[1].write(zero + 0.5)
+    expected = ((unpacked(layer) - (zero + 0.5)) * (scale * 1.25)).reshape(24, 16)
+    torch.testing.assert_close(backend.dequantize(layer), expected)
+    x = backend.sample_input(layer)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), x @ expected.t() + layer.bias)
+    assert torch.equal(code_bytes(layer), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_training_keeps_codes_and_restores(dtype: torch.dtype) -> None:
+    layer: Any = hqq_linear(dtype=dtype)
+    codes = code_bytes(layer)
+    views = attach(nn.ModuleDict({"a": layer}), roles=BOTH)
+    before = {view.name: view.read() for view in views}
+    assert {view.dtype for view in views} == {dtype}
+    x = HQQBackend().sample_input(layer)
+    assert x.dtype == dtype
+    optimizer = ZOSGD(views, lr=5e-2)
+    first = [optimizer.step(lambda: (layer(x).float() - 1).square().mean()) for _ in range(20)][0]
+    assert first.moved > 0.9
+    assert not same_bits(views[0].read(), before["a.scale"])
+    assert torch.equal(code_bytes(layer), codes)
+    views.reset()
+    assert all(same_bits(view.read(), before[view.name]) for view in views)
+
+
+def test_members_made_under_inference_mode_are_replaced() -> None:
+    with torch.inference_mode():
+        layer: Any = hqq_linear()
+        assert layer.meta["zero"].is_inference()
+        old = layer.meta["zero"].clone()
+    views = attach(nn.ModuleDict({"a": layer}), roles=BOTH)
+    assert not layer.meta["zero"].is_inference()
+    assert not layer.meta["scale"].is_inference()
+    assert same_bits(views[1].read(), old.clone())
+    views.write(seed=1, eps=0.1)
+    views.write()
+    assert same_bits(views[1].read(), old.clone())
+
+
+def test_a_replaced_member_is_followed() -> None:
+    layer: Any = hqq_linear()
+    views = attach(nn.ModuleDict({"a": layer}))
+    layer.meta["scale"] = layer.meta["scale"].clone()
+    views.add(1, 0.25, "rademacher")
+    views.write()
+    assert same_bits(layer.meta["scale"], views.theta("a.scale"))
+
+
+@pytest.fixture
+def default_kernel() -> Iterator[Any]:
+    from hqq.core.quantize import HQQBackend as Kernel
+    from hqq.core.quantize import HQQLinear
+
+    yield Kernel
+    HQQLinear.set_backend(Kernel.PYTORCH)
+
+
+@pytest.mark.parametrize("kernel", ["PYTORCH", "PYTORCH_FORWARD"])
+def test_eager_kernels(default_kernel: Any, kernel: str) -> None:
+    from hqq.core.quantize import HQQLinear
+
+    HQQLinear.set_backend(default_kernel[kernel])
+    assert len(attach(nn.ModuleDict({"a": hqq_linear()}), roles=BOTH)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {"quant_zero": True},
+            "its scale or zero point is itself quantized (quant_scale, quant_zero). Quantize the model",
+        ),
+        (
+            {"quant_scale": True},
+            "its scale or zero point is itself quantized (quant_scale, quant_zero). Quantize the mo",
+        ),
+        (
+            {"meta_scale": {}},
+            "its scale or zero point is itself quantized (quant_scale, quant_zero). Quantize the model",
+        ),
+        (
+            {"zero_scale": None},
+            "its scale and zero point are packed into 'zero_scale' and offloaded. Load the model wit",
+        ),
+    ],
+)
+def test_layouts_that_hide_their_values(change: dict[str, Any], text: str) -> None:
+    layer: Any = hqq_linear()
+    layer.meta.update(change)
+    with pytest.raises(UnsupportedLayoutError) as caught:
+        attach(nn.ModuleDict({"a": layer}))
+    assert str(caught.value).startswith(f"a: hqq: HQQLinear cannot be trained as it is: {text}")
+
+
+def test_a_layer_without_weights() -> None:
+    from hqq.core.quantize import HQQLinear
+
+    with pytest.raises(
+        UnsupportedLayoutError, match=r"it is not initialized\. Load the weights, or call initialize\(\)"
+    ):
+        attach(nn.ModuleDict({"a": HQQLinear(None, None, initialize=False)}))

@@ -1,0 +1,35 @@
+"""Fixtures: one thread, and the toy format where a test asks for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+import zoquant
+from tests.toy import ToyFormat, ToyModel, toy_model, write_toy
+
+torch.set_num_threads(1)  # these layers are so small that a second thread costs more than it brings
+hypothesis.settings.register_profile("zoquant", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("zoquant")
+
+
+@pytest.fixture
+def model() -> ToyModel:
+    return toy_model()
+
+
+@pytest.fixture
+def toy_format() -> Iterator[ToyFormat]:
+    """The toy format, registered."""
+    form = ToyFormat()
+    zoquant.register(format=form)
+    yield form
+    zoquant.unregister("toy")
+
+
+@pytest.fixture
+def toy_file(tmp_path: Path, toy_format: ToyFormat) -> Path:
+    """A checkpoint of the toy format."""
+    return write_toy(tmp_path / "base.toy", toy_model())

@@ -1,0 +1,189 @@
+"""Tiny GGUF files, written with llama.cpp's own writer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+from torch import nn
+
+from zoquant.backends.gguf.blocks import CODECS, BlockCodec
+
+HIDDEN, VOCAB = 256, 96
+QUANTIZABLE = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
+
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_NORMS = {
+    False: {"post_attention_layernorm": "ffn_norm"},
+    True: {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+}
+_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def random_blocks(codec: BlockCodec, rows: int, groups: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Return random blocks, uint8 `[rows, groups, bytes]`, whose fields are small finite numbers."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (rows, groups, codec.nbytes), dtype=np.uint8)
+    small = (random.standard_normal((len(codec.fields) + 1, rows, groups)) * 1e-3).astype(np.float16)
+    for value, start in zip(small, codec.offsets, strict=False):
+        blocks[..., start : start + 2] = value[..., None].view(np.uint8)
+    if codec.name == "IQ1_M":
+        words, d = blocks[..., 48:].view(np.uint16), np.abs(small[-1]).view(np.uint16)
+        for index in range(4):
+            words[..., index] = (words[..., index] & 0xFFF) | (d >> 4 * index & 15) << 12
+    if codec.name == "MXFP4":
+        blocks[..., 0] = random.integers(115, 122, (rows, groups))
+    if codec.name == "NVFP4":
+        blocks[..., :4] = random.integers(1, 24, (rows, groups, 4))
+    return blocks
+
+
+@dataclass
+class TinyFile:
+    """What to write.
+
+    Attributes:
+        arch: llama.cpp's name of the architecture.
+        model: the model of transformers whose weights are written.
+        metadata: keys without the architecture's name -> value.
+        types: for tensors that are matrices, the type; a sequence is dealt out in turn.
+        extra: more tensors.
+        skip: tensors to leave out.
+        edit: called with the writer before anything is written.
+    """
+
+    arch: str
+    model: nn.Module
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    types: str | Sequence[str] = "F32"
+    extra: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    skip: Sequence[str] = ()
+    edit: Callable[[GGUFWriter], None] | None = None
+
+    def write(self, path: Path) -> Path:
+        writer = GGUFWriter(path, self.arch)
+        writer.add_name("tiny")
+        for key, value in {**standard_metadata(self.model.config), **self.metadata}.items():
+            _add(writer, f"{self.arch}.{key}", value)
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", getattr(self.model.config, f"{name}_token_id"))
+        if self.edit is not None:
+            self.edit(writer)
+        types = [self.types] if isinstance(self.types, str) else list(self.types)
+        number = 0
+        for name, array in {**self.tensors(), **self.extra}.items():
+            if name in self.skip:
+                continue
+            if array.ndim == 2:
+                _add_matrix(writer, name, array, types[number % len(types)], seed=number)
+                number += 1
+            else:
+                writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def tensors(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the model's tensors under the file's names, rows and norms as llama.cpp converts them."""
+        config: Any = self.model.config
+        gemma, tensors = self.arch.startswith("gemma"), {}
+        for key, tensor in self.model.state_dict().items():
+            if key == "lm_head.weight" and config.tie_word_embeddings:
+                continue
+            name = file_name(key, gemma)
+            array = tensor.detach().float().numpy().copy()
+            if self.arch == "llama" and (".attn_q." in name or ".attn_k." in name):
+                heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
+                array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+            if gemma and "norm" in name:
+                array = array + 1
+            tensors[name] = np.ascontiguousarray(array)
+        return tensors
+
+
+def file_name(key: str, gemma: bool) -> str:
+    """Return llama.cpp's name of a parameter."""
+    path, _, what = key.rpartition(".")
+    if path in _TOP:
+        return f"{_TOP[path]}.{what}"
+    _, _, number, module = path.split(".", 3)
+    return f"blk.{number}.{({**_LAYER, **_NORMS[gemma]})[module]}.{what}"
+
+
+def standard_metadata(config: Any) -> dict[str, Any]:
+    """Return the keys that every converter of llama.cpp writes."""
+    theta = getattr(config, "rope_theta", None)
+    if theta is None:
+        parameters = config.rope_parameters
+        theta = parameters.get("rope_theta") or parameters["full_attention"]["rope_theta"]
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.freq_base": float(theta),
+        "vocab_size": config.vocab_size,
+    }
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill every parameter with small random numbers, norms and biases too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + noise * 0.1 if "norm" in name else noise * 0.05)
+    return model.eval()
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _add_matrix(writer: GGUFWriter, name: str, array: np.ndarray[Any, Any], kind: str, seed: int) -> None:
+    number = GGMLQuantizationType[kind]
+    if kind == "F32":
+        writer.add_tensor(name, array)
+    elif kind in QUANTIZABLE:
+        writer.add_tensor(name, quants.quantize(array, number), raw_dtype=number)
+    else:
+        codec = CODECS[kind]
+        blocks = random_blocks(codec, array.shape[0], array.shape[1] // codec.block, seed)
+        writer.add_tensor(name, blocks.reshape(array.shape[0], -1), raw_dtype=number)

@@ -1,0 +1,145 @@
+"""The command line, in process: what it prints, what it writes, what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
+from zoquant.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_checkpoint(tmp_path / "base.gguf")
+    write_rows(tmp_path / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["zoquant", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    code = end.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+class Shell:
+    """Calls the command line and expects it to end well."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tools = (capsys, monkeypatch)
+
+    def text(self, *words: str) -> str:
+        code, out, err = call(*self.tools, *words)
+        assert code == 0, err
+        return out
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.text(*words, "--json"))
+
+    def error(self, *words: str) -> str:
+        code, out, err = call(*self.tools, *words)
+        assert code == 2, out
+        return " ".join(err.split())
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(capsys, monkeypatch)
+
+
+TASK = ("--data", "rows.jsonl", "--template", TEMPLATE, "--labels", LABELS)
+TRAIN = ("train", "base.gguf", *TASK, "--steps", "4", "--batch-size", "4", "--lr", "0.01")
+
+
+def test_the_whole_way(shell: Shell, folder: Path) -> None:
+    summary = shell.json(*TRAIN, "--eval-data", "rows.jsonl", "--out", "run")
+    assert summary["steps"] == 4
+    assert summary["format"] == "gguf"
+    assert summary == json.loads((folder / "run" / "summary.json").read_text())
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        "delta.safetensors", "loss.png", "metrics.jsonl", "settings.json", "summary.json", "trajectory.safetensors"
+    }  # fmt: skip
+
+    exported = shell.json("export", "base.gguf", "--delta", "run/delta.safetensors", "--out", "tuned.gguf")
+    assert exported["bytes"] == (folder / "base.gguf").stat().st_size
+    before = shell.json("eval", "base.gguf", *TASK)
+    tuned = shell.json("eval", "tuned.gguf", *TASK)
+    with_delta = shell.json("eval", "base.gguf", *TASK, "--delta", "run/delta.safetensors")
+    assert tuned == with_delta == summary["eval_after"]
+    assert before == summary["eval_before"]
+    assert tuned["loss"] != before["loss"]
+
+    replayed = shell.json("replay", "base.gguf", "run/trajectory.safetensors", "--out", "again.safetensors")
+    assert replayed["steps"] == 4
+    assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
+
+
+def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
+    shell.text(*TRAIN, "--out", "run")
+    assert "already exists" in shell.error(*TRAIN, "--out", "run")
+    assert shell.json(*TRAIN, "--out", "run", "--resume")["steps"] == 4
+
+
+def test_tables_for_people(shell: Shell, folder: Path) -> None:
+    assert "HQQLinear" in shell.text("backends")
+    seen = shell.text("inspect", "base.gguf")
+    assert "llama" in seen
+    assert "Q4_1" in seen
+    trained = shell.text(*TRAIN, "--out", "run")
+    assert "Next: zoquant export base.gguf" in trained
+    assert "accuracy" in shell.text("eval", "base.gguf", *TASK)
+    assert "Exported" in shell.text("export", "base.gguf", "--delta", "run/delta.safetensors", "--out", "tuned.gguf")
+    assert "Replayed" in shell.text(
+        "replay", "base.gguf", "run/trajectory.safetensors", "--out", "d.safetensors", "--steps", "2"
+    )
+
+
+def test_inspect_counts_without_loading(shell: Shell, folder: Path) -> None:
+    found = shell.json("inspect", "base.gguf")
+    assert found["format"] == "gguf"
+    assert found["bytes"] == (folder / "base.gguf").stat().st_size
+    assert found["trainable"] == found["views"]["scale float16"]["values"]
+    assert found["trainable"] == found["views"]["zero float16"]["values"]
+    assert 0 < found["trainable_share"] < 0.1
+    assert set(found["runtimes"]) == {"native", "vendor"}
+
+
+@pytest.mark.parametrize("command", ["backends", "inspect", "train", "eval", "export", "replay", "bench"])
+def test_help_teaches(shell: Shell, command: str) -> None:
+    text = shell.text(command, "--help")
+    assert "--json" in text
+    assert len(text) > 300
+
+
+def test_errors_are_one_line_and_json_when_asked(
+    shell: Shell, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "no.gguf").write_bytes(b"hello")
+    assert shell.error("inspect", "no.gguf").startswith("error: no.gguf: not a checkpoint that zoquant knows")
+    assert "no such file" in shell.error("inspect", "missing.gguf")
+    _, out, _ = call(capsys, monkeypatch, "inspect", "no.gguf", "--json")
+    assert json.loads(out)["error"] == "CheckpointError"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--lr", "-1"), "lr is -1.0, expected at least 0"),
+        (("--eps", "0"), "eps is 0.0, expected above 0"),
+        (("--schedule", "wild"), "schedule is 'wild', expected one of constant, linear, cosine"),
+        (("--role", "bias"), "unknown role 'bias'"),
+        (("--include", "nothing*"), "no view has a role"),
+        (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
+        (("--runtime", "fast"), "runtime is 'fast', expected auto, native or vendor"),
+        (("--data", "gone.csv"), "gone.csv: cannot be read"),
+    ],
+)
+def test_bad_options_leave_no_folder(shell: Shell, folder: Path, change: tuple[str, str], message: str) -> None:
+    assert message in shell.error(*TRAIN, "--out", "run", *change)
+    assert not (folder / "run").exists()

@@ -1,0 +1,38 @@
+"""All errors are one family, and every message says what to do."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import zoquant
+from zoquant import errors, testing
+
+FAMILY = [cls for _, cls in inspect.getmembers(errors, inspect.isclass)]
+ROOT = Path(zoquant.__file__).parent
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_one_family(cls: type[Exception]) -> None:
+    assert issubclass(cls, errors.ZoquantError)
+    assert cls.__doc__
+    assert cls.__name__.endswith("Error")
+
+
+@pytest.mark.parametrize(
+    ("cls", "builtin"),
+    [
+        (errors.ShapeError, ValueError), (errors.ValueRangeError, ValueError), (errors.WriteError, OSError),
+        (errors.OutputExistsError, FileExistsError), (testing.ConformanceError, AssertionError),
+    ],
+)  # fmt: skip
+def test_what_python_code_expects(cls: type[Exception], builtin: type[Exception]) -> None:
+    assert issubclass(cls, builtin)
+    assert str(cls("a text")) == "a text"
+
+
+def test_the_core_asserts_nothing_of_its_users() -> None:
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not isinstance(node, ast.Assert), f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -1,0 +1,95 @@
+"""zoquant's own layers: what they compute, in every mode and order."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.toy import ToyCodec, toy_layer
+from zoquant.errors import ShapeError
+from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight, layers
+
+
+def dense(layer: QuantLinear) -> torch.Tensor:
+    """Return the weight, written out."""
+    packed = layer.packed
+    d, m = (packed.value(name).double().unsqueeze(-1) for name in ("d", "m"))
+    return (d * (packed.codes.double() - 128) + m).flatten(1).float()
+
+
+@pytest.mark.parametrize("tile", [1, 24, 1 << 20])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_linear(monkeypatch: pytest.MonkeyPatch, tile: int, bias: bool, mode: type) -> None:
+    monkeypatch.setattr(layers, "TILE", tile)
+    layer = toy_layer(rows=24, groups=3, bias=bias)
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
+    weight = dense(layer)
+    with mode():
+        y = layer(x)
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, weight, layer.bias))
+    torch.testing.assert_close(layer.packed.dequantize(), weight)
+    outputs = torch.tensor([3, 0, 23])
+    torch.testing.assert_close(layer.rows(x, outputs), y[..., outputs])
+    assert repr(layer).startswith("QuantLinear(\n  12, 24, layout=toy")
+
+
+def test_rows_in_another_order() -> None:
+    plain = toy_layer(rows=12, bias=True)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    packed = QuantWeight(plain.packed.codec, plain.packed.codes, [plain.packed.d, plain.packed.m], order)  # type: ignore[list-item]
+    layer = QuantLinear(packed, plain.bias, compute_dtype=torch.float32)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    weight = dense(plain)[order]
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, weight, plain.bias))
+    torch.testing.assert_close(packed.dequantize(), weight)
+    outputs = torch.tensor([11, 2])
+    torch.testing.assert_close(layer.rows(x, outputs), layer(x)[..., outputs])
+    ids = torch.tensor([[0, 5], [7, 7]])
+    torch.testing.assert_close(QuantEmbedding(packed)(ids), weight[ids])
+
+
+def test_dtypes() -> None:
+    layer = toy_layer(bias=True)
+    half = QuantLinear(layer.packed, layer.bias, compute_dtype=torch.bfloat16)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    y = half(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, layer(x), rtol=5e-2, atol=5e-2)
+    assert layer(x[:0]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_embedding(scale: float | None) -> None:
+    layer = toy_layer()
+    table = QuantEmbedding(layer.packed, scale=scale, dtype=torch.bfloat16)
+    ids = torch.tensor([[1, 0, 7], [7, 7, 2]])
+    rows = table(ids)
+    assert (rows.shape, rows.dtype) == ((2, 3, 8), torch.bfloat16)
+    torch.testing.assert_close(rows, (dense(layer)[ids] * (scale or 1.0)).bfloat16())
+    first = table(ids[:1]).clone()
+    table(ids)
+    torch.testing.assert_close(first, rows[:1])
+
+
+def test_copies_and_states_are_exact() -> None:
+    layer = toy_layer(bias=True)
+    twin = copy.deepcopy(layer)
+    other = toy_layer(seed=9, bias=True)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 8)
+    assert torch.equal(twin(x), layer(x))
+    assert torch.equal(other(x), layer(x))
+    assert {name: tensor.dtype for name, tensor in layer.state_dict().items()} == {
+        "bias": torch.float32, "packed.codes": torch.uint8, "packed.d": torch.float16, "packed.m": torch.float16,
+    }  # fmt: skip
+
+
+def test_fields_of_other_blocks_are_refused() -> None:
+    codes = torch.zeros(4, 2, 4, dtype=torch.uint8)
+    good, bad = torch.ones(4, 2).half(), torch.ones(2, 4).half()
+    with pytest.raises(ShapeError) as caught:
+        QuantWeight(ToyCodec(torch.float16), codes, [good, bad])
+    assert str(caught.value) == (
+        "toy field 'm': expected [rows, groups, ...] = (4, 2), got (2, 4). Split words and fields from the same blocks."
+    )

@@ -1,0 +1,170 @@
+"""Rows, templates, batches and scores."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoquant
+from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
+from zoquant.errors import DataError
+from zoquant.rows import read_rows
+from zoquant.scoring import hidden_states, logits_at
+from zoquant.tasks import Classification, Evaluation, Template
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    path = write_checkpoint(tmp_path_factory.mktemp("tasks") / "tiny.gguf")
+    return zoquant.load(path, compute_dtype=torch.float32)
+
+
+def task(tokenizer: Any, labels: str = LABELS, template: str = TEMPLATE, rows: Sequence[Any] = ROWS) -> Classification:
+    return Classification(rows, Template.parse(template, labels), tokenizer, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"sentence": "x, \\"y\\"", "label": 1}\n\n{"sentence": "z", "label": 0}\n'),
+        ("a.csv", 'sentence,label\n"x, ""y""",1\nz,0\n'),
+        ("a.tsv", 'sentence\tlabel\nx, "y"\t1\nz\t0\n'),
+    ],
+)
+def test_rows_of_every_kind_are_the_same(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_rows(tmp_path / name) == [{"sentence": 'x, "y"', "label": "1"}, {"sentence": "z", "label": "0"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", "", "holds no row"),
+        ("a.csv", "sentence,label\n", "holds no row"),
+        ("a.jsonl", '{"a": 1}\n{"a"', "line 2: not JSON"),
+        ("a.jsonl", "[1]\n", "expected an object, got list"),
+        ("a.csv", "sentence,label\nx\n", "line 2: expected 2 columns"),
+        ("a.txt", "x", "unknown kind of file '.txt'"),
+    ],
+)
+def test_bad_data_files_are_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / name)
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv: cannot be read"):
+        read_rows(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("labels", ["0=bad,1=good", "0= bad,1= good"])
+def test_a_label_word_follows_with_one_space(labels: str) -> None:
+    template = Template.parse(TEMPLATE, labels)
+    assert template.prompt({"sentence": "Fine."}) == "Fine. It was"
+    assert template.continuation("1") == " good"
+
+
+@pytest.mark.parametrize(
+    ("template", "labels", "message"),
+    [
+        ("{sentence} It was", LABELS, "does not end in {label}"),
+        (TEMPLATE, "0=bad", "got 1, expected at least two"),
+        (TEMPLATE, "0=bad,good", "'good' is not of the form value=word"),
+        (TEMPLATE, "0=bad,0=good", "'0=good' is not of the form"),
+    ],
+)
+def test_bad_templates_are_one_clear_error(template: str, labels: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Template.parse(template, labels)
+
+
+@pytest.mark.parametrize(
+    ("template", "labels", "message"),
+    [
+        ("{text} It was {label}", LABELS, "row 1 has no field 'text'.*'sentence', 'label'"),
+        (TEMPLATE, "0=bad,2=good", "row 7 has the label '1', expected one of '0', '2'"),
+        (TEMPLATE, "0=bad,1=good,2=fine", "no row has the label '2'"),
+        (TEMPLATE, "0=bad,1= bad", "are the same tokens"),
+    ],
+)
+def test_data_that_does_not_fit_is_one_clear_error(
+    loaded: tuple[Any, Any], template: str, labels: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        task(loaded[1], labels, template)
+
+
+def test_batches_of_steps_are_balanced_and_go_through_every_example(loaded: tuple[Any, Any]) -> None:
+    examples = task(loaded[1])
+    seen: Counter[tuple[int, ...]] = Counter()
+    for step in range(3):
+        batch = examples.batch_of_step(0, step, 4)
+        assert sorted(batch.labels.tolist()) == [0, 0, 1, 1]
+        assert torch.equal(batch.ids, examples.batch_of_step(0, step, 4).ids)
+        seen.update(tuple(row) for row in batch.ids.tolist())
+    assert len(seen) == len(ROWS)
+    assert not torch.equal(examples.batch_of_step(0, 0, 12).ids, examples.batch_of_step(1, 0, 12).ids)
+
+
+def whole_vocabulary_scores(model: Any, examples: Classification, index: int) -> list[float]:
+    """Score every word by the log-probability of its tokens, one row at a time, without padding."""
+    scores = []
+    for word in examples.words:
+        prompt = examples.prompts[index]
+        with torch.no_grad():
+            chances = model(input_ids=torch.tensor([prompt + word])).logits[0].float().log_softmax(-1)
+        scores.append(sum(float(chances[len(prompt) - 1 + place, token]) for place, token in enumerate(word)))
+    return scores
+
+
+@pytest.mark.parametrize("labels", [LABELS, "0=bad tap,1=good", "0=failed,1=worked"])
+def test_scores_are_those_of_the_whole_vocabulary(loaded: tuple[Any, Any], labels: str) -> None:
+    model, tokenizer = loaded
+    examples = task(tokenizer, labels)
+    batch = examples.batch(range(len(examples)))
+    with torch.no_grad():
+        scores = examples.scores(model, batch).log_softmax(-1)
+    expected = torch.tensor([whole_vocabulary_scores(model, examples, i) for i in range(len(examples))])
+    torch.testing.assert_close(scores, expected.log_softmax(-1), atol=2e-4, rtol=1e-4)
+
+
+def test_evaluation_counts_what_batches_hold(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    examples = task(tokenizer)
+    one, many = examples.evaluate(model, batch_size=5), examples.evaluate(model, batch_size=12)
+    assert one.accuracy == many.accuracy
+    assert one.loss == pytest.approx(many.loss, rel=1e-4)
+    assert one.examples == len(ROWS)
+
+
+def test_the_interval_is_wilsons() -> None:
+    low, high = Evaluation(0.5, 0.0, 100).interval
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+def test_logits_are_computed_where_they_are_needed(loaded: tuple[Any, Any]) -> None:
+    model, _ = loaded
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        states = hidden_states(model, ids)
+        whole = model(input_ids=ids).logits
+        assert torch.allclose(logits_at(model, states), whole, atol=1e-5)
+        assert torch.allclose(logits_at(model, states, torch.tensor([9, 3])), whole[..., [9, 3]], atol=1e-5)
+
+
+def test_soft_caps_are_kept(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = loaded
+    states = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    plain = logits_at(model, states)
+    monkeypatch.setattr(model.config, "final_logit_softcapping", 0.5, raising=False)
+    torch.testing.assert_close(logits_at(model, states), torch.tanh(plain / 0.5) * 0.5)
+
+
+def test_written_rows_are_read(tmp_path: Path) -> None:
+    assert read_rows(write_rows(tmp_path / "rows.jsonl")) == ROWS

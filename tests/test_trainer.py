@@ -1,0 +1,180 @@
+"""Runs: their files, their end to the same bytes, and what happens when something goes wrong."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoquant
+from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
+from zoquant.errors import CheckpointError, LossError, OutputExistsError
+from zoquant.plot import plot_run, smoothed
+from zoquant.run_folder import Progress, RunFolder
+from zoquant.settings import Settings
+from zoquant.tasks import Classification, Template
+from zoquant.trainer import Job, Outcome, run
+
+SETTINGS = Settings(steps=6, batch_size=4, lr=1e-3, eps=1e-2, roles=("scale", "zero"), coupled=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("trainer") / "tiny.gguf")
+
+
+@pytest.fixture
+def job(checkpoint: Path, tmp_path: Path) -> Callable[..., Job]:
+    def make(name: str = "run", settings: Settings = SETTINGS, **changes: Any) -> Job:
+        model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
+        examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+        made = Job(model, examples, examples, settings, RunFolder(tmp_path / name), {"model": str(checkpoint)})
+        return replace(made, **changes)
+
+    return make
+
+
+class FailsAfter:
+    """A task whose loss goes wrong after some calls."""
+
+    def __init__(self, task: Classification, calls: int, wrong: Callable[[], float], times: int = 10**9) -> None:
+        self.task, self.calls, self.wrong, self.times = task, calls, wrong, times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def loss(self, *arguments: Any) -> Tensor | float:
+        self.calls -= 1
+        if -self.times <= self.calls < 0:
+            return self.wrong()
+        return self.task.loss(*arguments)
+
+
+def interrupt() -> float:
+    raise KeyboardInterrupt
+
+
+def files(outcome_of: Job) -> tuple[bytes, bytes]:
+    return outcome_of.folder.delta.read_bytes(), outcome_of.folder.trajectory.read_bytes()
+
+
+def test_a_run_leaves_its_files_and_moves_the_model(job: Callable[..., Job]) -> None:
+    seen: list[Progress] = []
+    work = job(eval_every=4)
+    outcome = run(work, report=seen.append)
+    assert isinstance(outcome, Outcome)
+    assert outcome.finished
+    assert outcome.steps == 6
+    assert outcome.before is not None
+    assert outcome.after is not None
+    assert outcome.before.loss != outcome.after.loss
+    assert [p.step for p in seen if p.evaluation is not None] == [0, 4, 6]
+    assert [p.step for p in seen if p.result is not None] == [1, 2, 3, 4, 5, 6]
+    assert outcome.overhead >= 1
+    assert outcome.delta_bytes == work.folder.delta.stat().st_size
+    assert json.loads(work.folder.settings.read_text())["lr"] == SETTINGS.lr
+    assert plot_run(work.folder).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_gives_the_same_bytes(job: Callable[..., Job]) -> None:
+    one, two, other = job("one"), job("two"), job("other", replace(SETTINGS, seed=1))
+    for work in (one, two, other):
+        run(work)
+    assert files(one) == files(two)
+    assert files(one) != files(other)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5, 10])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(job: Callable[..., Job], calls: int) -> None:
+    whole, part = job("whole"), job("part")
+    run(whole)
+    stopped = run(replace(part, train=FailsAfter(part.train, calls, interrupt)))  # type: ignore[arg-type]
+    assert not stopped.finished
+    assert stopped.steps == calls // 2
+    rest = run(job("part"), resume=True)
+    assert rest.finished
+    assert files(part) == files(whole)
+    assert rest.before == run(job("again")).before
+    steps = [line["step"] for line in part.folder.read_metrics() if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_killed_between_saves_goes_on_to_the_same_bytes(job: Callable[..., Job]) -> None:
+    whole, part = job("whole"), job("part", save_every=2)
+    run(whole)
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 3 and progress.result is not None:
+            saved[part.folder.trajectory] = part.folder.trajectory.read_bytes()
+            raise SystemExit
+
+    saved: dict[Path, bytes] = {}
+    with pytest.raises(SystemExit):
+        run(part, report=kill)
+    for path, data in saved.items():
+        path.write_bytes(data)  # what a kill would have left: the save after step 2
+    with open(part.folder.metrics, "a") as metrics:
+        metrics.write('{"step": 4, "lo')
+    run(job("part"), resume=True)
+    assert files(part) == files(whole)
+
+
+def test_resume_refuses_other_settings_and_names_the_first(job: Callable[..., Job]) -> None:
+    run(job())
+    with pytest.raises(CheckpointError, match=r"begun with lr=0\.001, now it is 0\.5"):
+        run(job(settings=replace(SETTINGS, lr=0.5)), resume=True)
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
+        run(job("nowhere"), resume=True)
+
+
+def test_a_folder_that_exists_is_refused(job: Callable[..., Job]) -> None:
+    run(job())
+    with pytest.raises(OutputExistsError, match="already exists"):
+        run(job())
+
+
+@pytest.mark.parametrize("wrong", [lambda: math.nan, lambda: math.inf])
+def test_a_bad_loss_is_undone_counted_and_survived(job: Callable[..., Job], wrong: Callable[[], float]) -> None:
+    work = job()
+    outcome = run(replace(work, train=FailsAfter(work.train, 4, wrong, times=2)))  # type: ignore[arg-type]
+    assert outcome.finished
+    assert outcome.steps == 6
+    steps = zoquant.Trajectory.load(work.folder.trajectory).steps
+    assert [step.derivatives != (0.0,) for step in steps] == [True, True, False, False, True, True]
+
+
+def test_bad_losses_in_a_row_stop_the_run_with_advice(job: Callable[..., Job]) -> None:
+    work = job()
+    with pytest.raises(LossError, match=r"3 times in a row\. The run so far is saved in .*half the lr"):
+        run(replace(work, train=FailsAfter(work.train, 4, lambda: math.nan)))  # type: ignore[arg-type]
+    steps = zoquant.Trajectory.load(work.folder.trajectory).steps
+    assert [step.derivatives != (0.0,) for step in steps] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("linear", [1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_schedules(schedule: Any, rates: list[float]) -> None:
+    settings = Settings(steps=4, lr=1.0, schedule=schedule)
+    assert [settings.lr_at(step) for step in range(4)] == pytest.approx(rates, abs=1e-6)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps is 0"):
+        Settings(steps=0)
+    with pytest.raises(ValueError, match="schedule is 'step', expected one of constant, linear, cosine"):
+        Settings(schedule="step")  # type: ignore[arg-type]
+
+
+def test_smoothing_starts_at_the_first_value() -> None:
+    assert smoothed([2.0, 2.0]) == pytest.approx([2.0, 2.0])

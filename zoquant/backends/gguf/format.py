@@ -1,0 +1,146 @@
+"""GGUF files: the place of every continuous value, and a model that runs on their blocks."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoquant.backends.gguf.blocks import CODECS
+from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo, read_header
+from zoquant.backends.gguf.names import ARCHITECTURES, Architecture, Target, architecture_of, target_of
+from zoquant.backends.gguf.types import DENSE
+from zoquant.errors import CheckpointError
+from zoquant.protocol import Span, Summary
+
+
+class GGUFFormat:
+    """The format of llama.cpp: one file with metadata, tokenizer and tensors of block-quantized weights."""
+
+    name = "gguf"
+
+    def sniff(self, path: Path) -> bool:
+        """Tell whether `path` is a file that starts as a GGUF file does."""
+        try:
+            with path.open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+        except OSError:
+            return False
+
+    def index(self, path: Path) -> Mapping[str, Span]:
+        """Return the place of every continuous value: the fp16 fields of the blocks, norm vectors and biases.
+
+        Left out are values that the model holds in another form than the file: the norms of Gemma, to which the file
+        adds 1, and biases in llama.cpp's rope order.
+
+        Args:
+            path: the file.
+
+        Raises:
+            CheckpointError: the header is broken, or zoquant does not know the kind of model.
+        """
+        header = read_header(path)
+        architecture = architecture_of(header)
+        return dict(_spans(header, architecture))
+
+    def summarize(self, path: Path) -> Summary:
+        """Return what the header says of the file; any architecture will do."""
+        header = read_header(path)
+        tensors = header.tensors.values()
+        sizes = [(tensor, _numbers(tensor)) for tensor in tensors]
+        return Summary(
+            architecture=header.architecture,
+            layers=sum(tensor.type.name in CODECS for tensor in tensors),
+            parameters=sum(count for _, count in sizes),
+            bytes=header.size,
+            types=Counter(tensor.type.name for tensor in tensors),
+            notes=list(_notes(header)),
+            runtimes=_runtimes(header),
+        )
+
+    def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        """Return the model on native layers and its tokenizer, or None for a file without one.
+
+        Args:
+            path: the file.
+            compute_dtype: dtype of the matrix products.
+            device: where the packed words and the values go.
+
+        Raises:
+            CheckpointError: the file is broken, or asks for what zoquant cannot do.
+        """
+        from zoquant.backends.gguf.model import build_model
+        from zoquant.backends.gguf.tokenizer import build_tokenizer
+
+        header = read_header(path)
+        model = build_model(header, compute_dtype=compute_dtype, device=device)
+        return model, build_tokenizer(header)
+
+
+def _spans(header: Header, architecture: Architecture) -> Iterator[tuple[str, Span]]:
+    for tensor in header.tensors.values():
+        if tensor.name in architecture.rope_tensors:
+            continue
+        target = target_of(header.path, architecture, tensor.name)
+        if tensor.type.name in CODECS:
+            yield from _block_spans(header, target, tensor)
+        elif tensor.type.name in DENSE and len(tensor.shape) == 1 and architecture.in_file_order(target):
+            dtype = DENSE[tensor.type.name]
+            span = Span("dense", header.path.name, tensor.offset, tensor.shape, (dtype.itemsize,), dtype, tensor.name)
+            yield f"{target.module}.{target.field}", span
+
+
+def _block_spans(header: Header, target: Target, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:
+    codec = CODECS[tensor.type.name]
+    if len(tensor.shape) != 2:
+        raise CheckpointError(
+            f"{header.path}: tensor {tensor.name!r}: expected a matrix for type {tensor.type.name}, "
+            f"got shape {tensor.shape}. Convert the checkpoint again."
+        )
+    groups = tensor.shape[1] // codec.block
+    for field, start in zip(codec.fields, codec.offsets, strict=True):
+        yield (
+            f"{target.module}.{field.name}",
+            Span(
+                role=field.role,
+                file=header.path.name,
+                offset=tensor.offset + start,
+                shape=(tensor.shape[0], groups),
+                strides=(groups * codec.nbytes, codec.nbytes),
+                dtype=field.dtype,
+                tensor=tensor.name,
+            ),
+        )
+
+
+def _numbers(tensor: TensorInfo) -> int:
+    return tensor.nbytes // tensor.type.nbytes * tensor.type.block
+
+
+def _notes(header: Header) -> Iterator[str]:
+    for name in sorted({tensor.type.name for tensor in header.tensors.values()} - set(DENSE)):
+        codec = CODECS.get(name)
+        if codec is None:
+            yield f"{name}: zoquant cannot decode this type"
+        elif codec.reason:
+            yield f"{name}: nothing to train, {codec.reason}"
+    architecture = ARCHITECTURES.get(header.architecture)
+    if architecture is None:
+        return
+    if architecture.norm_offset:
+        yield "norms: nothing to train, the file holds their weights plus 1"
+    if any(f"blk.0.{part}.bias" in header.tensors for part in architecture.permuted):
+        yield "biases of q and k: nothing to train, the file holds them in another order"
+
+
+def _runtimes(header: Header) -> dict[str, str]:
+    unknown = sorted({tensor.type.name for tensor in header.tensors.values()} - set(DENSE) - set(CODECS))
+    if header.architecture not in ARCHITECTURES:
+        native = f"no: architecture {header.architecture!r} is not one of {', '.join(sorted(ARCHITECTURES))}"
+    elif unknown:
+        native = f"no: zoquant cannot decode {', '.join(unknown)}"
+    else:
+        native = "yes: runs on the file's own blocks"
+    return {"native": native, "vendor": "no: transformers dequantizes GGUF files when it loads them"}

@@ -1,0 +1,236 @@
+"""A GGUF file as a model of transformers on zoquant's native layers.
+
+The model is built without memory for its weights. Quantized tensors become native layers over the file's blocks,
+plain ones float32 parameters. Every tensor of the file is used and every parameter filled, or the file is refused.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from zoquant.backends.gguf.config import Keys, config_of
+from zoquant.backends.gguf.data import TensorReader
+from zoquant.backends.gguf.header import Header, TensorInfo
+from zoquant.backends.gguf.names import Architecture, Field, Target, architecture_of, target_of
+from zoquant.backends.gguf.types import DENSE
+from zoquant.errors import CheckpointError
+from zoquant.native import QuantEmbedding, QuantLinear
+
+_ROPE_TOLERANCE = 1e-3
+
+Part = tuple[Target, TensorInfo]
+"""A tensor of the file and where it goes."""
+
+
+def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return the model that a file holds, in eval mode and without gradients.
+
+    Args:
+        header: the file's header.
+        compute_dtype: dtype of the matrix products.
+        device: where the packed words and the values go.
+
+    Raises:
+        CheckpointError: the file lacks a tensor, has one that the model has not, or asks for what zoquant cannot do.
+    """
+    architecture = architecture_of(header)
+    with header.path.open("rb", buffering=0) as file:
+        reader = TensorReader(header, file, device)
+        rope = {
+            name: reader.dense(header.tensors[name]).cpu() for name in architecture.rope_tensors & header.tensors.keys()
+        }
+        config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
+        model = _empty_model(header, architecture, config)
+        _set_rope(header, model, rope.get("rope_freqs.weight"))
+        _Filler(header, architecture, model, reader, compute_dtype).fill()
+    _check_filled(header, model)
+    return model.to(device).eval().requires_grad_(False)
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """Puts what `torch.empty` makes on the meta device. Layers make their weights with it, but not their buffers."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        settings = dict(kwargs or {})
+        if func is torch.empty:
+            settings["device"] = "meta"
+        return func(*args, **settings)
+
+
+def _empty_model(header: Header, architecture: Architecture, config: Mapping[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with _WithoutWeights(), torch.device("cpu"):
+            model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
+    except Exception as error:
+        raise CheckpointError(
+            f"{header.path}: transformers cannot build a {architecture.model_type!r} model from the file's metadata: "
+            f"{' '.join(str(error).split())} Update transformers, or convert the checkpoint again."
+        ) from error
+    return model
+
+
+class _Filler:
+    """Puts the tensors of a file into an empty model."""
+
+    def __init__(
+        self,
+        header: Header,
+        architecture: Architecture,
+        model: nn.Module,
+        reader: TensorReader,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self.header = header
+        self.architecture = architecture
+        self.model = model
+        self.reader = reader
+        self.compute_dtype = compute_dtype
+
+    def fill(self) -> None:
+        for path, parts in self._by_module().items():
+            self._fill_module(path, parts)
+        self._tie()
+
+    def _by_module(self) -> dict[str, dict[Field, Part]]:
+        modules: dict[str, dict[Field, Part]] = defaultdict(dict)
+        for name, info in self.header.tensors.items():
+            if name not in self.architecture.rope_tensors:
+                target = target_of(self.header.path, self.architecture, name)
+                modules[target.module][target.field] = (target, info)
+        return modules
+
+    def _fill_module(self, path: str, parts: Mapping[Field, Part]) -> None:
+        module = self._module(path, parts)
+        for field, (_, info) in parts.items():
+            self._check_shape(module, path, field, info)
+        weight = parts.get("weight")
+        if weight is None or weight[1].type.name in DENSE:
+            for field, part in parts.items():
+                module.register_parameter(field, nn.Parameter(self._numbers(part), requires_grad=False))
+        else:
+            bias = self._numbers(parts["bias"]) if "bias" in parts else None
+            self._replace(path, self._native(module, weight, bias))
+
+    def _module(self, path: str, parts: Mapping[Field, Part]) -> nn.Module:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError as error:
+            name = next(iter(parts.values()))[1].name
+            raise CheckpointError(
+                f"{self.header.path}: tensor {name!r}: the model has no {path!r} to hold it. "
+                "The file contradicts its metadata; convert the checkpoint again."
+            ) from error
+
+    def _check_shape(self, module: nn.Module, path: str, field: Field, info: TensorInfo) -> None:
+        expected = getattr(module, field, None)
+        if not isinstance(expected, Tensor) or tuple(expected.shape) != info.shape:
+            wanted = tuple(expected.shape) if isinstance(expected, Tensor) else "no such tensor"
+            raise CheckpointError(
+                f"{self.header.path}: tensor {info.name!r} ({path}.{field}): expected {wanted}, got {info.shape}. "
+                "The file contradicts its metadata; convert the checkpoint again."
+            )
+
+    def _native(self, module: nn.Module, weight: Part, bias: Tensor | None) -> nn.Module:
+        target, info = weight
+        packed = self.reader.packed(info, self._row_order(target, info))
+        if isinstance(module, nn.Linear):
+            return QuantLinear(packed, bias, compute_dtype=self.compute_dtype)
+        if isinstance(module, nn.Embedding):
+            scale = getattr(module, "embed_scale", None)
+            return QuantEmbedding(packed, scale=None if scale is None else float(scale))
+        raise CheckpointError(
+            f"{self.header.path}: tensor {info.name!r} ({target.module}): expected one of the types "
+            f"{', '.join(DENSE)} for a {type(module).__name__}, got {info.type.name}. Convert the checkpoint again."
+        )
+
+    def _numbers(self, part: Part) -> Tensor:
+        target, info = part
+        numbers = self.reader.dense(info)
+        order = self._row_order(target, info)
+        if order is not None:
+            numbers = numbers[order.to(numbers.device)]
+        if self.architecture.norm_offset and not self.architecture.in_file_order(target):
+            numbers -= self.architecture.norm_offset
+        return numbers
+
+    def _row_order(self, target: Target, info: TensorInfo) -> Tensor | None:
+        if target.part not in self.architecture.permuted:
+            return None
+        config: Any = self.model.config
+        width: int = config.head_dim
+        if info.shape[0] % width or width % 2:
+            raise CheckpointError(
+                f"{self.header.path}: tensor {info.name!r}: expected rows for heads of {width}, got {info.shape[0]} "
+                "rows. Convert the checkpoint again."
+            )
+        return torch.arange(info.shape[0]).view(-1, width // 2, 2).transpose(1, 2).flatten()
+
+    def _replace(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, module)
+
+    def _tie(self) -> None:
+        if "output.weight" in self.header.tensors:
+            return
+        embedding, head = self.model.get_submodule("model.embed_tokens"), self.model.get_submodule("lm_head")
+        if isinstance(embedding, QuantEmbedding):
+            bias = head.bias if isinstance(head.bias, Tensor) else None
+            self._replace("lm_head", QuantLinear(embedding.packed, bias, compute_dtype=self.compute_dtype))
+        else:
+            head.weight = embedding.weight
+
+
+def _set_rope(header: Header, model: nn.Module, factors: Tensor | None) -> None:
+    """Check the rotary embeddings against the metadata; divide their frequencies by `factors`, as llama.cpp does."""
+    keys = Keys(header)
+    width = keys.get("rope.dimension_count")
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not name.endswith("inv_freq"):
+                continue
+            if width is not None and 2 * buffer.numel() != width:
+                raise keys.error("rope.dimension_count", f"{2 * buffer.numel()}, as {path}.{name} has", repr(width))
+            if factors is not None:
+                _divide(header, buffer, factors)
+        if header.architecture == "phi3":
+            _check_attention_factor(keys, getattr(module, "attention_scaling", None))
+
+
+def _divide(header: Header, frequencies: Tensor, factors: Tensor) -> None:
+    if factors.shape != frequencies.shape:
+        raise CheckpointError(
+            f"{header.path}: tensor 'rope_freqs.weight': expected shape {tuple(frequencies.shape)}, "
+            f"got {tuple(factors.shape)}. Convert the checkpoint again."
+        )
+    frequencies.div_(factors)
+
+
+def _check_attention_factor(keys: Keys, factor: object) -> None:
+    """Compare what long rope multiplies queries and keys with; transformers computes it, llama.cpp reads it."""
+    if isinstance(factor, float):
+        said = keys.number("rope.scaling.attn_factor", factor)
+        if abs(said - factor) > _ROPE_TOLERANCE * factor:
+            raise keys.error("rope.scaling.attn_factor", f"{factor}, as transformers has it", str(said))
+
+
+def _check_filled(header: Header, model: nn.Module) -> None:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    missing = [name for name, tensor in tensors if tensor.device.type == "meta"]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{header.path}: expected a tensor for {missing[0]!r}{more}, got none. "
+            "The file is incomplete or of another kind than it says; convert the checkpoint again."
+        )

@@ -1,0 +1,154 @@
+"""Which module of the model a tensor of the file belongs to.
+
+Source: llama.cpp gguf-py `constants.MODEL_TENSORS`, `tensor_mapping.TensorNameMap`; the modules are those of
+transformers' classes. Checked against transformers' own mapping in the tests.
+"""
+
+import re
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from zoquant.backends.gguf.header import Header
+from zoquant.errors import CheckpointError
+
+Field = Literal["weight", "bias"]
+
+_NAME = re.compile(r"(?:blk\.(0|[1-9]\d{0,5})\.)?(\w+)\.(weight|bias)")
+_TOP: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_ATTENTION: Mapping[str, str] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_MLP: Mapping[str, str] = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_QK_NORM: Mapping[str, str] = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_POST_NORM: Mapping[str, str] = {"ffn_norm": "post_attention_layernorm"}
+_FOUR_NORMS: Mapping[str, str] = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tensor goes.
+
+    Attributes:
+        module: dotted path of the module.
+        field: its weight or its bias.
+        part: the file's word for it without the number of the layer, e.g. `"attn_q"`.
+    """
+
+    module: str
+    field: Field
+    part: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What zoquant knows of one `general.architecture`.
+
+    Attributes:
+        name: the file's word for it.
+        model_type: transformers' word for it.
+        layer: part -> path of the module inside of a layer.
+        permuted: parts whose rows the file holds in llama.cpp's rope order: pairs side by side, not in two halves.
+        norm_offset: what the file adds to the weights of the norms.
+        rope_tensors: tensors that hold rope factors and belong to no module.
+    """
+
+    name: str
+    model_type: str
+    layer: Mapping[str, str]
+    permuted: Set[str] = field(default_factory=frozenset)
+    norm_offset: float = 0.0
+    rope_tensors: Set[str] = field(default_factory=frozenset)
+
+    def target(self, tensor: str) -> Target | None:
+        """Return where a tensor goes, or None for a name that this kind of model does not have."""
+        match = _NAME.fullmatch(tensor)
+        if match is None:
+            return None
+        number, part, what = match.groups()
+        module = _TOP.get(part) if number is None else self.layer.get(part)
+        if module is None:
+            return None
+        path = module if number is None else f"model.layers.{number}.{module}"
+        return Target(path, "weight" if what == "weight" else "bias", part)
+
+    def in_file_order(self, target: Target) -> bool:
+        """Tell whether the model holds these plain numbers as the file does, value by value."""
+        return not (target.part in self.permuted or (self.norm_offset and target.part.endswith("norm")))
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            "llama",
+            "llama",
+            {**_ATTENTION, **_MLP, **_POST_NORM},
+            permuted=frozenset({"attn_q", "attn_k"}),
+            rope_tensors=frozenset({"rope_freqs.weight"}),
+        ),
+        Architecture("qwen2", "qwen2", {**_ATTENTION, **_MLP, **_POST_NORM}),
+        Architecture("qwen3", "qwen3", {**_ATTENTION, **_MLP, **_POST_NORM, **_QK_NORM}),
+        Architecture("gemma2", "gemma2", {**_ATTENTION, **_MLP, **_FOUR_NORMS}, norm_offset=1.0),
+        Architecture("gemma3", "gemma3_text", {**_ATTENTION, **_MLP, **_FOUR_NORMS, **_QK_NORM}, norm_offset=1.0),
+        Architecture(
+            "phi3",
+            "phi3",
+            {
+                "attn_norm": "input_layernorm",
+                "attn_qkv": "self_attn.qkv_proj",
+                "attn_output": "self_attn.o_proj",
+                "ffn_up": "mlp.gate_up_proj",
+                "ffn_down": "mlp.down_proj",
+                **_POST_NORM,
+            },
+            rope_tensors=frozenset({"rope_factors_long.weight", "rope_factors_short.weight"}),
+        ),
+    )
+}
+"""`general.architecture` -> what zoquant knows of it."""
+
+
+def architecture_of(header: Header) -> Architecture:
+    """Return the architecture of a file.
+
+    Raises:
+        CheckpointError: zoquant does not know it, or the file is one part of a split model.
+    """
+    parts = header.metadata.get("split.count", 1)
+    if parts != 1:
+        raise CheckpointError(
+            f"{header.path}: expected a whole model, got one part of {parts}. "
+            "Merge the parts with: llama-gguf-split --merge"
+        )
+    name = header.architecture
+    if name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{header.path}: expected one of the architectures {', '.join(sorted(ARCHITECTURES))}, got {name!r}. "
+            "zoquant cannot run or index this kind of model."
+        )
+    return ARCHITECTURES[name]
+
+
+def target_of(path: Path, architecture: Architecture, tensor: str) -> Target:
+    """Return where a tensor goes.
+
+    Raises:
+        CheckpointError: this kind of model has no such tensor.
+    """
+    target = architecture.target(tensor)
+    if target is None:
+        raise CheckpointError(
+            f"{path}: tensor {tensor!r}: expected a tensor of a {architecture.name} model, got an unknown name. "
+            "To leave it out would change the model, so the file is refused."
+        )
+    return target

@@ -1,0 +1,117 @@
+"""Laws 4 and 5: the index names the bytes of every view, and an export changes those alone."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from zoquant.checkpoint import read_base
+from zoquant.delta import save_delta
+from zoquant.errors import ZoquantError
+from zoquant.export import export
+from zoquant.testing.case import values_of
+from zoquant.testing.format_case import FormatCase, end_of, span_bytes
+from zoquant.testing.results import ConformanceError
+from zoquant.testing.tensors import same_bits
+
+_FOREIGN = {"empty": b"", "text": b"not a checkpoint\n", "zeros": bytes(4096)}
+
+
+def check_sniff_knows_only_its_own(case: FormatCase) -> None:
+    """sniff() says yes to the checkpoint and no to files of no kind, and never raises."""
+    if not case.format.sniff(case.path):
+        raise ConformanceError(f"{case.path}: sniff() says no to a checkpoint of the format {case.format.name}.")
+    with TemporaryDirectory() as folder:
+        for name, data in _FOREIGN.items():
+            path = Path(folder, name)
+            path.write_bytes(data)
+            if case.format.sniff(path):
+                raise ConformanceError(f"sniff() of the format {case.format.name} says yes to a file of {name}.")
+
+
+def check_summary_agrees_with_the_file(case: FormatCase) -> None:
+    """summarize() counts the bytes that are there, and at least one quantized layer."""
+    summary, size = case.format.summarize(case.path), case.path.stat().st_size
+    if summary.bytes != size or summary.layers < 1:
+        raise ConformanceError(
+            f"{case.path}: summarize() says {summary.bytes} bytes and {summary.layers} layers, expected {size} bytes "
+            "and at least one layer."
+        )
+
+
+def check_index_lies_in_the_file(case: FormatCase) -> None:
+    """Every span names the checkpoint's file and ends before that file does."""
+    size = case.path.stat().st_size
+    for key, span in case.format.index(case.path).items():
+        if span.file != case.path.name or span.offset < 0 or end_of(span) > size:
+            raise ConformanceError(
+                f"{key}: its span {span} ends at byte {end_of(span)}, expected a place in "
+                f"{case.path.name} of {size} bytes."
+            )
+
+
+def check_index_matches_views(case: FormatCase) -> None:
+    """Role, shape, dtype and values at the index are those of the view, in the same order."""
+    index = case.format.index(case.path)
+    _, views = case.open()
+    for view in views:
+        if view.name not in index:
+            raise ConformanceError(f"{view.name}: the index does not name this view; it has {', '.join(index)}.")
+        span = index[view.name]
+        got, expected = (span.role, span.shape, span.dtype), (view.role, tuple(view.shape), view.dtype)
+        if got != expected:
+            raise ConformanceError(f"{view.name}: the index says {got}, the view {expected}.")
+        if not same_bits(read_base(case.path, span), view.read()):
+            raise ConformanceError(f"{view.name}: the bytes at the index are not what the view reads, in its order.")
+
+
+def check_zero_delta_exports_the_base(case: FormatCase) -> None:
+    """Exporting a delta of zero gives the checkpoint, byte for byte, and leaves the checkpoint alone."""
+    before = case.path.read_bytes()
+    with TemporaryDirectory() as folder:
+        delta, out = Path(folder, "delta.safetensors"), Path(folder, case.path.name)
+        _, views = case.open()
+        save_delta(delta, views)
+        export(case.path, delta=delta, out=out)
+        for what, file in (("the export of a zero delta", out), ("the checkpoint after an export", case.path)):
+            if file.read_bytes() != before:
+                raise ConformanceError(f"{file}: {what} differs from the checkpoint.")
+
+
+def check_export_changes_only_indexed_bytes(case: FormatCase) -> None:
+    """An export changes bytes that the index names for moved keys alone, to what the live views hold."""
+    index = case.format.index(case.path)
+    with TemporaryDirectory() as folder:
+        delta, out = Path(folder, "delta.safetensors"), Path(folder, case.path.name)
+        views = case.moved(delta)
+        export(case.path, delta=delta, out=out)
+        old, new = (torch.from_numpy(np.fromfile(file, dtype=np.uint8)) for file in (case.path, out))
+        if len(old) != len(new):
+            raise ConformanceError(f"the export has {len(new)} bytes, expected {len(old)} as the checkpoint.")
+        allowed = torch.zeros(len(old), dtype=torch.bool)
+        for key in views.keys[:-1]:
+            allowed |= span_bytes(len(old), index[key])
+        stray = ((old != new) & ~allowed).nonzero().view(-1)
+        if len(stray):
+            raise ConformanceError(
+                f"the export changed {len(stray)} bytes that belong to no moved key, from {stray[0]}."
+            )
+        for key, values in values_of(views).items():
+            if not same_bits(read_base(out, index[key]), values):
+                raise ConformanceError(f"{key}: the export does not hold what the live view holds.")
+
+
+def check_exported_file_loads(case: FormatCase) -> None:
+    """The exported checkpoint opens, with the values of the live views."""
+    with TemporaryDirectory() as folder:
+        delta, out = Path(folder, "delta.safetensors"), Path(folder, case.path.name)
+        expected = values_of(case.moved(delta))
+        export(case.path, delta=delta, out=out)
+        try:
+            got = values_of(case.open(out)[1])
+        except ZoquantError as error:
+            raise ConformanceError(f"the exported checkpoint does not open: {error}") from error
+        wrong = [key for key in expected if key not in got or not same_bits(got[key], expected[key])]
+        if wrong:
+            raise ConformanceError(f"{wrong[0]}: the exported checkpoint opens with other values than were trained.")

@@ -1,0 +1,62 @@
+"""What the checks of a format run on: a checkpoint, its index, and a model on native layers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zoquant.attach import Views
+from zoquant.delta import save_delta
+from zoquant.protocol import Format, Span
+from zoquant.testing.case import attached
+
+
+@dataclass(frozen=True)
+class FormatCase:
+    """A format under test.
+
+    Attributes:
+        path: a checkpoint of that format, of a single file.
+        format: the format.
+        compute_dtype: dtype of the matrix products.
+        steps: training steps of the check that nothing drifts, for each layer.
+    """
+
+    path: Path
+    format: Format
+    compute_dtype: torch.dtype
+    steps: int
+
+    def open(self, path: Path | None = None) -> tuple[nn.Module, Views]:
+        """Return a fresh native model of the checkpoint, or of another file, and all of its views."""
+        model, _ = self.format.open_native(
+            path or self.path, compute_dtype=self.compute_dtype, device=torch.device("cpu")
+        )
+        return model, attached(model)
+
+    def moved(self, delta: Path) -> Views:
+        """Return the views of a fresh model, moved so far that some scales stop at zero; write their delta to a file.
+
+        The last view stays at its base, as views do that a training leaves out.
+        """
+        _, views = self.open()
+        views.add(3, 0.6, "gaussian")
+        last = views.keys[-1]
+        views.set_delta({last: torch.zeros_like(views.delta(last))})
+        save_delta(delta, views)
+        return views
+
+
+def end_of(span: Span) -> int:
+    """Return the number of the first byte after the last value of a key."""
+    steps = zip(span.shape, span.strides, strict=True)
+    return span.offset + sum((length - 1) * stride for length, stride in steps) + span.dtype.itemsize
+
+
+def span_bytes(size: int, span: Span) -> torch.Tensor:
+    """Return where the bytes of a key lie in a file of `size` bytes, as a mask bool `[size]`."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    shape = (*span.shape, span.dtype.itemsize)
+    mask.as_strided(shape, (*span.strides, 1), span.offset).fill_(True)
+    return mask
