@@ -1,6 +1,6 @@
 """One deliberately broken backend for each check of `check_backend`. Each fails that check and no other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -238,7 +238,7 @@ class Importing(Backend):
         return super().open(module)
 
 
-BROKEN: dict[str, tuple[Backend, Callable[[], Layer]]] = {
+BROKEN: dict[str, tuple[Backend, type[Layer]]] = {
     "check_views_are_well_formed": (WrongRole(), Layer),
     "check_read_returns_what_was_written": (ReadIsAlias(), Layer),
     "check_views_are_independent": (WriteSpills(), Layer),

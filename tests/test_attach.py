@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import zoquant
 from tests import broken_backends
-from tests.toy import ToyModel, registered, toy_batch, toy_layer, toy_loss, toy_model
+from tests.toy import ToyModel, registered, stored, toy_batch, toy_layer, toy_loss, toy_model
 from zoquant import MemberView, ScaleView, TensorView, attach
 from zoquant.errors import NoViewsError, ShapeError, UnsupportedLayoutError, ValueRangeError
 from zoquant.native import QuantEmbedding
@@ -119,7 +119,7 @@ def test_writes_name_the_key_and_the_backend(model: ToyModel) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_damaged_base_is_refused(model: ToyModel, bad: float) -> None:
-    model.layers["l1"].packed.d[0, 0] = bad  # type: ignore[union-attr, index]
+    stored(model, "l1", "d")[0, 0] = bad
     with pytest.raises(ValueRangeError) as caught:
         attach(model)
     assert str(caught.value) == (
@@ -197,9 +197,9 @@ def test_a_refusal_of_open_names_the_layer() -> None:
         def open(self, module: nn.Module) -> Sequence[ScaleView]:
             raise UnsupportedLayoutError("scales are packed. Use the torch kernel.")
 
-    with registered(Refusing(), broken_backends.Layer):
-        with pytest.raises(UnsupportedLayoutError, match=r"^a: scales are packed\. Use the torch kernel\.$"):
-            attach(nn.ModuleDict({"a": broken_backends.Layer()}))
+    text = r"^a: scales are packed\. Use the torch kernel\.$"
+    with registered(Refusing(), broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
+        attach(nn.ModuleDict({"a": broken_backends.Layer()}))
 
 
 def test_attached_under_inference_mode_trained_outside(model: ToyModel) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zoquant
-from tests.toy import DTYPES, ToyFormat, toy_batch, toy_loss, toy_model, write_toy
+from tests.toy import DTYPES, ToyFormat, stored, toy_batch, toy_loss, toy_model, write_toy
 from zoquant import ZOSGD, attach, export, save_delta
 from zoquant.checkpoint import checkpoint_views, read_base
 from zoquant.errors import BaseMismatchError, CheckpointError, OutputExistsError, RegistryError, ShapeError
@@ -58,7 +58,7 @@ def test_only_moved_values_change_and_as_live_ones_do(
     toy_format: ToyFormat, tmp_path: Path, dtype: str, space: Any, seed: int, amount: float
 ) -> None:
     model = toy_model(seed, dtype=DTYPES[dtype])
-    model.layers["l0"].packed.m[0] = -0.0  # type: ignore[union-attr, index]
+    stored(model, "l0", "m")[0] = -0.0
     base, delta, out = (tmp_path / name for name in ("base.toy", "delta.safetensors", "out.toy"))
     out.unlink(missing_ok=True)
     write_toy(base, model, dtype)

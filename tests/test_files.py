@@ -41,9 +41,14 @@ def test_written_whole(tmp_path: Path) -> None:
 def test_an_error_inside_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -63,6 +68,14 @@ def test_places_that_cannot_be_written(tmp_path: Path, place: str, reason: str) 
         "folder."
     )
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(WriteError, match=r"pipe: is a device or a pipe, expected a place for a file\. Choose another"):
+        write_text(pipe, "text")
+    assert pipe.is_fifo()
 
 
 def test_a_name_too_long(tmp_path: Path) -> None:

@@ -34,6 +34,17 @@ def test_importing_zoquant_imports_no_library() -> None:
     assert imported_by("import zoquant, zoquant.testing; zoquant.backends(); zoquant.formats()") == set()
 
 
+def test_functions_keep_their_names() -> None:
+    """`zoquant.backends` is a function and a package: importing a backend must not replace the function."""
+    program = """
+import zoquant
+from zoquant.backends import native
+from zoquant import attach, export, load
+assert all(callable(each) for each in (zoquant.backends, zoquant.attach, zoquant.export, zoquant.load))
+"""
+    assert imported_by(program) == set()
+
+
 def test_importing_every_plugin_imports_no_library_of_theirs() -> None:
     """A backend is imported before the library whose classes it serves."""
     targets = {claim.target.partition(":")[0] for claim in zoquant.backends().values()}

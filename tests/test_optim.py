@@ -435,10 +435,11 @@ def test_another_base_is_refused() -> None:
     _, optimizer = run(2)
     stranger = ZOSGD(attach(toy_model(seed=1), roles=BOTH))
     before = bits(stranger.views)
-    for carry in (
+    carriers: tuple[Callable[[], None], ...] = (
         lambda: stranger.resume(optimizer.trajectory),
         lambda: stranger.load_state_dict(optimizer.state_dict()),
-    ):
+    )
+    for carry in carriers:
         with pytest.raises(BaseMismatchError, match=r"made on another base: layers\.l0\.d has fingerprint"):
             carry()
         assert same(bits(stranger.views), before)

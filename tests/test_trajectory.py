@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.toy import toy_batch, toy_loss, toy_model
 from zoquant import ZOSGD, Trajectory, Views, attach, replay, save_delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
+from zoquant.files import load_tensors
 from zoquant.testing.tensors import same_bits
 from zoquant.trajectory import Step
 
@@ -105,7 +106,7 @@ def test_a_copy_is_left_alone(optimizer: ZOSGD) -> None:
 
 
 def rewrite(path: Path, change: dict[str, Any] | None = None, **tensors: Tensor | None) -> None:
-    metadata = json.loads(safetensors.safe_open(path, "pt").metadata()["zoquant"])
+    metadata = load_tensors(path, "trajectory")[1]
     values = {
         key: value for key, value in {**safetensors.torch.load_file(path), **tensors}.items() if value is not None
     }

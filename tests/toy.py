@@ -32,7 +32,7 @@ class ToyCodec:
     block = BLOCK
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.fields = (FieldSpec("d", "scale", dtype), FieldSpec("m", "zero", dtype))
+        self.fields: tuple[FieldSpec, ...] = (FieldSpec("d", "scale", dtype), FieldSpec("m", "zero", dtype))
 
     def decode(self, codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
         d, m = values
@@ -77,6 +77,13 @@ def toy_model(
     chosen = order if order is not None else range(layers)
     made = {f"l{n}": toy_layer(100 * seed + n, rows=rows, groups=rows // BLOCK, dtype=dtype) for n in chosen}
     return ToyModel(made).eval()
+
+
+def stored(model: ToyModel, layer: str, field: str) -> Tensor:
+    """Return the storage of one field of one layer."""
+    linear = model.layers[layer]
+    assert isinstance(linear, QuantLinear)
+    return linear.packed.value(field)
 
 
 def toy_batch(rows: int = 8, count: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, the folder is missing or read-only; `path` is as it was.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise WriteError(f"{path}: is a device or a pipe, expected a place for a file. Choose another name.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
