@@ -10,15 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.toy import ToyModel, toy_batch, toy_loss, toy_model
+from tests.toy import ToyModel, registered, toy_batch, toy_loss, toy_model
 from zoquant import ZOSGD, Views, attach
 from zoquant.buffer import SPACES, Space
 from zoquant.errors import BaseMismatchError, CheckpointError, LossError
 from zoquant.noise import KINDS, Kind, reference, step_seed
 from zoquant.protocol import Role
 from zoquant.testing.tensors import same_bits
+from zoquant.views import TensorView
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BOTH: tuple[Role, ...] = ("scale", "zero")
@@ -57,8 +58,9 @@ def test_a_textbook_agrees() -> None:
     lr, eps, clip, seed = 1e-4, 1e-3, 2.0, 5
     model, twin = toy_model(dtype=torch.float32), toy_model(dtype=torch.float32)
     optimizer = ZOSGD(
-        attach(model, roles=BOTH), lr=lr, eps=eps, clip=clip, seed=seed, noise="gaussian", space="absolute"
-    )
+        attach(model, roles=BOTH, coupled=False),
+        lr=lr, eps=eps, clip=clip, seed=seed, noise="gaussian", space="absolute",
+    )  # fmt: skip
     stored = {view.name: (view.role, view.live) for view in attach(twin, roles=BOTH)}
     theta = {name: cast(Tensor, live).double() for name, (_, live) in stored.items()}
     base = {name: value.clone() for name, value in theta.items()}
@@ -386,20 +388,62 @@ def test_state_dict_brings_all_settings_along() -> None:
     assert state["trajectory"]["seeds"].shape == (2, 2)
 
 
-def test_coupled_views_of_a_layer_move_together() -> None:
-    _, optimizer = run(2, coupled=True, lr=0.1, dtype=torch.float32)
-    views = optimizer.views
-    assert same_bits(views.delta("layers.l0.d"), views.delta("layers.l0.m"))
-    assert not same_bits(views.delta("layers.l0.d"), views.delta("layers.l1.d"))
-    alone = attach(toy_model(dtype=torch.float32), roles=("zero",), include="*.l0.*")
-    alone.coupled = True
-    for step in optimizer.trajectory.steps:
-        alone.add(step.seeds[0], -step.lr * step.derivatives[0], "rademacher")
-    assert same_bits(alone.delta("layers.l0.m"), views.delta("layers.l0.m"))
-    fresh = ZOSGD(attach(toy_model(dtype=torch.float32), roles=BOTH))
-    fresh.load_state_dict(optimizer.state_dict())
-    assert fresh.views.coupled
-    assert same(bits(fresh.views), bits(views))
+class Pair:
+    """Two scales of one shape in one layer: `w = d q + m`."""
+
+    name = "pair"
+
+    def open(self, module: nn.Module) -> list[TensorView]:
+        return [TensorView(name, "scale", cast(Tensor, getattr(module, name))) for name in ("d", "m")]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        return cast(Tensor, module.d) * cast(Tensor, module.q) + cast(Tensor, module.m)
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        return torch.ones(2, 4)
+
+
+class PairLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("q", torch.randint(0, 16, (3, 4), generator=generator).float())
+        self.register_buffer("d", torch.rand(3, 1, generator=generator) + 0.5)
+        self.register_buffer("m", -torch.rand(3, 1, generator=generator) - 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ Pair().dequantize(self).t()
+
+
+def test_coupled_scales_rescale_the_weight_as_a_whole() -> None:
+    with registered(Pair(), PairLinear):
+        model = nn.Sequential(PairLinear(), PairLinear())
+        before = [Pair().dequantize(layer) for layer in model]
+        views = attach(model)
+        assert views.coupled_keys() == [("0.d", "0.m"), ("1.d", "1.m")]
+        optimizer = ZOSGD(views, lr=0.1)
+        for _ in range(3):
+            optimizer.step(lambda: model[1](model[0](torch.ones(1, 4))[:, [0, 1, 2, 0]]).square().sum())
+        for index, layer in enumerate(model):
+            factor = 1 + views.delta(f"{index}.d")
+            assert same_bits(views.delta(f"{index}.d"), views.delta(f"{index}.m"))
+            torch.testing.assert_close(Pair().dequantize(layer), factor * before[index])
+            assert not torch.allclose(factor, torch.ones_like(factor))
+
+
+def test_coupled_noise_is_the_same_for_any_subset_of_views() -> None:
+    with registered(Pair(), PairLinear):
+        both, alone = attach(PairLinear()), attach(PairLinear(), include="m")
+        for views in (both, alone):
+            views.add(3, 0.5, "rademacher")
+        assert same_bits(both.delta("m"), alone.delta("m"))
+
+
+def test_coupled_scales_do_not_move_in_absolute_space() -> None:
+    with registered(Pair(), PairLinear):
+        with pytest.raises(ValueError, match="d and m share their delta"):
+            ZOSGD(attach(PairLinear()), space="absolute")
+        ZOSGD(attach(PairLinear(), coupled=False), space="absolute")
 
 
 def test_a_saved_state_stays_as_it_was() -> None:
@@ -419,7 +463,6 @@ def test_a_saved_state_stays_as_it_was() -> None:
         ({"probes": 2}, "ZOSGD: probes is 2, expected 1, as in the trajectory."),
         ({"noise": "gaussian"}, "ZOSGD: noise is 'gaussian', expected 'rademacher', as in the trajectory."),
         ({"space": "absolute"}, "ZOSGD: space is 'absolute', expected 'relative', as in the trajectory."),
-        ({"coupled": True}, "ZOSGD: coupled is True, expected False, as in the trajectory."),
     ],
 )
 def test_resume_wants_the_same_settings(settings: dict[str, Any], text: str) -> None:

@@ -20,7 +20,7 @@ from zoquant.settings import Settings
 from zoquant.tasks import Classification, Template
 from zoquant.trainer import Job, Outcome, run
 
-SETTINGS = Settings(steps=6, batch_size=4, lr=1e-3, eps=1e-2, roles=("scale", "zero"), coupled=True)
+SETTINGS = Settings(steps=6, batch_size=4, lr=1e-3, eps=1e-2)
 
 
 @pytest.fixture(scope="module")

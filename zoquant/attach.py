@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from zoquant import registry
-from zoquant.buffer import FlatBuffer, Space, view_count
+from zoquant.buffer import FlatBuffer, Space
 from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
 from zoquant.fingerprint import fingerprint
+from zoquant.layout import view_count
 from zoquant.noise import Kind
 from zoquant.protocol import ROLES, Backend, Role, ScaleView
 from zoquant.verify import verify_layer
@@ -66,16 +67,19 @@ class BoundView:
 class Views(Sequence[BoundView]):
     """The views of a model, in module order, and the flat buffers behind them.
 
+    `coupled` says whether views of one layer, role and shape share their delta.
+
     Writing through a single view changes the model behind the buffers' back: use it to look, and an optimizer,
     `load_delta` or `replay` to change values.
     """
 
-    def __init__(self, views: Sequence[BoundView]) -> None:
+    def __init__(self, views: Sequence[BoundView], *, coupled: bool) -> None:
         self._views = tuple(views)
         by_device: dict[torch.device, list[BoundView]] = {}
         for view in self._views:
             by_device.setdefault(view.device, []).append(view)
-        self.buffers = [FlatBuffer(group, device) for device, group in by_device.items()]
+        self.coupled = coupled
+        self.buffers = [FlatBuffer(group, device, coupled=coupled) for device, group in by_device.items()]
         self._place = {view.name: (buffer, index) for buffer in self.buffers for index, view in enumerate(buffer.views)}
 
     @overload
@@ -108,23 +112,15 @@ class Views(Sequence[BoundView]):
         for buffer in self.buffers:
             buffer.space = space
 
-    @property
-    def coupled(self) -> bool:
-        """Whether the views of one layer and shape share their noise."""
-        return self.buffers[0].coupled
-
-    @coupled.setter
-    def coupled(self, coupled: bool) -> None:
-        for buffer in self.buffers:
-            buffer.coupled = coupled
-
     def base(self, key: str) -> Tensor:
         """Return the float32 values that a view had at attach time, in its shape. A copy."""
-        return self._of(key, "base")
+        buffer, index = self._find(key)
+        return buffer.base(index)
 
     def delta(self, key: str) -> Tensor:
         """Return what training added to a view, float32, in its shape and in units of `space`. A copy."""
-        return self._of(key, "delta")
+        buffer, index = self._find(key)
+        return buffer.delta[buffer.slice_of(index)].view(buffer.views[index].shape).clone()
 
     def theta(self, key: str) -> Tensor:
         """Return base and delta of a view together, float32, before the cast to its dtype. A copy."""
@@ -158,14 +154,14 @@ class Views(Sequence[BoundView]):
         """Return the share of values that a probe really changes once it is cast to the dtype that stores it."""
         return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / self.trainable
 
+    def coupled_keys(self) -> list[tuple[str, ...]]:
+        """Return the keys of the views that share their delta, a tuple for each such delta."""
+        slots = (slot for buffer in self.buffers for slot in buffer.slots)
+        return [tuple(view.name for view in slot) for slot in slots if len(slot) > 1]
+
     def fingerprints(self) -> dict[str, str]:
         """Return the fingerprint of every view's base, by key."""
         return {key: fingerprint(self.base(key)) for key in self.keys}
-
-    def _of(self, key: str, what: str) -> Tensor:
-        buffer, index = self._find(key)
-        flat: Tensor = getattr(buffer, what)
-        return flat[buffer.slice_of(index)].view(buffer.views[index].shape).clone()
 
     def _find(self, key: str) -> tuple[FlatBuffer, int]:
         if key not in self._place:
@@ -180,6 +176,7 @@ def attach(
     roles: Sequence[Role] = ("scale",),
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    coupled: bool = True,
     verify: bool = True,
 ) -> Views:
     """Return the views of all quantized layers of a model.
@@ -189,6 +186,8 @@ def attach(
         roles: which kinds of values to expose.
         include: shell patterns on keys, e.g. `"*.mlp.*"`; None takes all.
         exclude: shell patterns on keys to leave out.
+        coupled: let the views of one layer, role and shape share their delta. The weights are linear in all scales of a
+            layer together, as in `d` and `m` of a GGUF block: in relative space the block is then rescaled as a whole.
         verify: run every vendor's layer once and check that its output moves as `dequantize` predicts when its values
             do. The model must be in the mode that training will use. Native layers have no cache to be checked for.
 
@@ -217,7 +216,7 @@ def attach(
         found.extend(BoundView(_key(path, view), view, backend.name) for view in fresh)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude))
-    return Views(found)
+    return Views(found, coupled=coupled)
 
 
 def claimed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Backend]]:

@@ -1,19 +1,19 @@
-"""All views of one device as one flat float32 buffer: base, delta, and the writing of theta = base + delta.
+"""All views of one device as one flat buffer: base, delta, and the writing of theta = base + delta.
 
-Theta is always computed from base and delta, never by adding to what is stored, so nothing drifts. The buffer is
-walked in chunks of whole views: noise, perturbation and cast happen while a chunk lies in the cache, and one
-multi-tensor copy writes the views of a chunk that are plain tensors.
+Theta is always computed from base and delta in float32, never by adding to what is stored, so nothing drifts. Base is
+kept in the dtype that stores it, which loses nothing. The buffer is walked in chunks: noise, perturbation and cast
+happen while a chunk lies in the cache, and one multi-tensor copy writes its views that are plain tensors.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from zoquant.noise import BLOCK, Kind, NoiseSource
-from zoquant.protocol import Role, ScaleView
+from zoquant.layout import Chunk, Plane, chunk_of, coupled_key, pieces_of, runs_of, slots_of, view_count
+from zoquant.noise import Kind, NoiseSource
+from zoquant.protocol import ScaleView
 
 Space = Literal["relative", "absolute"]
 SPACES: tuple[Space, ...] = ("relative", "absolute")
@@ -22,70 +22,44 @@ _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ELSEWHERE = 1 << 26
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Neighbouring views of one dtype.
-
-    Attributes:
-        start: where the chunk begins in the buffer.
-        stop: where it ends.
-        theta: the chunk's scratch memory, shared by all chunks.
-        plain: storages of views that are plain tensors, and their places in `theta`.
-        others: views that have to be written one by one, and their places in `theta`.
-        dtype: dtype that stores the values.
-        keep_sign: whether the values stop at zero.
-    """
-
-    start: int
-    stop: int
-    theta: Tensor
-    plain: tuple[list[Tensor], list[Tensor]]
-    others: list[tuple[ScaleView, Tensor]]
-    dtype: torch.dtype
-    keep_sign: bool
-
-
 class FlatBuffer:
     """Base and delta of the views of one device.
 
     Args:
         views: the views, all on `device`, with their keys as names.
         device: the device.
+        coupled: let the views of one layer, role and shape share their delta, and so their noise.
 
     Attributes:
-        base: float32 `[n]`, the values at attach time; a view starts at a multiple of `noise.BLOCK`, the gaps hold 0.
-        delta: float32 `[n]`, what training added, in units of `space`.
+        delta: float32 `[n]`, what training added, in units of `space`; slots start at multiples of `noise.BLOCK`.
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
-        coupled: whether the views of one layer and shape share their noise.
     """
 
-    def __init__(self, views: Sequence[ScaleView], device: torch.device) -> None:
+    def __init__(self, views: Sequence[ScaleView], device: torch.device, *, coupled: bool = False) -> None:
         self.views = tuple(views)
         self.device = device
+        self.coupled = coupled
         self.space: Space = "relative"
-        self.coupled = False
-        self.counts = [view_count(view) for view in views]
-        self.offsets: list[int] = []
-        size = 0
-        for count in self.counts:
-            self.offsets.append(size)
-            size += -(-count // BLOCK) * BLOCK
-        runs = list(self._cut())
-        longest = max((self._end(run) - self.offsets[run[0]] for run in runs), default=0)
+        self.slots = slots_of(views, coupled=coupled)
+        self._home = {view.name: (n, level) for n, slot in enumerate(self.slots) for level, view in enumerate(slot)}
+        limit = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
+        pieces = pieces_of(self.slots, limit)
+        runs = list(runs_of(self.slots, pieces, limit))
+        longest = max((run[-1].stop - run[0].start for run in runs), default=0)
         with torch.inference_mode(False):  # a buffer made under inference mode could not be written outside of it
-            self.base = torch.zeros(size, dtype=torch.float32, device=device)
-            self.delta = torch.zeros_like(self.base)
-            self._theta = torch.empty(longest, dtype=torch.float32, device=device)
-            self._noise = torch.empty_like(self._theta)
-            self._chunks = [self._chunk(run) for run in runs]
-        for view, offset, count in zip(self.views, self.offsets, self.counts, strict=True):
-            self.base[offset : offset + count] = view.read().view(-1)
+            self.delta = torch.zeros(pieces[-1].stop if pieces else 0, dtype=torch.float32, device=device)
+            self._probed = torch.empty(longest, dtype=torch.float32, device=device)
+            self._theta = torch.empty_like(self._probed)
+            self._base = torch.empty_like(self._probed)
+            self._chunks = [chunk_of(self.slots, run, self._theta) for run in runs]
+        self._starts = {piece.slot: piece.start for piece in reversed(pieces)}
         self._source: NoiseSource | None = None
-        self._drawn: tuple[Kind, bool] | None = None
 
     def slice_of(self, index: int) -> slice:
-        """Return where view number `index` lies in the buffer."""
-        return slice(self.offsets[index], self.offsets[index] + self.counts[index])
+        """Return where the delta of view number `index` lies in the buffer."""
+        view = self.views[index]
+        start = self._starts[self._home[view.name][0]]
+        return slice(start, start + view_count(view))
 
     def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind = "rademacher") -> None:
         """Write theta, or a probe of it, into every view.
@@ -96,95 +70,71 @@ class FlatBuffer:
             noise: distribution of the direction.
         """
         for chunk in self._chunks:
-            self._probe(chunk, seed, eps, noise)
-            self._store(chunk)
+            probed = self._probe(chunk, seed, eps, noise)
+            for plane in chunk.planes:
+                self._compose(plane, probed)
+                plane.store()
 
     def add(self, seed: int, amount: float, noise: Kind) -> None:
         """Move delta by `amount` times the direction of `seed`. Writes no view."""
         source = self._source_of(noise)
         for chunk in self._chunks:
-            z = source.draw(seed, chunk.start, self._noise[: chunk.stop - chunk.start])
+            z = source.draw(seed, chunk.start, self._probed[: chunk.stop - chunk.start])
             self.delta[chunk.start : chunk.stop].add_(z.mul_(amount))  # not alpha=, which is fused where it can be
 
     def count_moved(self, seed: int, eps: float, noise: Kind) -> int:
         """Return how many stored values differ between theta and a probe of it."""
         moved = 0
         for chunk in self._chunks:
-            center = self._probe(chunk, None, 0.0, noise).to(chunk.dtype, copy=True)
-            probe = self._probe(chunk, seed, eps, noise).to(chunk.dtype)
-            moved += int((probe.float() != center.float()).sum())
+            for plane in chunk.planes:
+                center = self._compose(plane, self._probe(chunk, None, 0.0, noise)).to(plane.base.dtype, copy=True)
+                probe = self._compose(plane, self._probe(chunk, seed, eps, noise)).to(plane.base.dtype)
+                moved += int((probe.float() != center.float()).sum())
         return moved
+
+    def base(self, index: int) -> Tensor:
+        """Return the values that view number `index` had at attach time, float32, in its shape. A copy."""
+        return self._gather(self.views[index], lambda chunk, plane: plane.base.float())
 
     def theta(self, index: int) -> Tensor:
         """Return theta of view number `index`, float32, in the shape of the view, before the cast to its dtype."""
-        offset, view = self.offsets[index], self.views[index]
-        (chunk,) = (c for c in self._chunks if c.start <= offset < c.stop)
-        theta = self._probe(chunk, None, 0.0, "rademacher")
-        start = offset - chunk.start
-        return theta[start : start + self.counts[index]].view(view.shape).clone()
+        return self._gather(
+            self.views[index],
+            lambda chunk, plane: self._compose(plane, self._probe(chunk, None, 0.0, "rademacher")),
+        )
 
-    def _probe(self, chunk: _Chunk, seed: int | None, eps: float, noise: Kind) -> Tensor:
-        """Return theta + eps · z of a chunk in the scratch buffer, sign and range kept."""
-        base, delta = self.base[chunk.start : chunk.stop], self.delta[chunk.start : chunk.stop]
+    def _probe(self, chunk: Chunk, seed: int | None, eps: float, noise: Kind) -> Tensor:
+        """Return delta + eps · z of a chunk in scratch memory."""
+        delta, probed = self.delta[chunk.start : chunk.stop], self._probed[: chunk.stop - chunk.start]
         if seed is None:
-            chunk.theta.copy_(delta)
-        else:
-            z = self._source_of(noise).draw(seed, chunk.start, self._noise[: chunk.stop - chunk.start])
-            torch.add(delta, z, alpha=eps, out=chunk.theta)
-        return compose(chunk.theta, base, space=self.space, keep_sign=chunk.keep_sign, dtype=chunk.dtype)
+            return probed.copy_(delta)
+        self._source_of(noise).draw(seed, chunk.start, probed)
+        return torch.add(delta, probed, alpha=eps, out=probed)
 
-    def _store(self, chunk: _Chunk) -> None:
-        """Write what stands in the scratch memory of a chunk into its views."""
-        with torch.no_grad():
-            if chunk.plain[0]:
-                torch._foreach_copy_(*chunk.plain)
-        for view, value in chunk.others:
-            view.write(value)
+    def _compose(self, plane: Plane, probed: Tensor) -> Tensor:
+        """Return theta of a plane in scratch memory."""
+        theta = self._theta[: probed.numel()].copy_(probed)
+        base = self._base[: probed.numel()].copy_(plane.base)
+        return compose(theta, base, space=self.space, keep_sign=plane.keep_sign, dtype=plane.base.dtype)
+
+    def _gather(self, view: ScaleView, values: Callable[[Chunk, Plane], Tensor]) -> Tensor:
+        """Return the values of one view from all chunks that hold a piece of it."""
+        slot, level = self._home[view.name]
+        found = [torch.empty(0, dtype=torch.float32, device=self.device)]
+        for chunk in self._chunks:
+            for piece in chunk.pieces:
+                if piece.slot == slot:
+                    start = piece.start - chunk.start
+                    found.append(values(chunk, chunk.planes[level])[start : start + piece.count].clone())
+        return torch.cat(found).view(view.shape)
 
     def _source_of(self, noise: Kind) -> NoiseSource:
-        wanted = (noise, self.coupled)
-        if self._source is None or self._drawn != wanted:
-            keys = [coupled_key(view) if self.coupled else view.name for view in self.views]
+        if self._source is None or self._source.kind != noise:
+            keys = [coupled_key(slot[0]) if self.coupled else slot[0].name for slot in self.slots]
+            counts = [view_count(slot[0]) for slot in self.slots]
             with torch.inference_mode(False):
-                self._source = NoiseSource(keys, self.counts, noise, self.device)
-            self._drawn = wanted
+                self._source = NoiseSource(keys, counts, noise, self.device)
         return self._source
-
-    def _cut(self) -> Iterator[list[int]]:
-        """Cut the buffer into runs of views of one dtype, each of a size that suits the device, or of one view."""
-        limit = _CHUNK.get(self.device.type, _CHUNK_ELSEWHERE)
-        run: list[int] = []
-        for index in range(len(self.views)):
-            if run and not self._fits(run[0], index, limit):
-                yield run
-                run = []
-            run.append(index)
-        if run:
-            yield run
-
-    def _fits(self, first: int, index: int, limit: int) -> bool:
-        one, other = self.views[first], self.views[index]
-        same = one.dtype == other.dtype and keeps_sign(one.role) == keeps_sign(other.role)
-        return same and self._end([index]) - self.offsets[first] <= limit
-
-    def _end(self, run: list[int]) -> int:
-        return self.offsets[run[-1]] + -(-self.counts[run[-1]] // BLOCK) * BLOCK
-
-    def _chunk(self, run: list[int]) -> _Chunk:
-        start, stop = self.offsets[run[0]], self._end(run)
-        plain: tuple[list[Tensor], list[Tensor]] = ([], [])
-        others: list[tuple[ScaleView, Tensor]] = []
-        for index in run:
-            view = self.views[index]
-            place = self._theta[self.offsets[index] - start :][: self.counts[index]].view(view.shape)
-            if view.live is None or view.live.is_inference():
-                others.append((view, place))
-            else:
-                plain[0].append(view.live)
-                plain[1].append(place)
-        first = self.views[run[0]]
-        theta = self._theta[: stop - start]
-        return _Chunk(start, stop, theta, plain, others, first.dtype, keeps_sign(first.role))
 
 
 def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype: torch.dtype) -> Tensor:
@@ -211,18 +161,3 @@ def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype
             delta.mul_(sign).clamp_(min=0.0).copysign_(base)
     limit = torch.finfo(dtype).max
     return delta.clamp_(-limit, limit)
-
-
-def coupled_key(view: ScaleView) -> str:
-    """Return the key of the noise that the views of one layer and shape share, such as `d` and `m` of a GGUF block."""
-    return f"{view.name.rpartition('.')[0]}{list(view.shape)}"
-
-
-def keeps_sign(role: Role) -> bool:
-    """Whether values of a role never cross zero: a scale that does turns its weights upside down."""
-    return role == "scale"
-
-
-def view_count(view: ScaleView) -> int:
-    """Return the number of elements of a view."""
-    return int(torch.Size(view.shape).numel())

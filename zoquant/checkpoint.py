@@ -14,12 +14,13 @@ from zoquant.registry import format_of
 from zoquant.views import TensorView, bytes_of
 
 
-def checkpoint_views(path: str | Path, keys: Iterable[str]) -> Views:
+def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) -> Views:
     """Return views over copies of a checkpoint's values, to replay a trajectory or load a delta without a model.
 
     Args:
         path: the checkpoint.
         keys: which values.
+        coupled: as in `attach`.
 
     Raises:
         BaseMismatchError: the checkpoint does not hold one of the keys.
@@ -34,7 +35,7 @@ def checkpoint_views(path: str | Path, keys: Iterable[str]) -> Views:
             raise BaseMismatchError(f"{source}: holds no {key}. Use the checkpoint that training started from.")
         span = index[key]
         bound.append(BoundView(key, TensorView(key, span.role, read_base(source, span).to(span.dtype)), found.name))
-    return Views(bound)
+    return Views(bound, coupled=coupled)
 
 
 def read_base(path: str | Path, span: Span) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
-from zoquant.errors import CheckpointError, ShapeError, ValueRangeError
+from zoquant.errors import BaseMismatchError, CheckpointError, ShapeError, ValueRangeError
 from zoquant.files import load_tensors, save_tensors
 from zoquant.fingerprint import check_base
 
@@ -85,7 +85,18 @@ def load_delta(path: str | Path, views: Views) -> None:
     for key, value in delta.values.items():
         if tuple(value.shape) != shapes[key]:
             raise ShapeError(f"{path}: {key} has shape {tuple(value.shape)}, expected {shapes[key]}. Nothing changed.")
+    _check_coupled(str(path), delta, views)
     for buffer in views.buffers:
         buffer.delta.zero_()
     views.space = delta.space
     views.set_delta(delta.values)
+
+
+def _check_coupled(what: str, delta: Delta, views: Views) -> None:
+    """Refuse a delta that moves views apart which share theirs here."""
+    for keys in views.coupled_keys():
+        found = [delta.values.get(key) for key in keys]
+        if any(value is None for value in found) and any(value is not None for value in found):
+            raise BaseMismatchError(f"{what}: moves only some of {', '.join(keys)}. Attach with coupled=False.")
+        if any(value is not None and not torch.equal(value, cast(Tensor, found[0])) for value in found):
+            raise BaseMismatchError(f"{what}: moves {', '.join(keys)} apart. Attach with coupled=False.")

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoquant.buffer import Space, compose, keeps_sign
+from zoquant.buffer import Space, compose
 from zoquant.checkpoint import read_base, values_at
 from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, ShapeError
 from zoquant.files import refuse_existing, replacing
 from zoquant.fingerprint import check_base, fingerprint
+from zoquant.layout import keeps_sign
 from zoquant.protocol import Span
 from zoquant.registry import format_of
 from zoquant.views import bytes_of

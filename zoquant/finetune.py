@@ -129,7 +129,7 @@ def evaluate(source: Source, data: str | Path, template: Template, delta: str | 
     rows = read_rows(data)
     model, tokenizer, device = source.open()
     if delta is not None:
-        load_delta(delta, attach(model, roles=ROLES))
+        load_delta(delta, attach(model, roles=ROLES, coupled=False))
     return Classification(rows, template, tokenizer, device).evaluate(model)
 
 

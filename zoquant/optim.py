@@ -57,11 +57,9 @@ class ZOSGD(torch.optim.Optimizer):
         probes: directions a step, averaged.
         noise: distribution of z: `"rademacher"` or `"gaussian"`.
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
-        coupled: let the views of one layer and shape share z. Where the weights are linear in each of them, as in `d`
-            and `m` of a GGUF block, a probe in relative space then rescales the block as a whole.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range, or coupled views shall move in absolute space.
         BaseMismatchError: the views hold a delta already.
     """
 
@@ -76,12 +74,17 @@ class ZOSGD(torch.optim.Optimizer):
         probes: int = 1,
         noise: Kind = "rademacher",
         space: Space = "relative",
-        coupled: bool = False,
     ) -> None:
         _check_rates(lr, eps, clip)
         _check("probes", probes, probes >= 1, "at least 1")
         _check("noise", noise, noise in KINDS, f"one of {KINDS}")
         _check("space", space, space in SPACES, f"one of {SPACES}")
+        if space == "absolute" and views.coupled_keys():
+            first = " and ".join(views.coupled_keys()[0])
+            raise ValueError(
+                f"ZOSGD: space is 'absolute', but {first} share their delta, which is only right in relative space. "
+                "Attach with coupled=False."
+            )
         if any(bool(buffer.delta.any()) for buffer in views.buffers):
             raise BaseMismatchError(
                 "ZOSGD: the views hold a delta, expected their base: a trajectory replays from the base alone. Call "
@@ -92,8 +95,7 @@ class ZOSGD(torch.optim.Optimizer):
         self.seed = seed
         self.probes = probes
         views.space = space
-        views.coupled = coupled
-        self.trajectory = Trajectory(views.fingerprints(), space, noise, coupled)
+        self.trajectory = Trajectory(views.fingerprints(), space, noise, views.coupled)
         self._moved: float | None = None
 
     @property
@@ -155,14 +157,13 @@ class ZOSGD(torch.optim.Optimizer):
 
         Raises:
             BaseMismatchError: the trajectory was made on another base, or on other views.
-            ValueError: it has another number of probes, another noise or space, or is coupled otherwise.
+            ValueError: it has another number of probes, another noise or another space.
         """
         here, run = self.trajectory, trajectory
         for name, got, expected in (
             ("probes", self.probes, run.probes or self.probes),
             ("noise", here.noise, run.noise),
             ("space", here.space, run.space),
-            ("coupled", here.coupled, run.coupled),
         ):
             _check(name, got, got == expected, f"{expected!r}, as in the trajectory")
         replay(run, self.views)

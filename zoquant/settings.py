@@ -26,7 +26,7 @@ class Settings:
         seed: seed of noise and batches.
         noise: distribution of the directions.
         space: what delta means.
-        coupled: whether the views of one layer and shape share their noise.
+        coupled: whether the views of one layer, role and shape share their delta.
         roles: which kinds of values move.
         include: patterns of keys that move; None for all.
         exclude: patterns of keys that do not.
@@ -42,7 +42,7 @@ class Settings:
     seed: int = 0
     noise: Kind = "rademacher"
     space: Space = "relative"
-    coupled: bool = False
+    coupled: bool = True
     roles: tuple[Role, ...] = ("scale",)
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None

@@ -109,10 +109,12 @@ class _Run:
         self.job = job
         self.report = report
         self.watch = _Stopwatch()
-        self.views = attach(job.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude)
+        self.views = attach(
+            job.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude, coupled=chosen.coupled
+        )
         self.optimizer = ZOSGD(
             self.views, lr=chosen.lr, eps=chosen.eps, clip=chosen.clip, seed=chosen.seed, probes=chosen.probes,
-            noise=chosen.noise, space=chosen.space, coupled=chosen.coupled,
+            noise=chosen.noise, space=chosen.space,
         )  # fmt: skip
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
         if not resume:

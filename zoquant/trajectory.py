@@ -12,7 +12,7 @@ import torch
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
-from zoquant.errors import CheckpointError, ValueRangeError
+from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
 from zoquant.files import load_tensors, save_tensors
 from zoquant.fingerprint import check_base
 from zoquant.noise import KINDS, Kind
@@ -38,7 +38,7 @@ class Trajectory:
         base: fingerprint of the base by key.
         space: what delta means.
         noise: distribution of the directions.
-        coupled: whether the views of one layer and shape shared their noise.
+        coupled: whether the views of one layer, role and shape shared their delta.
         steps: the steps, in order. A step that was undone has derivatives of 0.
     """
 
@@ -153,13 +153,16 @@ def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | No
     """
     what = "trajectory" if isinstance(trajectory, Trajectory) else str(trajectory)
     run = trajectory if isinstance(trajectory, Trajectory) else Trajectory.load(trajectory)
+    if views.coupled != run.coupled:
+        raise BaseMismatchError(
+            f"{what}: made with coupled={run.coupled}, these views have coupled={views.coupled}. Attach as the run did."
+        )
     here = views.fingerprints()
     check_base(what, run.base, here)
     check_base("these views", here, run.base)
     for buffer in views.buffers:
         buffer.delta.zero_()
     views.space = run.space
-    views.coupled = run.coupled
     done = run.steps[:steps]
     for step in done:
         apply_step(views, step, run.noise)

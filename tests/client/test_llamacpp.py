@@ -132,7 +132,7 @@ def test_llamacpp_computes_what_zoquant_computes_on_the_base(setup: Setup, base_
 
 
 def test_llamacpp_loads_the_tuned_file_and_sees_the_tuning(setup: Setup, base_theirs: Tensor, tmp_path: Path) -> None:
-    views = zoquant.attach(setup.model, roles=("scale", "zero"))
+    views = zoquant.attach(setup.model)
     try:
         train(setup, views)
         ours = setup.ours()
@@ -147,7 +147,7 @@ def test_llamacpp_loads_the_tuned_file_and_sees_the_tuning(setup: Setup, base_th
 
 
 def test_zero_delta_exports_the_base_itself(setup: Setup, tmp_path: Path) -> None:
-    views = zoquant.attach(setup.model, roles=("scale", "zero"))
+    views = zoquant.attach(setup.model)
     zoquant.save_delta(tmp_path / "delta.safetensors", views)
     same = zoquant.export(setup.checkpoint, delta=tmp_path / "delta.safetensors", out=tmp_path / "same.gguf")
     assert same.read_bytes() == setup.checkpoint.read_bytes()

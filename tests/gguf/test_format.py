@@ -71,7 +71,7 @@ def test_dense_keys(tmp_path: Path) -> None:
 def test_roles_and_types(tmp_path: Path) -> None:
     path = TinyFile("llama", tiny("llama"), types="Q4_1").write(tmp_path / "tiny.gguf")
     span = GGUFFormat().index(path)["model.layers.1.mlp.down_proj.m"]
-    assert (span.role, span.shape, span.strides, span.dtype) == ("zero", (256, 16), (320, 20), torch.float16)
+    assert (span.role, span.shape, span.strides, span.dtype) == ("scale", (256, 16), (320, 20), torch.float16)
     assert (span.file, span.tensor) == ("tiny.gguf", "blk.1.ffn_down.weight")
     path = TinyFile("llama", tiny("llama"), types="Q4_K").write(tmp_path / "tiny.gguf")
     index = GGUFFormat().index(path)

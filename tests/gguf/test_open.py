@@ -282,6 +282,12 @@ def test_a_file_that_contradicts_its_model_is_refused(tmp_path: Path, changes: d
     assert message in refused(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("types", ["Q8_0", "F32"])
+def test_a_missing_bias_is_refused(tmp_path: Path, types: str) -> None:
+    message = refused(tmp_path, "qwen2", types=types, skip=["blk.1.attn_k.bias"])
+    assert "expected a tensor for 'model.layers.1.self_attn.k_proj.bias', got none" in message
+
+
 def test_a_model_that_transformers_cannot_build_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_such(*args: object, **settings: object) -> None:
         raise ValueError("no such\nmodel.")

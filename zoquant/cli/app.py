@@ -171,7 +171,7 @@ def replay_command(
 
     refuse_existing(out)
     recorded = Trajectory.load(trajectory)
-    views = checkpoint_views(base, recorded.base)
+    views = checkpoint_views(base, recorded.base, coupled=recorded.coupled)
     done = len(replay(recorded, views, steps=steps))
     save_delta(out, views)
     result = {"delta": str(out), "steps": done, "bytes": out.stat().st_size}

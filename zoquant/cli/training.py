@@ -34,7 +34,7 @@ def train_command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = _DEFAULT.seed,
     noise: Annotated[str, typer.Option(help="rademacher or gaussian.")] = _DEFAULT.noise,
     space: Annotated[str, typer.Option(help="relative or absolute.")] = _DEFAULT.space,
-    coupled: Annotated[bool, typer.Option(help="Share noise between the views of a layer.")] = _DEFAULT.coupled,
+    coupled: Annotated[bool, typer.Option(help="Move the scales of a block together.")] = _DEFAULT.coupled,
     role: Annotated[list[str] | None, typer.Option(help="What moves: scale, zero, ...; may be repeated.")] = None,
     include: Patterns = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Keys to leave alone; may be repeated.")] = None,

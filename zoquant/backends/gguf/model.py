@@ -5,7 +5,7 @@ plain ones float32 parameters. Every tensor of the file is used and every parame
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,8 @@ class _Filler:
                 module.register_parameter(field, nn.Parameter(self._numbers(part), requires_grad=False))
         else:
             bias = self._numbers(parts["bias"]) if "bias" in parts else None
+            if bias is None and getattr(module, "bias", None) is not None:
+                raise _incomplete(self.header, [f"{path}.bias"])
             self._replace(path, self._native(module, weight, bias))
 
     def _module(self, path: str, parts: Mapping[Field, Part]) -> nn.Module:
@@ -186,8 +188,7 @@ class _Filler:
             return
         embedding, head = self.model.get_submodule("model.embed_tokens"), self.model.get_submodule("lm_head")
         if isinstance(embedding, QuantEmbedding):
-            bias = head.bias if isinstance(head.bias, Tensor) else None
-            self._replace("lm_head", QuantLinear(embedding.packed, bias, compute_dtype=self.compute_dtype))
+            self._replace("lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
         else:
             head.weight = embedding.weight
 
@@ -229,8 +230,12 @@ def _check_filled(header: Header, model: nn.Module) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     missing = [name for name, tensor in tensors if tensor.device.type == "meta"]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
-            f"{header.path}: expected a tensor for {missing[0]!r}{more}, got none. "
-            "The file is incomplete or of another kind than it says; convert the checkpoint again."
-        )
+        raise _incomplete(header, missing)
+
+
+def _incomplete(header: Header, missing: Sequence[str]) -> CheckpointError:
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return CheckpointError(
+        f"{header.path}: expected a tensor for {missing[0]!r}{more}, got none. "
+        "The file is incomplete or of another kind than it says; convert the checkpoint again."
+    )

@@ -17,7 +17,7 @@ from zoquant.native.workspace import scratch
 
 D = FieldSpec("d", "scale", torch.float16)
 DMIN = FieldSpec("dmin", "scale", torch.float16)
-M = FieldSpec("m", "zero", torch.float16)
+M = FieldSpec("m", "scale", torch.float16)
 
 Unpack = Callable[[Tensor, Sequence[Tensor], Tensor], None]
 
