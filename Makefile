@@ -44,7 +44,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) --editable '.[dev,hqq]'
+	DISABLE_CUDA=1 $(PIP) --editable '.[dev,hqq]'
 	touch $@
 
 # llama.cpp, the real client, compiles for some minutes into an environment of its own.

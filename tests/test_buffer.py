@@ -126,12 +126,12 @@ def test_sign_and_range_are_kept(space: Space, dtype: torch.dtype) -> None:
     limit = torch.finfo(dtype).max
     base = torch.tensor([1.0, -1.0, 0.0, -0.0, limit, -limit])
     for push in (-1e30, -3.0, 3.0, 1e30):
-        theta = compose(torch.full((6,), push), base, space=space, keep_sign=True, dtype=dtype)
+        theta = compose(torch.full((6,), push), base, torch.empty(6), space=space, keep_sign=True, dtype=dtype)
         assert torch.isfinite(theta.to(dtype)).all()
         assert ((theta == 0) | (theta.sign() == base.sign())).all()
-        free = compose(torch.full((6,), push), base, space=space, keep_sign=False, dtype=dtype)
+        free = compose(torch.full((6,), push), base, torch.empty(6), space=space, keep_sign=False, dtype=dtype)
         assert torch.isfinite(free.to(dtype)).all()
-    crossed = compose(torch.full((6,), -3.0), base, space=space, keep_sign=False, dtype=dtype)
+    crossed = compose(torch.full((6,), -3.0), base, torch.empty(6), space=space, keep_sign=False, dtype=dtype)
     assert crossed[0] < 0
 
 
@@ -139,7 +139,9 @@ def test_sign_and_range_are_kept(space: Space, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("keep_sign", [True, False])
 def test_a_delta_of_zero_moves_no_bit(space: Space, keep_sign: bool) -> None:
     base = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.0, -3.0, 3.4e38, -3.4e38])
-    theta = compose(torch.zeros_like(base), base, space=space, keep_sign=keep_sign, dtype=torch.float32)
+    theta = compose(
+        torch.zeros_like(base), base, torch.empty_like(base), space=space, keep_sign=keep_sign, dtype=torch.float32
+    )
     assert same_bits(theta, base)
 
 

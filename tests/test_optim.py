@@ -421,7 +421,7 @@ def test_coupled_scales_rescale_the_weight_as_a_whole() -> None:
         before = [Pair().dequantize(layer) for layer in model]
         views = attach(model)
         assert views.coupled_keys() == [("0.d", "0.m"), ("1.d", "1.m")]
-        optimizer = ZOSGD(views, lr=0.1)
+        optimizer = ZOSGD(views, lr=0.1, clip=0.5)
         for _ in range(3):
             optimizer.step(lambda: model[1](model[0](torch.ones(1, 4))[:, [0, 1, 2, 0]]).square().sum())
         for index, layer in enumerate(model):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
-from zoquant.errors import CheckpointError, LossError, OutputExistsError
+from zoquant.errors import CheckpointError, LossError, OutputExistsError, WriteError
 from zoquant.plot import plot_run, smoothed
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
@@ -122,6 +122,41 @@ def test_a_run_killed_between_saves_goes_on_to_the_same_bytes(job: Callable[...,
         metrics.write('{"step": 4, "lo')
     run(job("part"), resume=True)
     assert files(part) == files(whole)
+
+
+def test_a_run_killed_before_its_first_save_begins_again(job: Callable[..., Job]) -> None:
+    whole, part = job("whole"), job("part")
+    run(whole)
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 2:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run(part, report=kill)
+    part.folder.trajectory.unlink()
+    run(job("part"), resume=True)
+    assert files(part) == files(whole)
+    assert [line["step"] for line in part.folder.read_metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_the_system_refuses_is_one_clear_error(job: Callable[..., Job], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"file/run: cannot be written: Not a directory"):
+        run(job("file/run"))
+    work = job("full")
+
+    def fill(progress: Progress) -> None:
+        if progress.step == 1:
+            work.folder.metrics.unlink()
+            work.folder.metrics.symlink_to("/dev/full")
+
+    with pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written: No space left"):
+        run(work, report=fill)
+    assert work.folder.trajectory.exists()
+    work.folder.settings.write_text("{")
+    with pytest.raises(CheckpointError, match=r"settings\.json: cannot be read"):
+        run(job("full"), resume=True)
 
 
 def test_resume_refuses_other_settings_and_names_the_first(job: Callable[..., Job]) -> None:

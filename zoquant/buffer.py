@@ -113,9 +113,9 @@ class FlatBuffer:
 
     def _compose(self, plane: Plane, probed: Tensor) -> Tensor:
         """Return theta of a plane in scratch memory."""
-        theta = self._theta[: probed.numel()].copy_(probed)
         base = self._base[: probed.numel()].copy_(plane.base)
-        return compose(theta, base, space=self.space, keep_sign=plane.keep_sign, dtype=plane.base.dtype)
+        theta = self._theta[: probed.numel()]
+        return compose(probed, base, theta, space=self.space, keep_sign=plane.keep_sign, dtype=plane.base.dtype)
 
     def _gather(self, view: ScaleView, values: Callable[[Chunk, Plane], Tensor]) -> Tensor:
         """Return the values of one view from all chunks that hold a piece of it."""
@@ -137,27 +137,26 @@ class FlatBuffer:
         return self._source
 
 
-def compose(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype: torch.dtype) -> Tensor:
-    """Turn `delta` into theta in place: the one place where base and delta meet, for training and for export.
+def compose(delta: Tensor, base: Tensor, out: Tensor, *, space: Space, keep_sign: bool, dtype: torch.dtype) -> Tensor:
+    """Compute theta: the one place where base and delta meet, for training and for export.
 
     Args:
-        delta: float32, overwritten with theta.
+        delta: float32.
         base: float32, of the same shape.
+        out: float32, of the same shape, overwritten with theta; may be `delta`.
         space: `"relative"`: base + base · delta; `"absolute"`: base + delta.
         keep_sign: stop at zero instead of crossing it.
         dtype: the dtype that will store theta; its finite range is kept.
 
     Returns:
-        `delta`, now theta.
+        `out`.
     """
     if space == "relative":
-        if keep_sign:
-            delta.clamp_(min=-1.0)
-        delta.mul_(base).add_(base)  # two roundings on every machine: a fused multiply-add has one
+        kept = torch.clamp(delta, min=-1.0, out=out) if keep_sign else delta
+        torch.mul(kept, base, out=out).add_(base)  # two roundings on every machine: a fused multiply-add has one
     else:
-        delta.neg_().sub_(base).neg_()  # base + delta, but -0 + 0 stays -0: a delta of zero moves no byte
+        torch.neg(delta, out=out).sub_(base).neg_()  # base + delta, but -0 + 0 stays -0: zero delta moves no byte
         if keep_sign:
-            sign = base.sign()
-            delta.mul_(sign).clamp_(min=0.0).copysign_(base)
+            out.mul_(base.sign()).clamp_(min=0.0).copysign_(base)
     limit = torch.finfo(dtype).max
-    return delta.clamp_(-limit, limit)
+    return out.clamp_(-limit, limit)

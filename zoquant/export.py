@@ -76,7 +76,7 @@ def _patch(file: Path, index: Mapping[str, Span], change: Delta) -> None:
 
 
 def _theta(old: Tensor, value: Tensor, span: Span, space: Space) -> Tensor:
-    theta = compose(
-        value.clone(), old.to(torch.float32), space=space, keep_sign=keeps_sign(span.role), dtype=span.dtype
-    )
+    base = old.to(torch.float32)
+    theta = torch.empty_like(base)
+    compose(value, base, theta, space=space, keep_sign=keeps_sign(span.role), dtype=span.dtype)
     return theta.to(span.dtype)

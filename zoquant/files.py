@@ -27,18 +27,30 @@ def replacing(path: Path) -> Iterator[Path]:
         raise WriteError(f"{path}: is a device or a pipe, expected a place for a file. Choose another name.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a write to `path` into one clear error.
+
+    Raises:
+        WriteError: the disk is full, the folder is missing or read-only.
+    """
+    try:
+        yield
     except OSError as error:
         raise WriteError(
             f"{path}: cannot be written: {error.strerror or error}. Whatever stood there is unchanged; free some space "
             "or choose another folder."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

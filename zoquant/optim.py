@@ -67,7 +67,7 @@ class ZOSGD(torch.optim.Optimizer):
         self,
         views: Views,
         *,
-        lr: float = 1e-2,
+        lr: float = 6e-3,
         eps: float = 3e-2,
         clip: float | None = None,
         seed: int = 0,

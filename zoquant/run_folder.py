@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.errors import CheckpointError
-from zoquant.files import refuse_existing, write_text
+from zoquant.files import refuse_existing, write_text, writing
 from zoquant.optim import StepResult
 from zoquant.tasks import Evaluation
 from zoquant.trajectory import Trajectory
@@ -57,7 +57,8 @@ class RunFolder:
             OutputExistsError: the folder exists.
         """
         refuse_existing(self.path)
-        self.path.mkdir(parents=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True)
         write_text(self.settings, json.dumps(settings, indent=1) + "\n")
 
     def resume(self, settings: dict[str, Any]) -> Trajectory | None:
@@ -68,7 +69,7 @@ class RunFolder:
         """
         if not self.settings.exists():
             raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
-        before = json.loads(self.settings.read_text(encoding="utf-8"))
+        before = self._read_settings()
         after = json.loads(json.dumps(settings))
         for name in after | before:
             if before.get(name) != after.get(name):
@@ -76,12 +77,18 @@ class RunFolder:
                     f"{self.path}: was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume "
                     "with the settings of the run."
                 )
-        if not self.trajectory.exists():
-            return None
-        trajectory = Trajectory.load(self.trajectory)
-        kept = [line for line in self.read_metrics() if line["step"] <= len(trajectory.steps)]
+        trajectory = Trajectory.load(self.trajectory) if self.trajectory.exists() else None
+        done = 0 if trajectory is None else len(trajectory.steps)
+        kept = [line for line in self.read_metrics() if line["step"] <= done]
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
+
+    def _read_settings(self) -> dict[str, Any]:
+        try:
+            settings: dict[str, Any] = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.settings}: cannot be read: {error}. Begin a new run.") from error
+        return settings
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the metrics file; a last line that was cut off is left out."""
@@ -95,7 +102,7 @@ class RunFolder:
             line |= asdict(progress.result) | {"step": progress.step}
         if progress.evaluation is not None:
             line |= {f"eval_{name}": value for name, value in asdict(progress.evaluation).items()}
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def evaluations(self) -> list[tuple[int, Evaluation]]:

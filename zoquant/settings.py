@@ -32,12 +32,12 @@ class Settings:
         exclude: patterns of keys that do not.
     """
 
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 16
-    lr: float = 1e-2
+    lr: float = 6e-3
     eps: float = 3e-2
     clip: float | None = None
-    schedule: Schedule = "cosine"
+    schedule: Schedule = "linear"
     probes: int = 1
     seed: int = 0
     noise: Kind = "rademacher"
