@@ -18,7 +18,7 @@ from zoquant.protocol import ScaleView
 Space = Literal["relative", "absolute"]
 SPACES: tuple[Space, ...] = ("relative", "absolute")
 
-_CHUNK = {"cpu": 1 << 18}
+_CHUNK = {"cpu": 1 << 17}
 _CHUNK_ELSEWHERE = 1 << 26
 
 

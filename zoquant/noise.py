@@ -28,7 +28,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_CALLS_AT_A_TIME = 1 << 16
+_CALLS_AT_A_TIME = 1 << 14
 
 
 def key_hash(key: str) -> int:

@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoquant.backends.gguf.blocks.base import BlockCodec, D, M, planes, signed
+from zoquant.backends.gguf.blocks.base import BlockCodec, D, M, planes, signed, temporary
 from zoquant.backends.gguf.blocks.tables import index_select, indices, spread_fifth_bits, table
 
 
 def _q4_0(codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
     """`w = d (q - 8)`; 16 bytes hold weights 0-15 in their low and 16-31 in their high nibbles."""
     (d,) = values
-    out.copy_(signed(planes(codes, 4, 16), 8))
+    _halves(codes, out, offset=8)
     out.mul_(d.unsqueeze(-1))
 
 
 def _q4_1(codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
     """`w = d q + m`; packed as Q4_0."""
     d, m = values
-    out.copy_(planes(codes, 4, 16))
+    _halves(codes, out)
     out.mul_(d.unsqueeze(-1)).add_(m.unsqueeze(-1))
 
 
@@ -45,6 +45,19 @@ def _q8_0(codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
     (d,) = values
     out.copy_(codes.view(torch.int8))
     out.mul_(d.unsqueeze(-1))
+
+
+def _halves(codes: Tensor, out: Tensor, *, offset: int = 0) -> None:
+    """Write the low nibbles of 16 bytes to the first 16 numbers of `out`, the high ones to the last.
+
+    Where nothing else happens to the codes, this takes three quarters of the time of `planes` and a copy.
+    """
+    low = temporary("low", codes, tuple(codes.shape), torch.uint8)
+    high = temporary("high", codes, tuple(codes.shape), torch.uint8)
+    torch.bitwise_and(codes, 15, out=low)
+    torch.bitwise_right_shift(codes, 4, out=high)
+    out[..., :16].copy_(signed(low, offset) if offset else low)
+    out[..., 16:].copy_(signed(high, offset) if offset else high)
 
 
 def _five_bits(codes: Tensor) -> Tensor:
