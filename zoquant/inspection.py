@@ -30,10 +30,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         kind = f"{span.role} {str(span.dtype).removeprefix('torch.')}"
         views[kind] += 1
         values[kind] += prod(span.shape)
-    roles: Counter[str] = Counter()
-    for span in index.values():
-        roles[span.role] += prod(span.shape)
-    scales = roles["scale"]
+    scales = sum(prod(span.shape) for span in index.values() if span.role == "scale")
     return {
         "path": str(path),
         "format": found.name,
