@@ -21,7 +21,7 @@ class NativeBackend:
         packed = cast(QuantLinear | QuantEmbedding, module).packed
         return [
             TensorView(field.name, field.role, packed.value(field.name), dtype=field.dtype)
-            for field in packed.codec.fields
+            for field in packed.fields
         ]
 
     def dequantize(self, module: nn.Module) -> Tensor:
@@ -34,7 +34,7 @@ class NativeBackend:
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]`, or the first rows' indices for a lookup table."""
         if isinstance(module, QuantEmbedding):
-            return torch.arange(min(4, module.num_embeddings), device=module.packed.codes.device)
+            return torch.arange(min(4, module.num_embeddings), device=module.packed.device)
         linear = cast(QuantLinear, module)
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(2, linear.in_features, generator=generator).to(linear.packed.codes.device)
+        return torch.randn(2, linear.in_features, generator=generator).to(linear.packed.device)

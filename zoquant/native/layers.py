@@ -1,20 +1,18 @@
 """Linear and embedding layers over packed words: the weights exist one tile at a time, while they are multiplied."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
-from zoquant.native.codec import Codec
+from zoquant.native.codec import Codec, FieldSpec
+from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.workspace import scratch
 
-TILE = 1 << 20
-"""Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
 
-
-class QuantWeight(nn.Module):
-    """The packed words and continuous values of one matrix, as the file has them.
+class QuantWeight(PackedWeight):
+    """The packed words and continuous values of one matrix in blocks of the same layout, as GGUF has them.
 
     Args:
         codec: turns words and values into weights.
@@ -29,6 +27,8 @@ class QuantWeight(nn.Module):
     def __init__(self, codec: Codec, codes: Tensor, values: Sequence[Tensor], row_order: Tensor | None = None) -> None:
         super().__init__()
         self.codec = codec
+        self.layout = codec.name
+        self.rows, self.columns = codes.shape[0], codes.shape[1] * codec.block
         self.register_buffer("codes", codes)
         self.register_buffer("row_order", row_order)
         for field, value in zip(codec.fields, values, strict=True):
@@ -40,47 +40,22 @@ class QuantWeight(nn.Module):
             self.register_buffer(field.name, value)
 
     @property
-    def rows(self) -> int:
-        return self.codes.shape[0]
-
-    @property
-    def columns(self) -> int:
-        return self.codes.shape[1] * self.codec.block
+    def fields(self) -> tuple[FieldSpec, ...]:
+        return self.codec.fields
 
     def value(self, name: str) -> Tensor:
         """Return the storage of one continuous field."""
         tensor: Tensor = getattr(self, name)
         return tensor
 
-    def decode_rows(self, rows: slice | Tensor) -> Tensor:
-        """Decode some rows of the matrix.
-
-        Args:
-            rows: which rows, in the order of the model.
-
-        Returns:
-            float32 `[len(rows), columns]` in scratch memory that the next call overwrites.
-        """
+    def decode_rows(self, rows: Rows) -> Tensor:
+        """Decode some rows of the matrix, see `PackedWeight.decode_rows`."""
         place = rows if self.row_order is None else self.row_order[rows]
         codes = self.codes[place]
         values = [self.value(field.name)[place].float() for field in self.codec.fields]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
         self.codec.decode(codes, values, out)
         return out.flatten(1)
-
-    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
-        step = max(1, TILE // self.columns)
-        for start in range(0, self.rows, step):
-            rows = slice(start, min(start + step, self.rows))
-            yield rows, self.decode_rows(rows)
-
-    def dequantize(self) -> Tensor:
-        """Return the whole matrix, float32 `[rows, columns]`, in the order of the model."""
-        weight = torch.empty(self.rows, self.columns, dtype=torch.float32, device=self.codes.device)
-        for rows, tile in self.tiles():
-            weight[rows] = tile
-        return weight
 
 
 class QuantLinear(nn.Module):
@@ -94,7 +69,7 @@ class QuantLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, packed: QuantWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
         self.register_buffer("bias", bias)
@@ -124,7 +99,7 @@ class QuantLinear(nn.Module):
         return scratch(tuple(tile.shape), self.compute_dtype, tile.device, "cast").copy_(tile)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, layout={self.packed.codec.name}"
+        return f"{self.in_features}, {self.out_features}, layout={self.packed.layout}"
 
 
 class QuantEmbedding(nn.Module):
@@ -136,7 +111,7 @@ class QuantEmbedding(nn.Module):
         dtype: dtype of what comes out.
     """
 
-    def __init__(self, packed: QuantWeight, *, scale: float | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, packed: PackedWeight, *, scale: float | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.packed = packed
         self.scale = scale
@@ -150,4 +125,4 @@ class QuantEmbedding(nn.Module):
         return out.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, layout={self.packed.codec.name}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, layout={self.packed.layout}"

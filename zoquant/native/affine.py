@@ -1,0 +1,58 @@
+"""`w = (code − zero) · scale − shift`: GPTQ, AWQ, HQQ, plain int8, and with float8 codes the FP8 formats."""
+
+import torch
+from torch import Tensor
+
+from zoquant.native.codec import FieldSpec
+from zoquant.native.packed import PackedWeight, Rows
+from zoquant.native.values import Values
+from zoquant.native.words import Codes
+from zoquant.native.workspace import scratch
+
+
+class AffineWeight(PackedWeight):
+    """A matrix of uniformly spaced levels.
+
+    Args:
+        layout: the layout's own name.
+        codes: the codes.
+        scale: what `code − zero` is multiplied with.
+        zero: what is subtracted before, integers or continuous; None for nothing.
+        shift: what is subtracted after, as in quanto; None for nothing.
+    """
+
+    def __init__(
+        self, layout: str, codes: Codes, scale: Values, *, zero: Values | None = None, shift: Values | None = None
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.codes, self.scale, self.zero, self.shift = codes, scale, zero, shift
+        self.rows, self.columns = codes.rows, codes.columns
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        return tuple(values.spec for values in self._values() if values.spec is not None)
+
+    def value(self, name: str) -> Tensor:
+        return next(values.data for values in self._values() if values.spec is not None and values.spec.name == name)
+
+    def decode_rows(self, rows: Rows) -> Tensor:
+        codes = self.codes.read(rows)
+        out = scratch(tuple(codes.shape), torch.float32, codes.device, "decode").copy_(codes)
+        if self.zero is not None:
+            zero = self.zero.at(rows)
+            grid(out, zero).sub_(zero)
+        scale = self.scale.at(rows)
+        grid(out, scale).mul_(scale)
+        if self.shift is not None:
+            shift = self.shift.at(rows)
+            grid(out, shift).sub_(shift)
+        return out
+
+    def _values(self) -> tuple[Values, ...]:
+        return tuple(values for values in (self.scale, self.zero, self.shift) if values is not None)
+
+
+def grid(out: Tensor, values: Tensor) -> Tensor:
+    """View `[n, columns]` as the groups `[n, groups, columns // groups]` that `values` has."""
+    return out.view(out.shape[0], values.shape[1], -1)

@@ -1,0 +1,35 @@
+"""A matrix that is not quantized, kept in the dtype of its file beside the quantized ones."""
+
+import torch
+from torch import Tensor
+
+from zoquant.native.codec import FieldSpec
+from zoquant.native.packed import PackedWeight, Rows
+from zoquant.native.workspace import scratch
+
+
+class DenseWeight(PackedWeight):
+    """Plain numbers.
+
+    Args:
+        weight: `[rows, columns]`, float32, float16 or bfloat16.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.layout = str(weight.dtype).removeprefix("torch.")
+        self.register_buffer("weight", weight)
+        self.rows, self.columns = weight.shape
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        return (FieldSpec("weight", "dense", self.weight.dtype),)
+
+    def value(self, name: str) -> Tensor:
+        return self.weight
+
+    def decode_rows(self, rows: Rows) -> Tensor:
+        part = self.weight[rows]
+        return scratch(tuple(part.shape), torch.float32, part.device, "decode").copy_(part)

@@ -1,0 +1,68 @@
+"""What every native matrix has in common: rows are decoded a tile at a time, and never kept."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.native.codec import FieldSpec
+
+TILE = 1 << 20
+"""Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
+
+Rows = slice | Tensor
+"""Some rows of a matrix: a slice, or int64 `[n]`."""
+
+
+class PackedWeight(nn.Module, ABC):
+    """One matrix: packed words and continuous fields, as the file has them.
+
+    Attributes:
+        layout: the layout's own name, shown by `repr`.
+        rows: rows of the matrix, its outputs.
+        columns: columns of the matrix, its inputs.
+    """
+
+    layout: str
+    rows: int
+    columns: int
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[FieldSpec, ...]:
+        """The continuous fields, in the order of the file."""
+
+    @abstractmethod
+    def value(self, name: str) -> Tensor:
+        """Return the storage of one continuous field, in the dtype, shape and order of the file."""
+
+    @abstractmethod
+    def decode_rows(self, rows: Rows) -> Tensor:
+        """Decode some rows of the matrix.
+
+        Args:
+            rows: which rows, in the order of the model.
+
+        Returns:
+            float32 `[len(rows), columns]` in scratch memory that the next call overwrites.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the words lie."""
+        return next(self.buffers()).device
+
+    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
+        step = max(1, TILE // self.columns)
+        for start in range(0, self.rows, step):
+            rows = slice(start, min(start + step, self.rows))
+            yield rows, self.decode_rows(rows)
+
+    def dequantize(self) -> Tensor:
+        """Return the whole matrix, float32 `[rows, columns]`, in the order of the model."""
+        weight = torch.empty(self.rows, self.columns, dtype=torch.float32, device=self.device)
+        for rows, tile in self.tiles():
+            weight[rows] = tile
+        return weight

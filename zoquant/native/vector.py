@@ -1,0 +1,57 @@
+"""`w = scale · Σ_k codebook_k[code_k]`: a codebook of small vectors, as AQLM, VPTQ, HIGGS."""
+
+import torch
+from torch import Tensor
+
+from zoquant.native.codec import FieldSpec
+from zoquant.native.packed import PackedWeight, Rows
+from zoquant.native.values import Values, indices
+
+
+class VectorWeight(PackedWeight):
+    """A matrix whose codes index vectors of `height` rows times `width` columns.
+
+    Args:
+        layout: the layout's own name.
+        codes: `[rows // height, columns // width, codebooks]`, any integer dtype; negative codes wrap around.
+        codebooks: name, role and dtype of the codebooks, and the tensor `[codebooks, entries, height, width]`.
+        scale: what the sum of the vectors is multiplied with, over the rows divided by `height`; None for nothing.
+    """
+
+    codes: Tensor
+    codebooks: Tensor
+
+    def __init__(self, layout: str, codes: Tensor, codebooks: tuple[FieldSpec, Tensor], scale: Values | None) -> None:
+        super().__init__()
+        self.layout = layout
+        self.register_buffer("codes", codes)
+        self.codebook_spec, books = codebooks
+        self.register_buffer("codebooks", books)
+        self.scale = scale
+        _, self.entries, self.height, self.width = books.shape
+        self.rows, self.columns = codes.shape[0] * self.height, codes.shape[1] * self.width
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        scale = (self.scale.spec,) if self.scale is not None and self.scale.spec is not None else ()
+        return (*scale, self.codebook_spec)
+
+    def value(self, name: str) -> Tensor:
+        if name == self.codebook_spec.name:
+            return self.codebooks
+        assert self.scale is not None
+        return self.scale.data
+
+    def decode_rows(self, rows: Rows) -> Tensor:
+        index = indices(rows, self.rows, self.codes.device)
+        groups, within = index // self.height, index % self.height
+        codes = self.codes[groups].long() % self.entries
+        out = torch.zeros(len(index), codes.shape[1], self.width, device=codes.device)
+        for book in range(codes.shape[-1]):
+            entries = self.codebooks[book].to(torch.float32)
+            out += entries[codes[..., book], within[:, None]]
+        out = out.flatten(1)
+        if self.scale is not None:
+            scale = self.scale.at(groups)
+            out.view(len(index), scale.shape[1], -1).mul_(scale)
+        return out
