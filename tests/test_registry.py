@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import zoquant
 from tests.broken_backends import Backend, Layer
 from tests.toy import ToyFormat, registered
 from zoquant import registry
+from zoquant.attach import claimed
 from zoquant.errors import RegistryError
-from zoquant.registry import Claim, backend_for, class_name, format_named
+from zoquant.registry import Claim, backend_for, backend_of, class_name, format_named
 
 PLUGIN = """
     import torch
@@ -145,6 +148,37 @@ def test_a_subclass_is_another_class() -> None:
 
     with registered(Backend(), Layer):
         assert backend_for(Sub) is None
+
+
+class Packed(torch.nn.Parameter):
+    """A weight whose class says that it is quantized, in a module whose class does not."""
+
+
+def test_the_class_of_the_weight_comes_first() -> None:
+    class Linear(nn.Linear):
+        pass
+
+    plain, quantized = Linear(2, 2), Linear(2, 2)
+    quantized.weight = Packed(torch.ones(2, 2))
+    of_weight, of_module = Backend(), Backend()
+    with registered(of_module, Linear):
+        assert backend_of(quantized) is of_module
+        with registered(of_weight, Packed):
+            found = {path: backend for path, _, backend in claimed(nn.ModuleList([plain, quantized, nn.Flatten()]))}
+            assert found == {"0": of_module, "1": of_weight}
+
+
+def test_a_subclass_of_a_claimed_weight_is_another_class() -> None:
+    class Sub(Packed):
+        pass
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = Sub(torch.ones(2))
+
+    with registered(Backend(), Packed):
+        assert backend_of(Module()) is None
 
 
 def test_what_is_claimed_stays_claimed() -> None:

@@ -182,7 +182,7 @@ def attach(
     """Return the views of all quantized layers of a model.
 
     Args:
-        model: any model; its layers are matched by their exact class against `zoquant.backends()`.
+        model: any model; the exact class of each layer, or of its weight, is looked up in `zoquant.backends()`.
         roles: which kinds of values to expose.
         include: shell patterns on keys, e.g. `"*.mlp.*"`; None takes all.
         exclude: shell patterns on keys to leave out.
@@ -222,7 +222,7 @@ def attach(
 def claimed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Backend]]:
     """Yield every layer that a backend claims: its path, itself, the backend."""
     for path, module in model.named_modules():
-        backend = registry.backend_for(type(module))
+        backend = registry.backend_of(module)
         if backend is not None:
             yield path, module, backend
 

@@ -59,7 +59,7 @@ class ScaleView(Protocol):
 
 
 class Backend(Protocol):
-    """Maps the modules of one class to views. Claimed by the dotted name of that exact class.
+    """Maps the modules of one class to views. Claimed by the dotted name of that exact class, or of their weight's.
 
     Attributes:
         name: how messages and `zoquant backends` call it, in kebab-case.

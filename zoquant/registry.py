@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from zoquant.errors import CheckpointError, RegistryError
 from zoquant.protocol import Backend, Format
 
@@ -55,7 +57,8 @@ def register(*, backend: Backend | None = None, claims: str | type | None = None
 
     Args:
         backend: a backend; needs `claims`.
-        claims: the class that the backend serves, or its dotted name. Matched exactly, never by inheritance.
+        claims: the class of the modules that the backend serves, or of their weight, or its dotted name. Matched
+            exactly, never by inheritance.
         format: a format, known by its own name.
 
     Raises:
@@ -99,6 +102,17 @@ def backend_for(cls: type) -> Backend | None:
     """Return the backend that claims exactly this class, importing it if need be, or None."""
     name = class_name(cls)
     return cast(Backend, _load(BACKENDS, name)) if name in backends() else None
+
+
+def backend_of(module: nn.Module) -> Backend | None:
+    """Return the backend of a module: the one that claims the class of its `weight`, else the class of the module.
+
+    Some libraries quantize a plain `torch.nn.Linear` by putting a tensor of a class of their own in the place of its
+    weight: what can be claimed is that class.
+    """
+    weight = module._parameters.get("weight")
+    claimed = backend_for(type(weight)) if weight is not None else None
+    return claimed or backend_for(type(module))
 
 
 def format_named(name: str) -> Format:
