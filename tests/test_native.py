@@ -7,21 +7,21 @@ import torch
 
 from tests.toy import ToyCodec, toy_layer
 from zoquant.errors import ShapeError
-from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight, layers
+from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight, packed
 
 
 def dense(layer: QuantLinear) -> torch.Tensor:
     """Return the weight, written out."""
-    packed = layer.packed
-    d, m = (packed.value(name).double().unsqueeze(-1) for name in ("d", "m"))
-    return (d * (packed.codes.double() - 128) + m).flatten(1).float()
+    weight = layer.packed
+    d, m = (weight.value(name).double().unsqueeze(-1) for name in ("d", "m"))
+    return (d * (weight.codes.double() - 128) + m).flatten(1).float()
 
 
 @pytest.mark.parametrize("tile", [1, 24, 1 << 20])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_linear(monkeypatch: pytest.MonkeyPatch, tile: int, bias: bool, mode: type) -> None:
-    monkeypatch.setattr(layers, "TILE", tile)
+    monkeypatch.setattr(packed, "TILE", tile)
     layer = toy_layer(rows=24, groups=3, bias=bias)
     x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
     weight = dense(layer)

@@ -5,12 +5,11 @@ plain ones float32 parameters. Every tensor of the file is used and every parame
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from zoquant.backends.gguf.config import Keys, config_of
 from zoquant.backends.gguf.data import TensorReader
@@ -19,6 +18,7 @@ from zoquant.backends.gguf.names import Architecture, Field, Target, architectur
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantLinear
+from zoquant.native.meta import WithoutWeights, replace_module, unfilled
 
 _ROPE_TOLERANCE = 1e-3
 
@@ -51,27 +51,11 @@ def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.dev
     return model.to(device).eval().requires_grad_(False)
 
 
-class _WithoutWeights(TorchFunctionMode):
-    """Puts what `torch.empty` makes on the meta device. Layers make their weights with it, but not their buffers."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        settings = dict(kwargs or {})
-        if func is torch.empty:
-            settings["device"] = "meta"
-        return func(*args, **settings)
-
-
 def _empty_model(header: Header, architecture: Architecture, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with _WithoutWeights(), torch.device("cpu"):
+        with WithoutWeights(), torch.device("cpu"):
             model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
     except Exception as error:
         raise CheckpointError(
@@ -123,7 +107,7 @@ class _Filler:
             bias = self._numbers(parts["bias"]) if "bias" in parts else None
             if bias is None and getattr(module, "bias", None) is not None:
                 raise _incomplete(self.header, [f"{path}.bias"])
-            self._replace(path, self._native(module, weight, bias))
+            replace_module(self.model, path, self._native(module, weight, bias))
 
     def _module(self, path: str, parts: Mapping[Field, Part]) -> nn.Module:
         try:
@@ -179,16 +163,12 @@ class _Filler:
             )
         return torch.arange(info.shape[0]).view(-1, width // 2, 2).transpose(1, 2).flatten()
 
-    def _replace(self, path: str, module: nn.Module) -> None:
-        parent, _, name = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, module)
-
     def _tie(self) -> None:
         if "output.weight" in self.header.tensors:
             return
         embedding, head = self.model.get_submodule("model.embed_tokens"), self.model.get_submodule("lm_head")
         if isinstance(embedding, QuantEmbedding):
-            self._replace("lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
+            replace_module(self.model, "lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
         else:
             head.weight = embedding.weight
 
@@ -227,8 +207,7 @@ def _check_attention_factor(keys: Keys, factor: object) -> None:
 
 
 def _check_filled(header: Header, model: nn.Module) -> None:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    missing = [name for name, tensor in tensors if tensor.device.type == "meta"]
+    missing = unfilled(model)
     if missing:
         raise _incomplete(header, missing)
 

@@ -1,0 +1,181 @@
+"""A checkpoint folder: its config, what it says of its quantization, and the place of every tensor."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoquant.errors import CheckpointError
+from zoquant.folder.safetensors import read_safetensors
+from zoquant.folder.tensors import StoredTensor
+from zoquant.protocol import Role, Span
+
+CONFIG = "config.json"
+QUANTIZE_CONFIG = "quantize_config.json"
+INDEX = "model.safetensors.index.json"
+MAX_JSON = 64 << 20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a checkpoint folder holds; no tensor is read before `read`.
+
+    Attributes:
+        path: the folder.
+        config: config.json.
+        quantization: its `quantization_config`, or quantize_config.json as older libraries wrote it; may be empty.
+        tensors: name -> place, of all files.
+        metadata: the metadata of all safetensors files together.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    quantization: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files that hold tensors."""
+        return sum(file.stat().st_size for file in {tensor.file for tensor in self.tensors.values()})
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor as stored.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its file was cut off.
+        """
+        return self.tensor(name).read()
+
+    def tensor(self, name: str) -> StoredTensor:
+        """Return the place of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        if name not in self.tensors:
+            raise self.error(name, "a tensor of this name", "none")
+        return self.tensors[name]
+
+    def expect(self, name: str, shape: tuple[int, ...], dtypes: Iterable[Any]) -> StoredTensor:
+        """Return the place of a tensor whose shape and dtype are known beforehand.
+
+        Raises:
+            CheckpointError: the tensor is missing, or of another shape or dtype.
+        """
+        tensor, allowed = self.tensor(name), tuple(dtypes)
+        if tensor.shape != shape or tensor.dtype not in allowed:
+            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+            raise self.error(
+                name, f"{list(shape)} of {kinds}", f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+            )
+        return tensor
+
+    def span(self, name: str, role: Role) -> Span:
+        """Return the whole of a tensor as the values of a view."""
+        tensor = self.tensor(name)
+        strides, step = [], tensor.dtype.itemsize
+        for length in reversed(tensor.shape):
+            strides.append(step)
+            step *= length
+        file = tensor.file.relative_to(self.path).as_posix()
+        return Span(role, file, tensor.offset, tensor.shape, tuple(reversed(strides)), tensor.dtype, name)
+
+    def error(self, what: str, expected: str, got: str) -> CheckpointError:
+        """Return the error for a tensor, or a key of the config, that is not as expected."""
+        return CheckpointError(
+            f"{self.path}: {what!r}: expected {expected}, got {got}. The checkpoint contradicts itself, or is of "
+            "another kind than its config says; get it again."
+        )
+
+
+def open_folder(path: Path) -> Folder:
+    """Read the config and the headers of all files of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or contradicts the others.
+    """
+    config = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
+    quantization = config.get("quantization_config")
+    if quantization is None and (path / QUANTIZE_CONFIG).exists():
+        quantization = read_json(path / QUANTIZE_CONFIG)
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for file, names in _files(path).items():
+        found, said = read_safetensors(file)
+        _check_shard(path, file, names, found)
+        for name, tensor in found.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r}: expected it once, got it from {tensors[name].file.name} and "
+                    f"{file.name}. Get the checkpoint again."
+                )
+            tensors[name] = tensor
+        metadata.update(said)
+    return Folder(path, config, quantization if isinstance(quantization, dict) else {}, tensors, metadata)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file cannot be read, is too large, or holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path}: expected at most {MAX_JSON} bytes of JSON, got {path.stat().st_size}.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Get the whole checkpoint.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected JSON, got {str(error)[:120]}. The file is damaged; get it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got {type(content).__name__}. Get the checkpoint again."
+        )
+    return content
+
+
+def _files(path: Path) -> dict[Path, set[str] | None]:
+    """Return the files that hold tensors, with the names that an index file promises of each."""
+    if (path / INDEX).exists():
+        return dict(_shards(path))
+    whole = path / "model.safetensors"
+    found = [whole] if whole.exists() else sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{path}: expected model.safetensors, or {INDEX} and its shards, got "
+            f"{', '.join(file.name for file in found) or 'no safetensors file'}. Get the whole checkpoint."
+        )
+    return {found[0]: None}
+
+
+def _shards(path: Path) -> Iterable[tuple[Path, set[str]]]:
+    places = read_json(path / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path / INDEX}: 'weight_map': expected names of tensors and files. Get it again.")
+    shards: dict[str, set[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(
+                f"{path / INDEX}: {name!r}: expected the name of a file in this folder, got {file!r:.80}."
+            )
+        shards.setdefault(file, set()).add(name)
+    for file, names in sorted(shards.items()):
+        if not (path / file).is_file():
+            raise CheckpointError(f"{path}: expected the shard {file}, as {INDEX} says, got none. Get that file too.")
+        yield path / file, names
+
+
+def _check_shard(path: Path, file: Path, names: set[str] | None, found: Mapping[str, StoredTensor]) -> None:
+    missing = sorted((names or set()) - found.keys())
+    if missing:
+        raise CheckpointError(
+            f"{path}: tensor {missing[0]!r}: expected it in {file.name}, as {INDEX} says, got none there. "
+            "Get that file again."
+        )

@@ -1,0 +1,191 @@
+"""A checkpoint folder as a model of transformers on zoquant's native layers.
+
+The model is built without memory for its weights. Quantized matrices become native layers over the file's words, plain
+matrices native layers in the dtype of the file, and everything else float32 parameters. Every tensor is used and every
+parameter filled, or the checkpoint is refused.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.errors import CheckpointError
+from zoquant.folder.checkpoint import Folder
+from zoquant.folder.format import DENSE, Layer
+from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
+from zoquant.native.meta import WithoutWeights, replace_module, unfilled
+
+_NOT_OF_THE_MODEL = ("quantization_config", "torch_dtype", "dtype", "auto_map", "architectures", "model_type")
+
+
+def build_model(
+    folder: Folder, layers: Mapping[str, Layer], *, compute_dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """Return the model of a folder, in eval mode and without gradients.
+
+    Args:
+        folder: the checkpoint.
+        layers: its quantized matrices.
+        compute_dtype: dtype of the matrix products.
+        device: where the packed words and the values go.
+
+    Raises:
+        CheckpointError: a tensor is missing, or one is there that the model has no place for.
+    """
+    model = empty_model(folder)
+    _Filler(folder, model, compute_dtype).fill(layers)
+    missing = unfilled(model)
+    if missing:
+        raise folder.error(missing[0], "a tensor", f"none, and none for {len(missing) - 1} others")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def empty_model(folder: Folder) -> nn.Module:
+    """Return the model that config.json describes, without memory for its weights. Never runs code of the checkpoint.
+
+    Raises:
+        CheckpointError: transformers does not know the kind of model, or refuses its config.
+    """
+    import transformers
+
+    kind = folder.config.get("model_type")
+    if not isinstance(kind, str):
+        raise folder.error("model_type", "a string in config.json", repr(kind)[:80])
+    settings = {name: value for name, value in folder.config.items() if name not in _NOT_OF_THE_MODEL}
+    try:
+        config = transformers.AutoConfig.for_model(kind, **settings)
+        with WithoutWeights(), torch.device("cpu"):
+            model: nn.Module = _class_of(folder)(config)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder.path}: transformers cannot build a {kind!r} model from config.json: "
+            f"{' '.join(str(error).split())[:300]} Update transformers, or get the checkpoint again."
+        ) from error
+    return model
+
+
+def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return the model as transformers loads it, on the layers of the format's library.
+
+    Raises:
+        CheckpointError: transformers refuses the checkpoint.
+    """
+    import transformers
+
+    from zoquant.folder.checkpoint import open_folder
+
+    known = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
+    try:
+        model: nn.Module = _class_of(open_folder(path)).from_pretrained(
+            path, local_files_only=True, device_map={"": device}, **{known: compute_dtype}
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: transformers cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _class_of(folder: Folder) -> Any:
+    """Return the class that config.json names, if it is a model of transformers; else the causal one of its kind."""
+    import transformers
+
+    names = folder.config.get("architectures")
+    for name in names if isinstance(names, list) else []:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    raise folder.error("architectures", "a model class of transformers in config.json", repr(names)[:80])
+
+
+class _Filler:
+    """Puts the tensors of a folder into an empty model."""
+
+    def __init__(self, folder: Folder, model: nn.Module, compute_dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.model = model
+        self.compute_dtype = compute_dtype
+
+    def fill(self, layers: Mapping[str, Layer]) -> None:
+        used = {name for layer in layers.values() for name in layer.tensors}
+        for layer in layers.values():
+            used.add(f"{layer.path}.bias")
+            self._replace(layer.path, layer.packed(self.folder))
+        for name in self.folder.tensors:
+            if name not in used:
+                self._fill_dense(name)
+        self._tie()
+
+    def _fill_dense(self, name: str) -> None:
+        path, _, field = name.rpartition(".")
+        tensor = self.folder.tensors[name]
+        module = self._module(path, name)
+        if module is None:
+            return
+        expected = getattr(module, field, None)
+        if isinstance(module, QuantLinear) and field == "bias":
+            return
+        if not isinstance(expected, Tensor) or tuple(expected.shape) != tensor.shape or tensor.dtype not in DENSE:
+            wanted = f"{list(expected.shape)}" if isinstance(expected, Tensor) else "no such tensor"
+            raise self.folder.error(name, wanted, f"{list(tensor.shape)} of {tensor.dtype}, which no format claims")
+        if type(module) in (nn.Linear, nn.Embedding) and field == "weight":
+            self._replace(path, DenseWeight(tensor.read()))
+        elif isinstance(expected, nn.Parameter):
+            module.register_parameter(field, nn.Parameter(tensor.read().float(), requires_grad=False))
+        else:
+            module.register_buffer(field, tensor.read().to(expected.dtype))
+
+    def _module(self, path: str, name: str) -> nn.Module | None:
+        """Return a module, or None for a tensor that transformers, too, leaves out."""
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError as error:
+            ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
+            if any(re.search(pattern, name) for pattern in [*ignored, r"rotary_emb\.inv_freq$"]):
+                return None
+            raise self.folder.error(name, "a tensor of the model", f"{path!r}, which it has not") from error
+
+    def _replace(self, path: str, packed: PackedWeight) -> None:
+        module = self._module(path, f"{path}.weight")
+        if isinstance(module, nn.Linear):
+            self._check_shape(path, packed, (module.out_features, module.in_features))
+            native: nn.Module = QuantLinear(packed, self._bias(path, module), compute_dtype=self.compute_dtype)
+        elif isinstance(module, nn.Embedding):
+            self._check_shape(path, packed, (module.num_embeddings, module.embedding_dim))
+            scale = getattr(module, "embed_scale", None)
+            native = QuantEmbedding(packed, scale=None if scale is None else float(scale))
+        else:
+            raise self.folder.error(path, "a Linear or Embedding in the model", type(module).__name__)
+        replace_module(self.model, path, native)
+
+    def _check_shape(self, path: str, packed: PackedWeight, expected: tuple[int, int]) -> None:
+        if (packed.rows, packed.columns) != expected:
+            raise self.folder.error(path, f"a matrix of {list(expected)}", f"{[packed.rows, packed.columns]}")
+
+    def _bias(self, path: str, module: nn.Linear) -> Tensor | None:
+        name = f"{path}.bias"
+        if name not in self.folder.tensors:
+            if module.bias is not None:
+                raise self.folder.error(name, "a tensor", "none")
+            return None
+        return self.folder.expect(name, (module.out_features,), DENSE).read().float()
+
+    def _tie(self) -> None:
+        """Let a head without a tensor of its own share the embedding's matrix."""
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
+        if not isinstance(head, nn.Linear) or not isinstance(embedding, QuantEmbedding):
+            return
+        if not getattr(getattr(self.model, "config", None), "tie_word_embeddings", False):
+            return
+        path = next(name for name, module in self.model.named_modules() if module is head)
+        bias = self._bias(path, head)
+        replace_module(self.model, path, QuantLinear(embedding.packed, bias, compute_dtype=self.compute_dtype))
