@@ -9,13 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from zoquant.errors import CheckpointError
+from zoquant.folder.archive import Plain, read_archive
 from zoquant.folder.safetensors import read_safetensors
 from zoquant.folder.tensors import StoredTensor
 from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
 QUANTIZE_CONFIG = "quantize_config.json"
-INDEX = "model.safetensors.index.json"
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+ARCHIVES = ("pytorch_model.bin", "qmodel.pt")
+"""Files of torch.save; `qmodel.pt` is hqq's."""
 MAX_JSON = 64 << 20
 
 
@@ -29,6 +32,7 @@ class Folder:
         quantization: its `quantization_config`, or quantize_config.json as older libraries wrote it; may be empty.
         tensors: name -> place, of all files.
         metadata: the metadata of all safetensors files together.
+        values: plain values that files of torch.save hold beside their tensors, by name.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class Folder:
     quantization: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
+    values: Mapping[str, Plain]
 
     @property
     def bytes(self) -> int:
@@ -104,18 +109,23 @@ def open_folder(path: Path) -> Folder:
         quantization = read_json(path / QUANTIZE_CONFIG)
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
+    values: dict[str, Plain] = {}
     for file, names in _files(path).items():
-        found, said = read_safetensors(file)
+        if file.suffix == ".safetensors":
+            found, said = read_safetensors(file)
+            metadata.update(said)
+        else:
+            found, plain = read_archive(file)
+            values.update(plain)
         _check_shard(path, file, names, found)
-        for name, tensor in found.items():
+        for name, tensor in _once(config, found):
             if name in tensors:
                 raise CheckpointError(
                     f"{path}: tensor {name!r}: expected it once, got it from {tensors[name].file.name} and "
                     f"{file.name}. Get the checkpoint again."
                 )
             tensors[name] = tensor
-        metadata.update(said)
-    return Folder(path, config, quantization if isinstance(quantization, dict) else {}, tensors, metadata)
+    return Folder(path, config, quantization if isinstance(quantization, dict) else {}, tensors, metadata, values)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,32 +153,43 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _files(path: Path) -> dict[Path, set[str] | None]:
     """Return the files that hold tensors, with the names that an index file promises of each."""
-    if (path / INDEX).exists():
-        return dict(_shards(path))
+    for index in INDEXES:
+        if (path / index).exists():
+            return dict(_shards(path, index))
     whole = path / "model.safetensors"
     found = [whole] if whole.exists() else sorted(path.glob("*.safetensors"))
+    found = found or [path / name for name in ARCHIVES if (path / name).exists()]
     if len(found) != 1:
         raise CheckpointError(
-            f"{path}: expected model.safetensors, or {INDEX} and its shards, got "
-            f"{', '.join(file.name for file in found) or 'no safetensors file'}. Get the whole checkpoint."
+            f"{path}: expected model.safetensors, or {INDEXES[0]} and its shards, or one of {', '.join(ARCHIVES)}, got "
+            f"{', '.join(file.name for file in found) or 'no such file'}. Get the whole checkpoint."
         )
     return {found[0]: None}
 
 
-def _shards(path: Path) -> Iterable[tuple[Path, set[str]]]:
-    places = read_json(path / INDEX).get("weight_map")
+def _once(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
+    """Leave out the second name of what a model with tied weights holds once: torch.save keeps every name."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if not (config.get("tie_word_embeddings") and tensor.offset in seen):
+            yield name, tensor
+        seen.update([tensor.offset] if tensor.nbytes else [])
+
+
+def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:
+    places = read_json(path / index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{path / INDEX}: 'weight_map': expected names of tensors and files. Get it again.")
+        raise CheckpointError(f"{path / index}: 'weight_map': expected names of tensors and files. Get it again.")
     shards: dict[str, set[str]] = {}
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise CheckpointError(
-                f"{path / INDEX}: {name!r}: expected the name of a file in this folder, got {file!r:.80}."
+                f"{path / index}: {name!r}: expected the name of a file in this folder, got {file!r:.80}."
             )
         shards.setdefault(file, set()).add(name)
     for file, names in sorted(shards.items()):
         if not (path / file).is_file():
-            raise CheckpointError(f"{path}: expected the shard {file}, as {INDEX} says, got none. Get that file too.")
+            raise CheckpointError(f"{path}: expected the shard {file}, as {index} says, got none. Get that file too.")
         yield path / file, names
 
 
@@ -176,6 +197,6 @@ def _check_shard(path: Path, file: Path, names: set[str] | None, found: Mapping[
     missing = sorted((names or set()) - found.keys())
     if missing:
         raise CheckpointError(
-            f"{path}: tensor {missing[0]!r}: expected it in {file.name}, as {INDEX} says, got none there. "
+            f"{path}: tensor {missing[0]!r}: expected it in {file.name}, as the index says, got none there. "
             "Get that file again."
         )
