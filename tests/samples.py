@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tests.peft.samples import BACKEND_SAMPLES as PEFT
 from tests.toy import toy_layer
 from zoquant.native import QuantEmbedding
 
@@ -33,6 +34,12 @@ def hqq_linear(
     return layer
 
 
+def dense_linear() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(16, 24)
+
+
 def gguf_file(folder: Path) -> Path:
     """Write a llama of one layer, every matrix of another type."""
     from tests.gguf.files import TinyFile
@@ -42,9 +49,18 @@ def gguf_file(folder: Path) -> Path:
     return TinyFile("llama", tiny("llama", num_hidden_layers=1), types=types).write(folder / "tiny.gguf")
 
 
+def dense_folder(folder: Path) -> Path:
+    """Write a llama of one layer in bfloat16, in two shards."""
+    from tests.folders import save_folder, tiny_llama
+
+    return save_folder(tiny_llama().to(torch.bfloat16), folder / "dense", shards=2)
+
+
 BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "zoquant.native.layers.QuantLinear": native_linear,
     "zoquant.native.layers.QuantEmbedding": native_embedding,
+    "torch.nn.Module": dense_linear,
     "hqq.core.quantize.HQQLinear": hqq_linear,
+    **PEFT,
 }
-FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"gguf": gguf_file}
+FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"gguf": gguf_file, "dense": dense_folder}

@@ -14,7 +14,7 @@ from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
 from zoquant.fingerprint import fingerprint
 from zoquant.layout import view_count
 from zoquant.noise import Kind
-from zoquant.protocol import ROLES, Backend, Role, ScaleView
+from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
 from zoquant.verify import verify_layer
 from zoquant.views import check_value
 
@@ -183,13 +183,15 @@ def attach(
 
     Args:
         model: any model; the exact class of each layer, or of its weight, is looked up in `zoquant.backends()`.
-        roles: which kinds of values to expose.
+        roles: which kinds of values to expose; `"dense"` takes the plain parameters of all other modules, and the
+            biases of the quantized layers.
         include: shell patterns on keys, e.g. `"*.mlp.*"`; None takes all.
         exclude: shell patterns on keys to leave out.
         coupled: let the views of one layer, role and shape share their delta. The weights are linear in all scales of a
             layer together, as in `d` and `m` of a GGUF block: in relative space the block is then rescaled as a whole.
         verify: run every vendor's layer once and check that its output moves as `dequantize` predicts when its values
-            do. The model must be in the mode that training will use. Native layers have no cache to be checked for.
+            do. The model must be in the mode that training will use. Native layers and plain parameters have no cache
+            to be checked for.
 
     Raises:
         NoViewsError: no layer is claimed, or nothing is left after the filters.
@@ -203,15 +205,18 @@ def attach(
     found: list[BoundView] = []
     seen: set[tuple[int, int] | None] = set()
     layers = 0
-    for path, module, backend in claimed(model):
+    for path, module, backend in claimed(model, plain="dense" in roles):
         layers += 1
         opened = _open(path, module, backend)
+        if "dense" in roles:
+            opened += _bias(path, module, opened)
         taken = [view for view in opened if view.role in roles and _wanted(_key(path, view), include, exclude)]
         fresh = [view for view in taken if _storage(view) not in seen]
         for view in fresh:
             _check_values(_key(path, view), view, backend)
-        if verify and fresh:
-            verify_layer(path, module, backend, fresh)
+        checked = [view for view in fresh if view.role not in PLAIN_ROLES]
+        if verify and checked:
+            verify_layer(path, module, backend, checked)
         seen.update(place for place in map(_storage, opened) if place is not None)
         found.extend(BoundView(_key(path, view), view, backend.name) for view in fresh)
     if not found:
@@ -219,12 +224,33 @@ def attach(
     return Views(found, coupled=coupled)
 
 
-def claimed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Backend]]:
-    """Yield every layer that a backend claims: its path, itself, the backend."""
+def claimed(model: nn.Module, *, plain: bool = False) -> Iterator[tuple[str, nn.Module, Backend]]:
+    """Yield every layer that a backend claims: its path, itself, the backend.
+
+    Args:
+        model: any model.
+        plain: yield modules with plain parameters, too; what lies within a claimed layer belongs to its backend.
+    """
+    layers: set[str] = set()
     for path, module in model.named_modules():
         backend = registry.backend_of(module)
         if backend is not None:
+            layers.add(path)
             yield path, module, backend
+        elif plain and not layers & _ancestors(path):
+            yield path, module, registry.plain_backend()
+
+
+def _ancestors(path: str) -> set[str]:
+    parts = path.split(".")
+    return {".".join(parts[:count]) for count in range(len(parts))}
+
+
+def _bias(path: str, module: nn.Module, opened: Sequence[ScaleView]) -> list[ScaleView]:
+    """Return the plain bias of a layer whose backend has no view of it."""
+    taken = {view.name for view in opened}
+    plain = _open(path, module, registry.plain_backend())
+    return [view for view in plain if view.name == "bias" and view.name not in taken]
 
 
 def _open(path: str, module: nn.Module, backend: Backend) -> list[ScaleView]:
@@ -276,4 +302,5 @@ def _nothing(model: nn.Module, layers: int, roles: Sequence[Role], include: obje
     return (
         f"no layer of {type(model).__name__} belongs to a known backend. Its layers are {', '.join(classes[:8])}; "
         f"known are {', '.join(sorted(registry.backends()))}. Is the model quantized, or did its library dequantize it?"
+        " To train plain weights, ask for roles=('dense',)."
     )

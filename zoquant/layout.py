@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoquant.noise import BLOCK
-from zoquant.protocol import Role, ScaleView
+from zoquant.protocol import PLAIN_ROLES, Role, ScaleView
 
 Slot = tuple[ScaleView, ...]
 
@@ -95,7 +95,12 @@ def slots_of(views: Sequence[ScaleView], *, coupled: bool) -> list[Slot]:
 
 
 def coupled_key(view: ScaleView) -> str:
-    """Return what the views of one layer, role and shape have in common, such as `d` and `dmin` of a GGUF block."""
+    """Return what the views of one layer, role and shape have in common, such as `d` and `dmin` of a GGUF block.
+
+    Plain parameters have nothing in common, such as the weight and the bias of a norm, and get their own name.
+    """
+    if view.role in PLAIN_ROLES:
+        return view.name
     return f"{view.name.rpartition('.')[0]}.{view.role}{list(view.shape)}"
 
 

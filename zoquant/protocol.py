@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 Role = Literal["scale", "zero", "codebook", "dense", "adapter"]
 ROLES: tuple[Role, ...] = ("scale", "zero", "codebook", "dense", "adapter")
+PLAIN_ROLES: tuple[Role, ...] = ("dense", "adapter")
+"""The roles of values that are no part of a packed layout: their module reads them as they are."""
 
 
 @runtime_checkable
@@ -166,5 +168,18 @@ class Format(Protocol):
             path: the checkpoint.
             compute_dtype: dtype of the matrix products; everything beside them is float32.
             device: where the packed words and the values go.
+        """
+        ...
+
+
+@runtime_checkable
+class SeveralFiles(Protocol):
+    """What a format has besides, if the path of one file may stand for a checkpoint of several, such as shards."""
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return all files of the checkpoint, in one folder.
+
+        Raises:
+            CheckpointError: one is missing; it is named.
         """
         ...

@@ -25,6 +25,7 @@ from zoquant.protocol import Backend, Format
 
 BACKENDS = "zoquant.backends"
 FORMATS = "zoquant.formats"
+ANY_MODULE = "torch.nn.Module"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,14 @@ def backend_for(cls: type) -> Backend | None:
     """Return the backend that claims exactly this class, importing it if need be, or None."""
     name = class_name(cls)
     return cast(Backend, _load(BACKENDS, name)) if name in backends() else None
+
+
+def plain_backend() -> Backend:
+    """Return the backend of the plain parameters of any module: the one that claims `torch.nn.Module`.
+
+    That is no module's exact class, so that `backend_of` never returns it.
+    """
+    return cast(Backend, _load(BACKENDS, ANY_MODULE))
 
 
 def backend_of(module: nn.Module) -> Backend | None:

@@ -74,7 +74,7 @@ def opened(model: nn.Module) -> list[Layer]:
     """
     layers = [
         Layer(path, module, backend, list(backend.open(module)), backend.sample_input(module))
-        for path, module, backend in claimed(model)
+        for path, module, backend in layers_of(model)
     ]
     if not layers:
         classes = sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()})
@@ -83,6 +83,20 @@ def opened(model: nn.Module) -> list[Layer]:
             "Register the backend under the dotted name of exactly that class."
         )
     return layers
+
+
+def layers_of(model: nn.Module) -> list[tuple[str, nn.Module, Backend]]:
+    """Return the claimed layers of a model, or else torch's own layers with nothing but plain parameters.
+
+    A layer of another class that no backend claims is none of them: its backend is not registered.
+    """
+    return list(claimed(model)) or [layer for layer in claimed(model, plain=True) if _is_torchs_own(layer[1])]
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    own = [value for value in module._parameters.values() if value is not None]
+    plain = bool(own) and all(type(value) is nn.Parameter for value in own)
+    return plain and type(module).__module__.startswith("torch.nn.modules.")
 
 
 def attached(model: nn.Module, include: str | None = None) -> Views:
@@ -131,7 +145,7 @@ def loss_of(model: nn.Module, views: Views) -> Callable[[], float]:
 
 def opened_inputs(model: nn.Module) -> list[tuple[nn.Module, Tensor]]:
     """Return the claimed layers of a model, each with an input."""
-    return [(module, backend.sample_input(module)) for _, module, backend in claimed(model)]
+    return [(module, backend.sample_input(module)) for _, module, backend in layers_of(model)]
 
 
 def train(model: nn.Module, views: Views, *, steps: int = 5, lr: float = 1e-2) -> ZOSGD:

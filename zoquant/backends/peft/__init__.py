@@ -1,0 +1,1 @@
+"""Adapters of peft: views of their live parameters, and of their folders."""
