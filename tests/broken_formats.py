@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.toy import ToyCodec, ToyFormat
 from zoquant import Span, Summary
-from zoquant.native import QuantLinear
+from zoquant.native import QuantLinear, QuantWeight
 
 
 class SniffsAnything(ToyFormat):
@@ -79,7 +79,7 @@ class Scribbles(ToyFormat):
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         model, tokenizer = super().open_native(path, compute_dtype=compute_dtype, device=device)
         for layer in model.modules():
-            if isinstance(layer, QuantLinear):
+            if isinstance(layer, QuantLinear) and isinstance(layer.packed, QuantWeight):
                 layer.packed.codec = ScribblingCodec(layer.packed.codec.fields[0].dtype)
         return model, tokenizer
 

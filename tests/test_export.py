@@ -69,11 +69,11 @@ def test_only_moved_values_change_and_as_live_ones_do(
     views.set_delta({still: torch.zeros_like(views.delta(still))})
     save_delta(delta, views)
     export(base, delta=delta, out=out)
-    index = toy_format.index(base)
+    index, exported = toy_format.index(base), toy_format.index(out)
     old, new = (torch.from_numpy(np.fromfile(path, dtype=np.uint8)) for path in (base, out))
     allowed = torch.zeros(len(old), dtype=torch.bool)
     for view in views:
-        assert same_bits(read_base(out, index[view.name]), view.read())
+        assert same_bits(read_base(out, exported[view.name]), view.read())
         if view.name != still:
             allowed |= span_bytes(len(old), index[view.name])
     assert not ((old != new) & ~allowed).any()
@@ -88,9 +88,9 @@ def test_a_delta_of_some_views(toy_file: Path, tmp_path: Path) -> None:
     assert set(
         np.flatnonzero(np.frombuffer(out.read_bytes(), np.uint8) != np.frombuffer(toy_file.read_bytes(), np.uint8))
     )
-    index = ToyFormat().index(out)
-    for key, span in index.items():
-        same = torch.equal(read_base(out, span), read_base(toy_file, span))
+    before = ToyFormat().index(toy_file)
+    for key, span in ToyFormat().index(out).items():
+        same = torch.equal(read_base(out, span), read_base(toy_file, before[key]))
         assert same == (key != "layers.l1.d")
 
 
@@ -150,7 +150,7 @@ def test_unknown_checkpoints(toy_format: ToyFormat, delta: Path, tmp_path: Path)
         export(tmp_path / "none", delta=delta, out=tmp_path / "out")
     text = tmp_path / "text"
     text.write_text("hello")
-    with pytest.raises(CheckpointError, match=r"text: not a checkpoint that zoquant knows, expected one of gguf, toy"):
+    with pytest.raises(CheckpointError, match=r"text: not a checkpoint that zoquant knows, .*gguf.*toy"):
         export(text, delta=delta, out=tmp_path / "out")
 
 

@@ -13,6 +13,7 @@ from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight, packed
 def dense(layer: QuantLinear) -> torch.Tensor:
     """Return the weight, written out."""
     weight = layer.packed
+    assert isinstance(weight, QuantWeight)
     d, m = (weight.value(name).double().unsqueeze(-1) for name in ("d", "m"))
     return (d * (weight.codes.double() - 128) + m).flatten(1).float()
 
@@ -37,7 +38,9 @@ def test_linear(monkeypatch: pytest.MonkeyPatch, tile: int, bias: bool, mode: ty
 def test_rows_in_another_order() -> None:
     plain = toy_layer(rows=12, bias=True)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    packed = QuantWeight(plain.packed.codec, plain.packed.codes, [plain.packed.d, plain.packed.m], order)  # type: ignore[list-item]
+    words = plain.packed
+    assert isinstance(words, QuantWeight)
+    packed = QuantWeight(words.codec, words.codes, [words.value("d"), words.value("m")], order)
     layer = QuantLinear(packed, plain.bias, compute_dtype=torch.float32)
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
     weight = dense(plain)[order]

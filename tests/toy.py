@@ -114,6 +114,7 @@ def write_toy(path: Path, model: ToyModel, dtype: str = "float16") -> Path:
     for name, layer in model.layers.items():
         assert isinstance(layer, QuantLinear)
         packed = layer.packed
+        assert isinstance(packed, QuantWeight)
         layers.append({"name": name, "rows": packed.rows, "groups": packed.codes.shape[1], "offset": len(body)})
         parts = [packed.value(field).unsqueeze(-1).contiguous().view(torch.uint8) for field in ("d", "m")]
         body += torch.cat([*parts, packed.codes], dim=-1).numpy().tobytes()

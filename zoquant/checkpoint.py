@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoquant.attach import BoundView, Views
 from zoquant.errors import BaseMismatchError
-from zoquant.protocol import Span
+from zoquant.protocol import Format, SeveralFiles, Span
 from zoquant.registry import format_of
 from zoquant.views import TensorView, bytes_of
 
@@ -38,10 +38,31 @@ def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) ->
     return Views(bound, coupled=coupled)
 
 
+def files_of(path: Path, found: Format) -> dict[str, Path]:
+    """Return all files of a checkpoint by their names relative to its folder.
+
+    A folder is all files in it; a file is one, unless its format says which others belong to it.
+
+    Raises:
+        CheckpointError: the format misses one of them.
+    """
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    files = found.files(path) if isinstance(found, SeveralFiles) else [path]
+    return {file.name: file for file in files}
+
+
+def file_of(path: Path, span: Span) -> Path:
+    """Return the file that holds the values of a key."""
+    if path.is_dir():
+        return path / span.file
+    return path if span.file == path.name else path.parent / span.file
+
+
 def read_base(path: str | Path, span: Span) -> Tensor:
     """Read the values of one key from its file, float32, in the shape of its span."""
-    file = Path(path) if Path(path).is_file() else Path(path) / span.file
-    return values_at(torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c")), span).to(torch.float32)
+    mapped = np.memmap(file_of(Path(path), span), dtype=np.uint8, mode="c")
+    return values_at(torch.from_numpy(mapped), span).to(torch.float32)
 
 
 def values_at(packed: Tensor, span: Span) -> Tensor:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from zoquant.buffer import Space, compose
-from zoquant.checkpoint import read_base, values_at
+from zoquant.checkpoint import files_of, read_base, values_at
 from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, ShapeError
-from zoquant.files import refuse_existing, replacing
+from zoquant.files import refuse_existing, replacing, replacing_folder
 from zoquant.fingerprint import check_base, fingerprint
 from zoquant.layout import keeps_sign
 from zoquant.protocol import Span
@@ -23,15 +24,16 @@ from zoquant.views import bytes_of
 def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     """Write the tuned checkpoint: the same format, the same size, the same bytes but those of the moved values.
 
-    The model is never loaded. A delta of zero gives a file that is byte-identical to its base.
+    The model is never loaded. A delta of zero gives files that are byte-identical to their base.
 
     Args:
         base: the checkpoint that the training started from.
         delta: a file that `save_delta` wrote.
-        out: where the tuned checkpoint goes; for a checkpoint of a single file, the name of the new file.
+        out: where the tuned checkpoint goes: the name of a file for a checkpoint of one file, else of a folder, which
+            gets every file of the base.
 
     Returns:
-        `out`.
+        The path of the tuned checkpoint: `out`, or the first file in it where the base is one file of several.
 
     Raises:
         OutputExistsError: something stands at `out`.
@@ -41,13 +43,27 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     """
     source, target = Path(base), Path(out)
     refuse_existing(target)
-    index = format_of(source).index(source)
+    found = format_of(source)
+    index = found.index(source)
     change = read_delta(delta)
     _check(str(delta), source, index, change)
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
-        _patch(temporary, index, change)
-    return target
+    files = files_of(source, found)
+    if source.is_file() and len(files) == 1:
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            _patch({source.name: temporary}, index, change)
+        return target
+    with replacing_folder(target) as folder:
+        _patch(_copy(files, folder), index, change)
+    return target if source.is_dir() else target / source.name
+
+
+def _copy(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    copies = {name: folder / name for name in files}
+    for name, file in files.items():
+        copies[name].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copies[name])
+    return copies
 
 
 def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) -> None:
@@ -62,17 +78,21 @@ def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) ->
     check_base(what, change.base, here)
 
 
-def _patch(file: Path, index: Mapping[str, Span], change: Delta) -> None:
-    mapped = np.memmap(file, dtype=np.uint8, mode="r+")
-    packed = torch.from_numpy(mapped)
-    for key, value in change.values.items():
-        span = index[key]
-        place = bytes_of(packed, span.offset, span.shape, span.strides, span.dtype)
-        old = values_at(packed, span)
-        new = _theta(old, value, span, change.space)
-        moved = (value != 0).unsqueeze(-1)
-        place.copy_(torch.where(moved, new.unsqueeze(-1).view(torch.uint8), place))
-    mapped.flush()
+def _patch(files: Mapping[str, Path], index: Mapping[str, Span], change: Delta) -> None:
+    keys = sorted(change.values, key=lambda key: index[key].file)
+    for name, group in groupby(keys, key=lambda key: index[key].file):
+        mapped = np.memmap(files[name], dtype=np.uint8, mode="r+")
+        for key in group:
+            _patch_values(torch.from_numpy(mapped), index[key], change.values[key], change.space)
+        mapped.flush()
+
+
+def _patch_values(packed: Tensor, span: Span, value: Tensor, space: Space) -> None:
+    place = bytes_of(packed, span.offset, span.shape, span.strides, span.dtype)
+    old = values_at(packed, span)
+    new = _theta(old, value, span, space)
+    moved = (value != 0).unsqueeze(-1)
+    place.copy_(torch.where(moved, new.unsqueeze(-1).view(torch.uint8), place))
 
 
 def _theta(old: Tensor, value: Tensor, span: Span, space: Space) -> Tensor:

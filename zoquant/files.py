@@ -1,7 +1,8 @@
-"""Files appear whole or not at all: written beside their place, flushed to the disk, renamed."""
+"""Files and folders appear whole or not at all: written beside their place, flushed to the disk, renamed."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +52,27 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or error}. Whatever stood there is unchanged; free some space "
             "or choose another folder."
         ) from error
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        WriteError: the disk is full, the place is read-only, or something stands at `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -47,7 +47,7 @@ def test_index_names_the_bytes_of_every_live_value(tmp_path: Path, arch: str, ty
         f"{name}.{field.name}"
         for name, module in native.named_modules()
         if isinstance(module, (QuantLinear, QuantEmbedding)) and not (name == "lm_head" and tied)
-        for field in module.packed.codec.fields
+        for field in module.packed.fields
     }
     assert fields <= index.keys()
     assert {key for key, span in index.items() if span.role != "dense"} == fields

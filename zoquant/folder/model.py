@@ -18,6 +18,7 @@ from zoquant.folder.checkpoint import Folder
 from zoquant.folder.format import DENSE, Layer
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
 from zoquant.native.meta import WithoutWeights, replace_module, unfilled
+from zoquant.views import keep_dtype
 
 _NOT_OF_THE_MODEL = ("quantization_config", "torch_dtype", "dtype", "auto_map", "architectures", "model_type")
 
@@ -41,7 +42,9 @@ def build_model(
     missing = unfilled(model)
     if missing:
         raise folder.error(missing[0], "a tensor", f"none, and none for {len(missing) - 1} others")
-    return model.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
+    _remember_dtypes(folder, model)
+    return model
 
 
 def empty_model(folder: Folder) -> nn.Module:
@@ -104,6 +107,12 @@ def _class_of(folder: Folder) -> Any:
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     raise folder.error("architectures", "a model class of transformers in config.json", repr(names)[:80])
+
+
+def _remember_dtypes(folder: Folder, model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in folder.tensors:
+            keep_dtype(tensor, folder.tensors[name].dtype)
 
 
 class _Filler:

@@ -35,11 +35,11 @@ def check_export_refuses_another_base(case: FormatCase) -> None:
         delta, other, out = (Path(folder, name) for name in ("delta.safetensors", "other", "out"))
         key = case.moved(delta).keys[0]
         span = case.format.index(case.path)[key]
-        data = bytearray(case.path.read_bytes())
-        data[span.offset] ^= 1
         other.mkdir()
-        stranger = other / case.path.name
-        stranger.write_bytes(data)
+        stranger, files = case.copy_to(other)
+        data = bytearray(files[span.file].read_bytes())
+        data[span.offset] ^= 1
+        files[span.file].write_bytes(data)
         try:
             export(stranger, delta=delta, out=out)
         except BaseMismatchError as error:
@@ -53,20 +53,25 @@ def check_export_refuses_another_base(case: FormatCase) -> None:
 
 def check_truncated_file_is_refused(case: FormatCase) -> None:
     """index() of a file cut short, down to the last value that it names, raises CheckpointError and nothing else."""
-    data, spans = case.path.read_bytes(), case.format.index(case.path).values()
-    end = min(max(map(end_of, spans)), len(data)) - 1
-    cuts = {0, 1, 4, 8, 16, 32, 64, end, *(end * n // _CUTS for n in range(_CUTS))}
-    with TemporaryDirectory() as folder:
-        path = Path(folder, case.path.name)
-        for cut in sorted(cuts):
-            path.write_bytes(data[:cut])
-            try:
-                case.format.index(path)
-            except CheckpointError:
-                continue
-            except Exception as error:
-                raise ConformanceError(
-                    f"index() of the first {cut} of {len(data)} bytes raised {type(error).__name__}, expected "
-                    f"CheckpointError: {error}"
-                ) from error
-            raise ConformanceError(f"index() took the first {cut} of {len(data)} bytes for a whole checkpoint.")
+    spans = case.format.index(case.path).values()
+    for name in sorted({span.file for span in spans}):
+        data = case.contents()[name]
+        end = min(max(end_of(span) for span in spans if span.file == name), len(data)) - 1
+        cuts = {0, 1, 4, 8, 16, 32, 64, end, *(end * n // _CUTS for n in range(_CUTS))}
+        with TemporaryDirectory() as folder:
+            path, files = case.copy_to(Path(folder))
+            for cut in sorted(cuts):
+                files[name].write_bytes(data[:cut])
+                _check_refused(case, path, f"{name} cut to {cut} of its {len(data)} bytes")
+
+
+def _check_refused(case: FormatCase, path: Path, what: str) -> None:
+    try:
+        case.format.index(path)
+    except CheckpointError:
+        return
+    except Exception as error:
+        raise ConformanceError(
+            f"index() with {what} raised {type(error).__name__}, expected CheckpointError: {error}"
+        ) from error
+    raise ConformanceError(f"index() took a checkpoint with {what} for a whole one.")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from zoquant.attach import Views
+from zoquant.checkpoint import files_of
 from zoquant.delta import save_delta
 from zoquant.protocol import Format, Span
 from zoquant.testing.case import attached
@@ -17,7 +18,7 @@ class FormatCase:
     """A format under test.
 
     Attributes:
-        path: a checkpoint of that format, of a single file.
+        path: a checkpoint of that format.
         format: the format.
         compute_dtype: dtype of the matrix products.
         steps: training steps of the check that nothing drifts, for each layer.
@@ -46,6 +47,20 @@ class FormatCase:
         views.set_delta({last: torch.zeros_like(views.delta(last))})
         save_delta(delta, views)
         return views
+
+    def contents(self, path: Path | None = None) -> dict[str, bytes]:
+        """Return the bytes of every file of the checkpoint, or of an exported one, by name."""
+        return {name: file.read_bytes() for name, file in files_of(path or self.path, self.format).items()}
+
+    def copy_to(self, folder: Path) -> tuple[Path, dict[str, Path]]:
+        """Copy the checkpoint into an empty folder; return its path there, and the copies by name."""
+        place = folder / self.path.name
+        parent = place if self.path.is_dir() else folder
+        copies = {name: parent / name for name in self.contents()}
+        for name, data in self.contents().items():
+            copies[name].parent.mkdir(parents=True, exist_ok=True)
+            copies[name].write_bytes(data)
+        return place, copies
 
 
 def end_of(span: Span) -> int:
