@@ -13,7 +13,8 @@ from zoquant.attach import attach
 from zoquant.delta import load_delta
 from zoquant.errors import CheckpointError
 from zoquant.files import refuse_existing, write_text
-from zoquant.load import Runtime, default_compute_dtype, default_device, load, local_path
+from zoquant.hub import local_path
+from zoquant.load import Runtime, default_compute_dtype, default_device, load
 from zoquant.plot import plot_run
 from zoquant.protocol import ROLES
 from zoquant.registry import format_of

@@ -183,3 +183,16 @@ class SeveralFiles(Protocol):
             CheckpointError: one is missing; it is named.
         """
         ...
+
+
+@runtime_checkable
+class Vendor(Protocol):
+    """What a format has besides, if a library of its own can compute the forward."""
+
+    def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        """Return the model on the library's own layers, and its tokenizer or None.
+
+        Raises:
+            UnsupportedLayoutError: the library is not installed; the message says which.
+        """
+        ...

@@ -1,5 +1,6 @@
 """The commands that look at things: backends, inspect, eval, export, replay. Training has a file of its own."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,9 @@ def main() -> None:
     from zoquant.cli import measuring, training  # noqa: F401  (they register their commands)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    log = logging.getLogger("zoquant")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
     try:
         app()
     except (ZoquantError, ValueError) as error:

@@ -1,0 +1,67 @@
+"""Choosing between zoquant's layers and a library's."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import zoquant
+from tests.toy import ToyFormat, toy_model, write_toy
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.runtime import faster
+
+
+class WithVendor(ToyFormat):
+    """Toy files whose vendor runtime is a model of one toy layer more."""
+
+    name = "toy-vendor"
+
+    def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        model, tokenizer = self.open_native(path, compute_dtype=compute_dtype, device=device)
+        model.add_module("marker", nn.Identity())
+        return model, tokenizer
+
+
+def test_the_faster_layer_wins() -> None:
+    native, vendor = toy_model(), toy_model()
+    native.layers["l0"].register_forward_pre_hook(lambda *_: time.sleep(5e-3))
+    comparison = faster(native, vendor)
+    assert comparison.vendor_wins
+    assert comparison.layer == "layers.l0"
+    assert comparison.why.startswith("vendor: layers.l0 took ")
+    assert not faster(vendor, native).vendor_wins
+
+
+def test_nothing_in_common() -> None:
+    with pytest.raises(UnsupportedLayoutError, match=r"no quantized layer is there in both runtimes"):
+        faster(toy_model(), nn.Linear(2, 2))
+
+
+def test_runtimes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_toy(tmp_path / "a.toy", toy_model())
+    zoquant.register(format=WithVendor())
+    try:
+        with caplog.at_level(logging.INFO, logger="zoquant"):
+            assert not hasattr(zoquant.load(path)[0], "marker")
+            assert hasattr(zoquant.load(path, runtime="vendor")[0], "marker")
+    finally:
+        zoquant.unregister("toy-vendor")
+    auto, vendor = (record.getMessage() for record in caplog.records)
+    assert auto.endswith("runtime native: on a CPU the layers of zoquant are the default")
+    assert vendor.endswith("runtime vendor: as asked for")
+
+
+def test_refusals(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "a.toy", toy_model())
+    zoquant.register(format=ToyFormat())
+    try:
+        with pytest.raises(UnsupportedLayoutError, match=r"the format toy has no vendor runtime here"):
+            zoquant.load(path, runtime="vendor")
+        with pytest.raises(ValueError, match=r"runtime is 'fast', expected 'auto', 'native' or 'vendor'"):
+            zoquant.load(path, runtime="fast")  # type: ignore[arg-type]
+    finally:
+        zoquant.unregister("toy")
