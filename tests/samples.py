@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.peft.samples import BACKEND_SAMPLES as PEFT
+from tests.bitsandbytes import samples as bitsandbytes
+from tests.peft import samples as peft
 from tests.toy import toy_layer
 from zoquant.native import QuantEmbedding
 
@@ -61,6 +62,12 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "zoquant.native.layers.QuantEmbedding": native_embedding,
     "torch.nn.Module": dense_linear,
     "hqq.core.quantize.HQQLinear": hqq_linear,
-    **PEFT,
+    **bitsandbytes.BACKEND_SAMPLES,
+    **peft.BACKEND_SAMPLES,
 }
-FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"gguf": gguf_file, "dense": dense_folder}
+FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
+    "gguf": gguf_file,
+    "dense": dense_folder,
+    **peft.FORMAT_SAMPLES,
+    **bitsandbytes.FORMAT_SAMPLES,
+}
