@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.folders import save_folder, tiny_llama
 from tests.toy import toy_layer
 
 _BASE = "peft.tuners"
@@ -112,3 +114,19 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     f"{_BASE}.prompt_tuning.model.PromptEmbedding": prompt,
     "peft.utils.other.ModulesToSaveWrapper": copied,
 }
+
+
+def adapter_folder(folder: Path) -> Path:
+    """Write a LoRA of a small llama, whose config names the folder of its base."""
+    peft = pytest.importorskip("peft")
+    base = save_folder(tiny_llama(), folder / "base")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+    )  # fmt: skip
+    model: Any = _seeded(lambda: peft.get_peft_model(tiny_llama(), config))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"peft": adapter_folder}

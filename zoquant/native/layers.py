@@ -83,6 +83,11 @@ class QuantLinear(nn.Module):
         y = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
 
+    @property
+    def qweight(self) -> Tensor:
+        """Packed words, under the name by which other libraries look up the device of a quantized layer."""
+        return next(self.packed.buffers())
+
     def rows(self, x: Tensor, outputs: Tensor) -> Tensor:
         """Return some of the outputs only, `[..., len(outputs)]`: their rows alone are decoded.
 

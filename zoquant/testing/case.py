@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoquant.attach import Views, attach, claimed
 from zoquant.optim import ZOSGD
-from zoquant.protocol import ROLES, Backend, ScaleView
+from zoquant.protocol import ROLES, Backend, Role, ScaleView
 from zoquant.testing.results import ConformanceError
 
 MakeModule = Callable[[], nn.Module]
@@ -99,9 +99,9 @@ def _is_torchs_own(module: nn.Module) -> bool:
     return plain and type(module).__module__.startswith("torch.nn.modules.")
 
 
-def attached(model: nn.Module, include: str | None = None) -> Views:
-    """Attach all roles of a model, leaving out the check of `attach`, so that each law is judged by its own check."""
-    return attach(model, roles=ROLES, include=include, verify=False)
+def attached(model: nn.Module, include: str | None = None, roles: Sequence[Role] = ROLES) -> Views:
+    """Attach a model, leaving out the check of `attach`, so that each law is judged by its own check."""
+    return attach(model, roles=roles, include=include, verify=False)
 
 
 def values_of(views: Sequence[ScaleView]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import nn
 from zoquant.attach import Views
 from zoquant.checkpoint import files_of
 from zoquant.delta import save_delta
-from zoquant.protocol import Format, Span
+from zoquant.protocol import PLAIN_ROLES, ROLES, Format, Span
 from zoquant.testing.case import attached
 
 
@@ -30,11 +30,14 @@ class FormatCase:
     steps: int
 
     def open(self, path: Path | None = None) -> tuple[nn.Module, Views]:
-        """Return a fresh native model of the checkpoint, or of another file, and all of its views."""
-        model, _ = self.format.open_native(
-            path or self.path, compute_dtype=self.compute_dtype, device=torch.device("cpu")
-        )
-        return model, attached(model)
+        """Return a fresh native model of the checkpoint, or of another, and all views of what a checkpoint holds.
+
+        Plain parameters are views if the index names any of their role: a folder with an adapter has none of its base.
+        """
+        place = path or self.path
+        model, _ = self.format.open_native(place, compute_dtype=self.compute_dtype, device=torch.device("cpu"))
+        named = {span.role for span in self.format.index(place).values()}
+        return model, attached(model, roles=[role for role in ROLES if role not in PLAIN_ROLES or role in named])
 
     def moved(self, delta: Path) -> Views:
         """Return the views of a fresh model, moved so far that some scales stop at zero; write their delta to a file.

@@ -125,6 +125,23 @@ def lora_on_native(config: Any) -> Any:
     return config
 
 
+def prompts_on_native(model: Any) -> Any:
+    """Let a model of peft with virtual tokens look its words up in zoquant's native embedding.
+
+    peft looks for the embedding among the parameters of the model, where a quantized one is not.
+
+    Args:
+        model: what `get_peft_model` or `PeftModel.from_pretrained` returned for a prompt tuning.
+
+    Returns:
+        `model`.
+
+    Source: peft 0.21.2, `PeftModel._setup_prompt_encoder`.
+    """
+    model.word_embeddings = model.get_base_model().get_input_embeddings()
+    return model
+
+
 def _active(layer: Any) -> str | None:
     """Return the name of the adapter that the forward adds, or None if this layer has no part in it.
 
@@ -142,14 +159,16 @@ def _active(layer: Any) -> str | None:
 
 def _parameters(layer: Any, active: str | None) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of the active adapter, named as in the adapter's file."""
-    for kind in layer.adapter_layer_names:
+    for kind in dict.fromkeys(layer.adapter_layer_names):
         holder = getattr(layer, kind)
-        if active in holder:
-            part = holder[active]
-            if isinstance(part, nn.Module):
-                yield from ((f"{kind}.{name}", value) for name, value in part.named_parameters())
-            else:
-                yield kind, part
+        if active not in holder:
+            continue
+        if not isinstance(holder[active], nn.Module):
+            yield kind, holder[active]
+        elif kind == "lora_magnitude_vector":  # DoRA's, saved by the name of its module
+            yield kind, holder[active].weight
+        else:
+            yield from ((f"{kind}.{name}", value) for name, value in holder[active].named_parameters())
 
 
 def _changed(layer: Any, active: str, weight: Tensor) -> Tensor:

@@ -1,0 +1,153 @@
+"""Folders of peft: adapter_config.json and the tensors of one adapter, so that a delta goes into the file without peft.
+
+Source: peft 0.21.2, peft/utils/save_and_load.py (`get_peft_model_state_dict`), peft/utils/constants.py.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoquant.backends.peft.live import lora_on_native, prompts_on_native
+from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.folder import Folder
+from zoquant.folder.archive import read_archive
+from zoquant.folder.checkpoint import read_json
+from zoquant.folder.format import DENSE
+from zoquant.folder.safetensors import read_safetensors
+from zoquant.hub import local_path
+from zoquant.load import Runtime, load
+from zoquant.protocol import Role, Span, Summary
+from zoquant.registry import format_of
+
+CONFIG = "adapter_config.json"
+TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
+PROMPT = "prompt_embeddings"
+
+
+class PeftFormat:
+    """An adapter as peft saves it: every tensor that it adds is a view of role `adapter`."""
+
+    name = "peft"
+
+    def sniff(self, path: Path) -> bool:
+        """Tell whether `path` is a folder whose adapter_config.json names a kind of adapter."""
+        try:
+            return path.is_dir() and (path / CONFIG).is_file() and "peft_type" in read_json(path / CONFIG)
+        except CheckpointError:
+            return False
+
+    def index(self, path: Path) -> Mapping[str, Span]:
+        """Return the place of every tensor, by the key that a live adapter of the name `default` has.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or holds numbers that are not plain.
+        """
+        folder = _open(path)
+        return {_key(name): folder.span(name, _role(name)) for name in folder.tensors}
+
+    def summarize(self, path: Path) -> Summary:
+        """Return what the config and the header say."""
+        folder = _open(path)
+        base = folder.config.get("base_model_name_or_path")
+        return Summary(
+            architecture=str(folder.config["peft_type"]).lower(),
+            layers=0,
+            parameters=sum(prod(tensor.shape) for tensor in folder.tensors.values()),
+            bytes=folder.bytes,
+            types=Counter(str(tensor.dtype).removeprefix("torch.") for tensor in folder.tensors.values()),
+            notes=[f"an adapter of {base}" if base else "an adapter whose config names no base"],
+            runtimes={"native": _runtime("a native base"), "vendor": _runtime("the base on its own library")},
+        )
+
+    def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        """Return the base on native layers with the adapter on it, as peft adds it, and the tokenizer of the base.
+
+        A base of plain weights is on the layers of torch: peft knows those.
+
+        Args:
+            path: the adapter's folder; its config names the base.
+            compute_dtype: dtype of the matrix products of the base.
+            device: where the model goes.
+
+        Raises:
+            UnsupportedLayoutError: peft is not installed.
+            CheckpointError: the config names no base, or base and adapter do not fit.
+        """
+        base = _base(path)
+        runtime: Runtime = "vendor" if format_of(base).name == "dense" else "native"
+        return _with_adapter(path, load(base, runtime=runtime, compute_dtype=compute_dtype, device=device))
+
+    def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        """Return the base on the layers of its own library, with the adapter on it, and its tokenizer.
+
+        Raises:
+            UnsupportedLayoutError: peft or the library of the base is not installed.
+            CheckpointError: the config names no base, or base and adapter do not fit.
+        """
+        return _with_adapter(path, load(_base(path), runtime="vendor", compute_dtype=compute_dtype, device=device))
+
+
+def _open(path: Path) -> Folder:
+    """Read the config and the header.
+
+    Raises:
+        CheckpointError: see `PeftFormat.index`.
+    """
+    config, files = read_json(path / CONFIG), [path / name for name in TENSORS if (path / name).exists()]
+    if not files:
+        raise CheckpointError(f"{path}: expected {' or '.join(TENSORS)}, got neither. Get the whole adapter.")
+    tensors = (read_safetensors if files[0].suffix == ".safetensors" else read_archive)(files[0])[0]
+    folder = Folder(path, config, {}, tensors, {}, {})
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DENSE:
+            raise folder.error(name, "float32, float16 or bfloat16", str(tensor.dtype).removeprefix("torch."))
+    return folder
+
+
+def _key(name: str) -> str:
+    """Return the key of a tensor: its own name, but that of the virtual tokens, which the file does not place."""
+    return f"prompt_encoder.default.{PROMPT}" if name == PROMPT else name
+
+
+def _role(name: str) -> Role:
+    """Return the role of a tensor: peft may save the base of a lookup table, or the biases of its layers, as well."""
+    return "dense" if ".base_layer." in name else "adapter"
+
+
+def _base(path: Path) -> Path:
+    """Return the place of the base that the config names, here or from the Hub."""
+    base = _open(path).config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{path}: 'base_model_name_or_path': expected the base of the adapter, got {base!r}. Name it there."
+        )
+    if find_spec("peft") is None:
+        raise UnsupportedLayoutError(f"{path}: peft computes adapters and is not installed: pip install zoquant[peft].")
+    return local_path(base)
+
+
+def _with_adapter(path: Path, loaded: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
+    from peft import LoraConfig, PeftConfig, PeftModel
+
+    model, tokenizer = loaded
+    config: Any = PeftConfig.from_pretrained(str(path))
+    if isinstance(config, LoraConfig):
+        lora_on_native(config)
+    try:
+        tuned: nn.Module = PeftModel.from_pretrained(model, str(path), config=config)
+    except (RuntimeError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: peft cannot put the adapter on its base: {said}") from error
+    if config.is_prompt_learning:
+        prompts_on_native(tuned)
+    return tuned.eval().requires_grad_(False), tokenizer
+
+
+def _runtime(base: str) -> str:
+    return f"yes: peft, over {base}" if find_spec("peft") else "no: peft is not installed"
