@@ -29,8 +29,10 @@ def tiny_llama(seed: int = 0, **changes: Any) -> nn.Module:
 
 
 def save_folder(model: nn.Module, path: Path, *, shards: int = 1, **changes: Any) -> Path:
-    """Write a model as transformers does: every parameter by its name."""
-    return write_folder(path, dict(model.state_dict()), shards=shards, config={**CONFIG, **changes})
+    """Write a model as transformers does: every parameter by its name, a tied head left out."""
+    tied = {"lm_head.weight"} if changes.get("tie_word_embeddings") else set()
+    tensors = {name: value for name, value in model.state_dict().items() if name not in tied}
+    return write_folder(path, tensors, shards=shards, config={**CONFIG, **changes})
 
 
 def write_folder(

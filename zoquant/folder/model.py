@@ -6,7 +6,7 @@ parameter filled, or the checkpoint is refused.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from zoquant.errors import CheckpointError
 from zoquant.folder.checkpoint import Folder
 from zoquant.folder.format import DENSE, Layer
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
-from zoquant.native.meta import WithoutWeights, replace_module, unfilled
+from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, tied, unfilled
 from zoquant.views import keep_dtype
 
 _NOT_OF_THE_MODEL = ("quantization_config", "torch_dtype", "dtype", "auto_map", "architectures", "model_type")
@@ -38,6 +38,7 @@ def build_model(
         CheckpointError: a tensor is missing, or one is there that the model has no place for.
     """
     model = empty_model(folder)
+    forget_weights(model)
     _Filler(folder, model, compute_dtype).fill(layers)
     missing = unfilled(model)
     if missing:
@@ -100,8 +101,9 @@ def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: to
 def _class_of(folder: Folder) -> Any:
     """Return the class that config.json names, if it is a model of transformers; else the causal one of its kind."""
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    names = folder.config.get("architectures")
+    names = folder.config.get("architectures") or [CAUSAL.get(str(folder.config.get("model_type")))]
     for name in names if isinstance(names, list) else []:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -122,8 +124,10 @@ class _Filler:
         self.folder = folder
         self.model = model
         self.compute_dtype = compute_dtype
+        self.replaced: set[str] = set()
 
     def fill(self, layers: Mapping[str, Layer]) -> None:
+        groups = tied(self.model)
         used = {name for layer in layers.values() for name in layer.tensors}
         for layer in layers.values():
             used.add(f"{layer.path}.bias")
@@ -131,7 +135,7 @@ class _Filler:
         for name in self.folder.tensors:
             if name not in used:
                 self._fill_dense(name)
-        self._tie()
+        self._tie(groups)
 
     def _fill_dense(self, name: str) -> None:
         path, _, field = name.rpartition(".")
@@ -174,6 +178,7 @@ class _Filler:
         else:
             raise self.folder.error(path, "a Linear or Embedding in the model", type(module).__name__)
         replace_module(self.model, path, native)
+        self.replaced.add(f"{path}.weight")
 
     def _check_shape(self, path: str, packed: PackedWeight, expected: tuple[int, int]) -> None:
         if (packed.rows, packed.columns) != expected:
@@ -187,14 +192,18 @@ class _Filler:
             return None
         return self.folder.expect(name, (module.out_features,), DENSE).read().float()
 
-    def _tie(self) -> None:
-        """Let a head without a tensor of its own share the embedding's matrix."""
-        head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
-        if not isinstance(head, nn.Linear) or not isinstance(embedding, QuantEmbedding):
-            return
-        if not getattr(getattr(self.model, "config", None), "tie_word_embeddings", False):
-            return
-        path = next(name for name, module in self.model.named_modules() if module is head)
-        bias = self._bias(path, head)
-        replace_module(self.model, path, QuantLinear(embedding.packed, bias, compute_dtype=self.compute_dtype))
+    def _tie(self, groups: Iterable[Sequence[str]]) -> None:
+        """Let parameters that the model ties share the one tensor that the folder has of them."""
+        for group in groups:
+            filled = next((name for name in group if name in self.folder.tensors or name in self.replaced), None)
+            for name in group:
+                if filled is not None and name not in (filled, *self.folder.tensors, *self.replaced):
+                    self._share(filled, name)
+
+    def _share(self, filled: str, name: str) -> None:
+        path, _, field = name.rpartition(".")
+        owner, module = self.model.get_submodule(filled.rpartition(".")[0]), self.model.get_submodule(path)
+        if isinstance(owner, QuantEmbedding | QuantLinear) and field == "weight":
+            self._replace(path, owner.packed)
+        elif not isinstance(module, QuantEmbedding | QuantLinear):
+            module.register_parameter(field, owner._parameters[filled.rpartition(".")[2]])

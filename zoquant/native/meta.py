@@ -24,6 +24,24 @@ class WithoutWeights(TorchFunctionMode):
         return func(*args, **settings)
 
 
+def forget_weights(model: nn.Module) -> None:
+    """Put every parameter on the meta device, those too that layers make as ones or zeros; tied ones stay tied."""
+    known: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                empty = nn.Parameter(value.detach().to("meta"), requires_grad=False)
+                module._parameters[name] = known.setdefault(id(value), empty)
+
+
+def tied(model: nn.Module) -> list[list[str]]:
+    """Return the names of parameters that are one and the same, a list for each."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
 def unfilled(model: nn.Module) -> list[str]:
     """Return the names of parameters and buffers that still have no memory."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -31,6 +49,9 @@ def unfilled(model: nn.Module) -> list[str]:
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+    """Put a module in the place of another, wherever the model refers to it."""
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = module

@@ -18,7 +18,7 @@ from zoquant.backends.gguf.names import Architecture, Field, Target, architectur
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantLinear
-from zoquant.native.meta import WithoutWeights, replace_module, unfilled
+from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, unfilled
 
 _ROPE_TOLERANCE = 1e-3
 
@@ -62,6 +62,7 @@ def _empty_model(header: Header, architecture: Architecture, config: Mapping[str
             f"{header.path}: transformers cannot build a {architecture.model_type!r} model from the file's metadata: "
             f"{' '.join(str(error).split())} Update transformers, or convert the checkpoint again."
         ) from error
+    forget_weights(model)
     return model
 
 
