@@ -1,0 +1,52 @@
+"""Folders of compressed-tensors: the tensors say which module is quantized, the config how, and both have to agree."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zoquant.backends.compressed_tensors.layers import layer_of
+from zoquant.backends.compressed_tensors.scheme import Scheme, activations, read_schemes
+from zoquant.backends.native_only import NativeOnlyFormat
+from zoquant.errors import CheckpointError
+from zoquant.folder import Folder, Layer, open_folder
+from zoquant.protocol import Summary
+
+_MARKS = (".weight_packed", ".weight_scale")
+
+
+class CompressedTensorsFormat(NativeOnlyFormat):
+    """pack-quantized, int-quantized, float-quantized, naive-quantized, nvfp4 and the MX formats.
+
+    A module is read by the first scheme of the config that its tensors agree with. The config's `targets` and `ignore`
+    are not consulted: its tensors say that a module is quantized, and no pattern of a stranger's is ever run.
+    """
+
+    name = "compressed-tensors"
+    methods = frozenset({"compressed-tensors"})
+    reason = "compressed-tensors turns its layers into plain matrices at the first forward; their scales are dead then"
+
+    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+        """Return every quantized matrix by the path of its module.
+
+        Raises:
+            CheckpointError: tensors and config contradict each other.
+            UnsupportedLayoutError: see `read_schemes`.
+        """
+        schemes = read_schemes(folder)
+        paths = (name.removesuffix(mark) for name in folder.tensors for mark in _MARKS if name.endswith(mark))
+        return {path: _first(folder, path, schemes) for path in dict.fromkeys(paths)}
+
+    def summarize(self, path: Path) -> Summary:
+        """Return what the config and the headers say, activations included."""
+        summary = super().summarize(path)
+        return replace(summary, notes=[*summary.notes, *activations(open_folder(path))])
+
+
+def _first(folder: Folder, path: str, schemes: Sequence[Scheme]) -> Layer:
+    wrong = folder.error(path, "no quantized weights, as the config has no group of them", "tensors of some")
+    for scheme in schemes:
+        try:
+            return layer_of(folder, path, scheme)
+        except CheckpointError as error:
+            wrong = error
+    raise wrong
