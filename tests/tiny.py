@@ -18,9 +18,10 @@ ROWS = [
 ]
 
 
-def write_checkpoint(path: Path, types: str | list[str] = "Q4_1") -> Path:
+def write_checkpoint(path: Path, types: str | list[str] = "Q4_1", tensors_a_shard: int = 0) -> Path:
     """Write the checkpoint: llama, two layers, 300 tokens."""
-    return TinyFile("llama", tiny("llama", vocab_size=300), types=types, edit=_tokenizer).write(path)
+    model = tiny("llama", vocab_size=300)
+    return TinyFile("llama", model, types=types, edit=_tokenizer, tensors_a_shard=tensors_a_shard).write(path)
 
 
 def write_rows(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:

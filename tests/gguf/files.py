@@ -70,6 +70,7 @@ class TinyFile:
         extra: more tensors.
         skip: tensors to leave out.
         edit: called with the writer before anything is written.
+        tensors_a_shard: how many tensors a file takes; 0 for all.
     """
 
     arch: str
@@ -79,9 +80,11 @@ class TinyFile:
     extra: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     skip: Sequence[str] = ()
     edit: Callable[[GGUFWriter], None] | None = None
+    tensors_a_shard: int = 0
 
     def write(self, path: Path) -> Path:
-        writer = GGUFWriter(path, self.arch)
+        """Write the file, or all shards beside it, and return the path of the first."""
+        writer = GGUFWriter(path, self.arch, split_max_tensors=self.tensors_a_shard)
         writer.add_name("tiny")
         for key, value in {**standard_metadata(self.model.config), **self.metadata}.items():
             _add(writer, f"{self.arch}.{key}", value)
@@ -103,7 +106,7 @@ class TinyFile:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        return min(path.parent.glob(f"{path.stem}-*-of-*.gguf"), default=path) if self.tensors_a_shard else path
 
     def tensors(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the model's tensors under the file's names, rows and norms as llama.cpp converts them."""

@@ -275,7 +275,7 @@ def refused(tmp_path: Path, arch: str = "llama", **changes: Any) -> str:
         ),
         ({"metadata": {"expert_count": 8}}, "'llama.expert_count': expected no such key"),
         ({"metadata": {"attention.scale": 0.5}}, "'llama.attention.scale': expected no such key"),
-        ({"edit": lambda writer: writer.add_uint16("split.count", 3)}, "expected a whole model, got one part of 3"),
+        ({"edit": lambda writer: writer.add_uint16("split.count", 3)}, "expected a name that ends in -00001-of-00003.gguf"),
     ],
 )
 def test_a_file_that_contradicts_its_model_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

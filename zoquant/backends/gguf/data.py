@@ -1,12 +1,10 @@
 """Reading tensors: a few megabytes at a time, so that a load needs hardly more memory than what it keeps."""
 
-from typing import BinaryIO
-
 import torch
 from torch import Tensor
 
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
-from zoquant.backends.gguf.header import Header, TensorInfo
+from zoquant.backends.gguf.header import TensorInfo
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantWeight
@@ -16,17 +14,13 @@ CHUNK = 8 << 20
 
 
 class TensorReader:
-    """Reads the tensors of one file.
+    """Reads the tensors of a model, wherever they are.
 
     Args:
-        header: the file's header.
-        file: the file, opened for reading without a buffer.
         device: where the tensors go.
     """
 
-    def __init__(self, header: Header, file: BinaryIO, device: torch.device) -> None:
-        self.header = header
-        self.file = file
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self._buffer = bytearray()
 
@@ -84,17 +78,18 @@ class TensorReader:
     def _read(self, tensor: TensorInfo, start: int, count: int) -> Tensor:
         if len(self._buffer) < count:
             self._buffer = bytearray(count)
-        self.file.seek(tensor.offset + start)
         view, done = memoryview(self._buffer)[:count], 0
-        while done < count:
-            got = self.file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not got:
-                raise self._error(tensor, f"{tensor.nbytes} bytes of data", "the end of the file")
-            done += got
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.offset + start)
+            while done < count:
+                got = file.readinto(view[done:])
+                if not got:
+                    raise self._error(tensor, f"{tensor.nbytes} bytes of data", "the end of the file")
+                done += got
         return torch.frombuffer(self._buffer, dtype=torch.uint8, count=count)
 
     def _error(self, tensor: TensorInfo, expected: str, got: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.header.path}: tensor {tensor.name!r}: expected {expected}, got {got}. "
+            f"{tensor.file}: tensor {tensor.name!r}: expected {expected}, got {got}. "
             "Quantize the checkpoint to another type, or download it again."
         )

@@ -1,7 +1,7 @@
 """GGUF files: the place of every continuous value, and a model that runs on their blocks."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from zoquant.backends.gguf.blocks import CODECS
-from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo, read_header
+from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo
 from zoquant.backends.gguf.names import ARCHITECTURES, Architecture, Target, architecture_of, target_of
+from zoquant.backends.gguf.shards import read_model, shard_paths
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.protocol import Span, Summary
 
 
 class GGUFFormat:
-    """The format of llama.cpp: one file with metadata, tokenizer and tensors of block-quantized weights."""
+    """The format of llama.cpp: metadata, tokenizer and tensors of block-quantized weights, in one file or in shards."""
 
     name = "gguf"
 
@@ -29,6 +30,10 @@ class GGUFFormat:
         except OSError:
             return False
 
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the file, or all shards of the model that it belongs to."""
+        return shard_paths(path)
+
     def index(self, path: Path) -> Mapping[str, Span]:
         """Return the place of every continuous value: the fp16 fields of the blocks, norm vectors and biases.
 
@@ -36,18 +41,18 @@ class GGUFFormat:
         adds 1, and biases in llama.cpp's rope order.
 
         Args:
-            path: the file.
+            path: the file, or any shard.
 
         Raises:
-            CheckpointError: the header is broken, or zoquant does not know the kind of model.
+            CheckpointError: a header is broken, a shard is missing, or zoquant does not know the kind of model.
         """
-        header = read_header(path)
+        header = read_model(path)
         architecture = architecture_of(header)
         return dict(_spans(header, architecture))
 
     def summarize(self, path: Path) -> Summary:
         """Return what the header says of the file; any architecture will do."""
-        header = read_header(path)
+        header = read_model(path)
         tensors = header.tensors.values()
         sizes = [(tensor, _numbers(tensor)) for tensor in tensors]
         return Summary(
@@ -64,7 +69,7 @@ class GGUFFormat:
         """Return the model on native layers and its tokenizer, or None for a file without one.
 
         Args:
-            path: the file.
+            path: the file, or any shard.
             compute_dtype: dtype of the matrix products.
             device: where the packed words and the values go.
 
@@ -74,7 +79,7 @@ class GGUFFormat:
         from zoquant.backends.gguf.model import build_model
         from zoquant.backends.gguf.tokenizer import build_tokenizer
 
-        header = read_header(path)
+        header = read_model(path)
         model = build_model(header, compute_dtype=compute_dtype, device=device)
         return model, build_tokenizer(header)
 
@@ -88,7 +93,7 @@ def _spans(header: Header, architecture: Architecture) -> Iterator[tuple[str, Sp
             yield from _block_spans(header, target, tensor)
         elif tensor.type.name in DENSE and len(tensor.shape) == 1 and architecture.in_file_order(target):
             dtype = DENSE[tensor.type.name]
-            span = Span("dense", header.path.name, tensor.offset, tensor.shape, (dtype.itemsize,), dtype, tensor.name)
+            span = Span("dense", tensor.file.name, tensor.offset, tensor.shape, (dtype.itemsize,), dtype, tensor.name)
             yield f"{target.module}.{target.field}", span
 
 
@@ -96,7 +101,7 @@ def _block_spans(header: Header, target: Target, tensor: TensorInfo) -> Iterator
     codec = CODECS[tensor.type.name]
     if len(tensor.shape) != 2:
         raise CheckpointError(
-            f"{header.path}: tensor {tensor.name!r}: expected a matrix for type {tensor.type.name}, "
+            f"{tensor.file}: tensor {tensor.name!r}: expected a matrix for type {tensor.type.name}, "
             f"got shape {tensor.shape}. Convert the checkpoint again."
         )
     groups = tensor.shape[1] // codec.block
@@ -105,7 +110,7 @@ def _block_spans(header: Header, target: Target, tensor: TensorInfo) -> Iterator
             f"{target.module}.{field.name}",
             Span(
                 role=field.role,
-                file=header.path.name,
+                file=tensor.file.name,
                 offset=tensor.offset + start,
                 shape=(tensor.shape[0], groups),
                 strides=(groups * codec.nbytes, codec.nbytes),

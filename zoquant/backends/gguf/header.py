@@ -13,7 +13,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +43,7 @@ class TensorInfo:
         type: how its numbers are stored.
         offset: bytes from the start of the file.
         nbytes: bytes of its data.
+        file: the file that holds it.
     """
 
     name: str
@@ -50,15 +51,16 @@ class TensorInfo:
     type: BlockType
     offset: int
     nbytes: int
+    file: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says of itself.
+    """What a GGUF file says of itself, or all shards of one model together.
 
     Attributes:
-        path: the file.
-        size: its size in bytes.
+        path: the file, the first of several.
+        size: its size in bytes, or that of all.
         metadata: key -> value; arrays of strings are lists, arrays of numbers `array.array`.
         tensors: name -> tensor, in the order of the file.
     """
@@ -161,7 +163,7 @@ class _Reader:
             known = ", ".join(f"{kind.name} ({kind.number})" for kind in TYPES.values())
             self.fail(where, f"one of the types {known}", f"type {number}", "Update zoquant, or quantize it otherwise.")
         kind = TYPES[number]
-        return TensorInfo(name, shape, kind, self._uint64(where), self._nbytes(where, shape, kind))
+        return TensorInfo(name, shape, kind, self._uint64(where), self._nbytes(where, shape, kind), self.path)
 
     def _nbytes(self, where: str, shape: tuple[int, ...], kind: BlockType) -> int:
         numbers = 1
@@ -189,7 +191,7 @@ class _Reader:
             if end > self.size:
                 remedy = "The file is truncated; download it again."
                 self.fail(where, f"its data at bytes {offset} to {end}", f"a file of {self.size} bytes", remedy)
-            placed[tensor.name] = TensorInfo(tensor.name, tensor.shape, tensor.type, offset, tensor.nbytes)
+            placed[tensor.name] = replace(tensor, offset=offset)
         self._apart(placed)
         return placed
 

@@ -38,15 +38,14 @@ def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.dev
         CheckpointError: the file lacks a tensor, has one that the model has not, or asks for what zoquant cannot do.
     """
     architecture = architecture_of(header)
-    with header.path.open("rb", buffering=0) as file:
-        reader = TensorReader(header, file, device)
-        rope = {
-            name: reader.dense(header.tensors[name]).cpu() for name in architecture.rope_tensors & header.tensors.keys()
-        }
-        config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
-        model = _empty_model(header, architecture, config)
-        _set_rope(header, model, rope.get("rope_freqs.weight"))
-        _Filler(header, architecture, model, reader, compute_dtype).fill()
+    reader = TensorReader(device)
+    rope = {
+        name: reader.dense(header.tensors[name]).cpu() for name in architecture.rope_tensors & header.tensors.keys()
+    }
+    config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
+    model = _empty_model(header, architecture, config)
+    _set_rope(header, model, rope.get("rope_freqs.weight"))
+    _Filler(header, architecture, model, reader, compute_dtype).fill()
     _check_filled(header, model)
     return model.to(device).eval().requires_grad_(False)
 
@@ -125,7 +124,7 @@ class _Filler:
         if not isinstance(expected, Tensor) or tuple(expected.shape) != info.shape:
             wanted = tuple(expected.shape) if isinstance(expected, Tensor) else "no such tensor"
             raise CheckpointError(
-                f"{self.header.path}: tensor {info.name!r} ({path}.{field}): expected {wanted}, got {info.shape}. "
+                f"{info.file}: tensor {info.name!r} ({path}.{field}): expected {wanted}, got {info.shape}. "
                 "The file contradicts its metadata; convert the checkpoint again."
             )
 
@@ -138,7 +137,7 @@ class _Filler:
             scale = getattr(module, "embed_scale", None)
             return QuantEmbedding(packed, scale=None if scale is None else float(scale))
         raise CheckpointError(
-            f"{self.header.path}: tensor {info.name!r} ({target.module}): expected one of the types "
+            f"{info.file}: tensor {info.name!r} ({target.module}): expected one of the types "
             f"{', '.join(DENSE)} for a {type(module).__name__}, got {info.type.name}. Convert the checkpoint again."
         )
 
@@ -159,7 +158,7 @@ class _Filler:
         width: int = config.head_dim
         if info.shape[0] % width or width % 2:
             raise CheckpointError(
-                f"{self.header.path}: tensor {info.name!r}: expected rows for heads of {width}, got {info.shape[0]} "
+                f"{info.file}: tensor {info.name!r}: expected rows for heads of {width}, got {info.shape[0]} "
                 "rows. Convert the checkpoint again."
             )
         return torch.arange(info.shape[0]).view(-1, width // 2, 2).transpose(1, 2).flatten()

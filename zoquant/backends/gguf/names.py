@@ -122,14 +122,8 @@ def architecture_of(header: Header) -> Architecture:
     """Return the architecture of a file.
 
     Raises:
-        CheckpointError: zoquant does not know it, or the file is one part of a split model.
+        CheckpointError: zoquant does not know it.
     """
-    parts = header.metadata.get("split.count", 1)
-    if parts != 1:
-        raise CheckpointError(
-            f"{header.path}: expected a whole model, got one part of {parts}. "
-            "Merge the parts with: llama-gguf-split --merge"
-        )
     name = header.architecture
     if name not in ARCHITECTURES:
         raise CheckpointError(
