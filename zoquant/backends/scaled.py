@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.grids import Decode, ScaleGrid, power_of_two
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.folder import Folder, Layer, StoredTensor
 from zoquant.native import AffineWeight, Codes, FieldSpec, PackedWeight, PlainCodes
 
@@ -79,6 +80,20 @@ def check_grid(folder: Folder, name: str, grid: ScaleGrid, dtypes: Iterable[torc
             described(tensor),
         )
     return tensor
+
+
+def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
+    """Refuse matrices of several experts that lie in one tensor.
+
+    Raises:
+        UnsupportedLayoutError: a tensor of these dtypes has more than two dimensions.
+    """
+    for tensor in folder.tensors.values():
+        if len(tensor.shape) > 2 and tensor.dtype in tuple(dtypes):
+            raise UnsupportedLayoutError(
+                f"{folder.path}: tensor {tensor.name!r}: {described(tensor)}: all experts of a layer in one tensor, "
+                "which native layers do not compute. Use a checkpoint that keeps each expert apart."
+            )
 
 
 def described(tensor: StoredTensor) -> str:

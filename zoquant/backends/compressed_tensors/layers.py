@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from zoquant.backends.compressed_tensors.scheme import Scheme
-from zoquant.backends.compressed_tensors.words import BitStream, packed_codes, packed_zeros
-from zoquant.backends.grids import ScaleGrid, power_of_two, reciprocal
-from zoquant.backends.microfloat import E2M1, E2M3
+from zoquant.backends.compressed_tensors.words import packed_codes, packed_zeros
+from zoquant.backends.grids import ScaleGrid, reciprocal
+from zoquant.backends.microfloat import COARSE_NOTE, MicrofloatLayer
 from zoquant.backends.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, described, spec_of
 from zoquant.folder import Folder, Layer
 from zoquant.folder.format import DENSE
-from zoquant.native import AffineWeight, PackedWeight, PackedWords, TableWeight, Values
+from zoquant.native import AffineWeight, PackedWeight, Values
 from zoquant.protocol import Role
 
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -83,27 +83,6 @@ class PackedIntegers(Layer):
         return groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedFloats(Layer):
-    """Floats of four or six bits in bytes, the lowest bits first."""
-
-    scheme: Scheme
-    grid: ScaleGrid
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix."""
-        words, bits = folder.read(f"{self.path}.weight_packed"), self.scheme.bits
-        codes = PackedWords(words, 4, self.columns) if bits == 4 else BitStream(words, bits, self.columns)
-        name, whole = f"{self.path}.weight_scale", f"{self.path}.weight_global_scale"
-        stored = folder.read(name)
-        decode = power_of_two if stored.dtype in POWERS else torch.Tensor.float
-        scales = [self.grid.values(spec_of(self, folder, name), stored, decode)]
-        if whole in folder.tensors:
-            one = ScaleGrid(self.rows, self.columns, self.rows, self.columns)
-            scales.append(one.values(spec_of(self, folder, whole), folder.read(whole), reciprocal))
-        return TableWeight(self.type, codes, E2M1 if bits == 4 else E2M3, *scales)
-
-
 def _plain(folder: Folder, path: str, scheme: Scheme) -> Layer:
     codes, scale, zero = (f"{path}.{name}" for name in ("weight", "weight_scale", "weight_zero_point"))
     kind = torch.int8 if scheme.kind == "int" else torch.float8_e4m3fn
@@ -155,10 +134,12 @@ def _packed_floats(folder: Folder, path: str, scheme: Scheme) -> Layer:
     if whole in folder.tensors:
         check_grid(folder, whole, ScaleGrid(rows, columns, rows, columns), (torch.float32,))
         fields["weight_global_scale"] = ("scale", whole)
-    note = "" if fields else POWER_NOTE if stored.dtype in POWERS else "its scales are float8, in steps of 6 to 12 %"
-    tensors = (packed, scale, *_companions(folder, path))
-    label = scheme.label(zeros=False)
-    return PackedFloats(path, rows, columns, label, tensors, fields, note, scheme=scheme, grid=grid)
+    note = "" if fields else POWER_NOTE if stored.dtype in POWERS else COARSE_NOTE
+    return MicrofloatLayer(
+        path, rows, columns, scheme.label(zeros=False), (packed, scale, *_companions(folder, path)), fields, note,
+        codes=packed, scale=scale, grid=grid, bits=scheme.bits, whole=whole if whole in folder.tensors else "",
+        decode_whole=reciprocal,
+    )  # fmt: skip
 
 
 def _grid(folder: Folder, path: str, scheme: Scheme, rows: int, columns: int) -> ScaleGrid:
