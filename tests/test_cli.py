@@ -143,3 +143,9 @@ def test_errors_are_one_line_and_json_when_asked(
 def test_bad_options_leave_no_folder(shell: Shell, folder: Path, change: tuple[str, str], message: str) -> None:
     assert message in shell.error(*TRAIN, "--out", "run", *change)
     assert not (folder / "run").exists()
+
+
+def test_doctor(shell: Shell) -> None:
+    text = shell.text("doctor")
+    assert "Checkpoint files" in text
+    assert all(name in text for name in ("gguf", "transformers", "Libraries"))

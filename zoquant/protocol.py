@@ -185,6 +185,36 @@ class SeveralFiles(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Checksum:
+    """A CRC-32 that a file keeps of some of its own bytes, as a zip archive does of its members.
+
+    Attributes:
+        file: path relative to the checkpoint's folder (for a single file, its name).
+        start: bytes from the start of the file to the first that it covers.
+        size: number of bytes that it covers.
+        places: bytes from the start of the file to each copy of it, four little-endian bytes.
+    """
+
+    file: str
+    start: int
+    size: int
+    places: tuple[int, ...]
+
+
+@runtime_checkable
+class Checksummed(Protocol):
+    """What a format has besides, if its files keep checksums of their own bytes. An export renews them."""
+
+    def checksums(self, path: Path) -> Sequence[Checksum]:
+        """Return the checksums of all files of the checkpoint, whether or not they hold.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        ...
+
+
 @runtime_checkable
 class Vendor(Protocol):
     """What a format has besides, if a library of its own can compute the forward."""
@@ -195,4 +225,13 @@ class Vendor(Protocol):
         Raises:
             UnsupportedLayoutError: the library is not installed; the message says which.
         """
+        ...
+
+
+@runtime_checkable
+class Runtimes(Protocol):
+    """What a format has besides, if it can tell without a checkpoint who computes the forward here."""
+
+    def runtimes(self) -> Mapping[str, str]:
+        """Return for `"native"` and `"vendor"` a word that begins with yes or no, and why."""
         ...

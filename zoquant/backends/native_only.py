@@ -30,4 +30,5 @@ class NativeOnlyFormat(FolderFormat):
         )
 
     def runtimes(self) -> dict[str, str]:
+        """Return that zoquant's layers compute the forward, and why no others do."""
         return {"native": "yes: runs on the file's own words", "vendor": f"no: {self.reason}"}

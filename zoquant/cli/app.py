@@ -35,7 +35,7 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or
 
 def main() -> None:
     """Run the command line; an error that zoquant knows ends it with one line and exit code 2."""
-    from zoquant.cli import measuring, training  # noqa: F401  (they register their commands)
+    from zoquant.cli import checking, measuring, training  # noqa: F401  (they register their commands)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     log = logging.getLogger("zoquant")

@@ -29,7 +29,9 @@ def show_pairs(title: str, pairs: Mapping[str, Any]) -> None:
 
 def show_rows(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print rows under column heads."""
-    table = Table(*columns, title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console.print(table)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -14,8 +14,9 @@ from torch import nn
 
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.folder.checkpoint import CONFIG, QUANTIZE_CONFIG, Folder, open_folder, read_json
+from zoquant.folder.zipped import read_members
 from zoquant.native import PackedWeight
-from zoquant.protocol import Role, Span, Summary
+from zoquant.protocol import Checksum, Role, Span, Summary
 
 DENSE = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes of numbers that are not quantized."""
@@ -96,6 +97,20 @@ class FolderFormat(ABC):
         dense = {name: folder.span(name, "dense") for name in dense_tensors(folder, layers)}
         return {**spans, **dense}
 
+    def checksums(self, path: Path) -> Sequence[Checksum]:
+        """Return the checksums of the members of files of torch.save; safetensors files have none.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        files = sorted({tensor.file for tensor in open_folder(path).tensors.values()})
+        return [
+            Checksum(file.relative_to(path).as_posix(), member.start, member.size, member.crc_places)
+            for file in files
+            if file.suffix != ".safetensors"
+            for member in read_members(file).values()
+        ]
+
     def summarize(self, path: Path) -> Summary:
         """Return what the config and the headers say."""
         folder = open_folder(path)
@@ -111,7 +126,7 @@ class FolderFormat(ABC):
             bytes=folder.bytes,
             types=types,
             notes=sorted({f"{layer.type}: nothing to train, {layer.note}" for layer in layers.values() if layer.note}),
-            runtimes=self._runtimes(),
+            runtimes=self.runtimes(),
         )
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
@@ -144,7 +159,8 @@ class FolderFormat(ABC):
             )
         return load_with_transformers(path, compute_dtype=compute_dtype, device=device), build_tokenizer(path)
 
-    def _runtimes(self) -> dict[str, str]:
+    def runtimes(self) -> dict[str, str]:
+        """Return whether zoquant's layers and those of the library can compute the forward here, and why."""
         if not self.library:
             vendor = "no: no library computes it here"
         elif find_spec(self.library.partition(".")[0]) is None:
