@@ -6,8 +6,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tests.aqlm import samples as aqlm
+from tests.auto_round import samples as auto_round
+from tests.awq import samples as awq
 from tests.bitsandbytes import samples as bitsandbytes
+from tests.compressed_tensors import samples as compressed_tensors
+from tests.fp8 import samples as fp8
+from tests.gptq import samples as gptq
+from tests.hqq import samples as hqq
 from tests.peft import samples as peft
+from tests.torchao import samples as torchao
 from tests.toy import toy_layer
 from zoquant.native import QuantEmbedding
 
@@ -18,21 +26,6 @@ def native_linear() -> nn.Module:
 
 def native_embedding() -> nn.Module:
     return QuantEmbedding(toy_layer().packed, scale=1.5)
-
-
-def hqq_linear(
-    nbits: float = 4, *, axis: int = 1, group_size: int | None = 16, dtype: torch.dtype = torch.float32,
-    view_as_float: bool = False, bias: bool = False,
-) -> nn.Module:  # fmt: skip
-    """Return an HQQLinear [16 -> 24] with the same bytes every time."""
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        linear = nn.Linear(16, 24, bias=bias).requires_grad_(False)
-    config = BaseQuantizeConfig(nbits=nbits, group_size=group_size, axis=axis, view_as_float=view_as_float)
-    layer: nn.Module = HQQLinear(linear, config, compute_dtype=dtype, device="cpu")
-    return layer
 
 
 def dense_linear() -> nn.Module:
@@ -61,13 +54,23 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "zoquant.native.layers.QuantLinear": native_linear,
     "zoquant.native.layers.QuantEmbedding": native_embedding,
     "torch.nn.Module": dense_linear,
-    "hqq.core.quantize.HQQLinear": hqq_linear,
+    **aqlm.BACKEND_SAMPLES,
+    **hqq.BACKEND_SAMPLES,
     **bitsandbytes.BACKEND_SAMPLES,
+    **torchao.BACKEND_SAMPLES,
     **peft.BACKEND_SAMPLES,
 }
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     "gguf": gguf_file,
     "dense": dense_folder,
+    **aqlm.FORMAT_SAMPLES,
+    **hqq.FORMAT_SAMPLES,
     **peft.FORMAT_SAMPLES,
     **bitsandbytes.FORMAT_SAMPLES,
+    **torchao.FORMAT_SAMPLES,
+    **gptq.FORMAT_SAMPLES,
+    **awq.FORMAT_SAMPLES,
+    **auto_round.FORMAT_SAMPLES,
+    **compressed_tensors.FORMAT_SAMPLES,
+    **fp8.FORMAT_SAMPLES,
 }

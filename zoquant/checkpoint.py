@@ -1,6 +1,7 @@
 """The continuous values of a checkpoint, read from its files through the format's index. The model is never loaded."""
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from zoquant.attach import BoundView, Views
 from zoquant.errors import BaseMismatchError
-from zoquant.protocol import Format, SeveralFiles, Span
+from zoquant.protocol import Checksum, Checksummed, Format, SeveralFiles, Span
 from zoquant.registry import format_of
 from zoquant.views import TensorView, bytes_of
 
@@ -57,6 +58,17 @@ def file_of(path: Path, span: Span) -> Path:
     if path.is_dir():
         return path / span.file
     return path if span.file == path.name else path.parent / span.file
+
+
+def checksums_of(path: Path, found: Format) -> Sequence[Checksum]:
+    """Return the checksums that the files of a checkpoint keep of their own bytes."""
+    return found.checksums(path) if isinstance(found, Checksummed) else ()
+
+
+def holds(data: memoryview, checksum: Checksum) -> bool:
+    """Tell whether a checksum agrees with the bytes of its file, at every place where it stands."""
+    crc = zlib.crc32(data[checksum.start : checksum.start + checksum.size]).to_bytes(4, "little")
+    return all(data[place : place + 4] == crc for place in checksum.places)
 
 
 def read_base(path: str | Path, span: Span) -> Tensor:

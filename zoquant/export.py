@@ -1,7 +1,11 @@
-"""Put a delta into a checkpoint: copy its files, patch the bytes that the format's index names, touch no other."""
+"""Put a delta into a checkpoint: copy its files, patch the bytes that the format's index names, touch no other.
+
+Where a file keeps checksums of its own bytes, those of the bytes that changed are renewed.
+"""
 
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -10,13 +14,13 @@ import torch
 from torch import Tensor
 
 from zoquant.buffer import Space, compose
-from zoquant.checkpoint import files_of, read_base, values_at
+from zoquant.checkpoint import checksums_of, files_of, holds, read_base, values_at
 from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, ShapeError
 from zoquant.files import refuse_existing, replacing, replacing_folder
 from zoquant.fingerprint import check_base, fingerprint
 from zoquant.layout import keeps_sign
-from zoquant.protocol import Span
+from zoquant.protocol import Checksum, Span
 from zoquant.registry import format_of
 from zoquant.views import bytes_of
 
@@ -52,9 +56,12 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
             _patch({source.name: temporary}, index, change)
+            _renew(checksums_of(source, found), files, {source.name: temporary})
         return target
     with replacing_folder(target) as folder:
-        _patch(_copy(files, folder), index, change)
+        copies = _copy(files, folder)
+        _patch(copies, index, change)
+        _renew(checksums_of(source, found), files, copies)
     return target if source.is_dir() else target / source.name
 
 
@@ -93,6 +100,19 @@ def _patch_values(packed: Tensor, span: Span, value: Tensor, space: Space) -> No
     new = _theta(old, value, span, space)
     moved = (value != 0).unsqueeze(-1)
     place.copy_(torch.where(moved, new.unsqueeze(-1).view(torch.uint8), place))
+
+
+def _renew(checksums: Sequence[Checksum], before: Mapping[str, Path], after: Mapping[str, Path]) -> None:
+    """Let every checksum that held in the base hold in its copy. One that did not hold stays as it is."""
+    for name, group in groupby(sorted(checksums, key=lambda each: each.file), key=lambda each: each.file):
+        mapped = np.memmap(after[name], dtype=np.uint8, mode="r+")
+        old, new = np.memmap(before[name], dtype=np.uint8, mode="r").data, mapped.data
+        for checksum in group:
+            if holds(old, checksum) and not holds(new, checksum):
+                crc = zlib.crc32(new[checksum.start : checksum.start + checksum.size])
+                for place in checksum.places:
+                    new[place : place + 4] = crc.to_bytes(4, "little")
+        mapped.flush()
 
 
 def _theta(old: Tensor, value: Tensor, span: Span, space: Space) -> Tensor:

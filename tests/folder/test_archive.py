@@ -196,7 +196,8 @@ class Lie:
     def __reduce__(self) -> Any:
         from torch._utils import _rebuild_tensor_v2
 
-        storage = torch.arange(6.0).storage()
+        make: Any = torch.TypedStorage
+        storage = make(list(range(6)), dtype=torch.float32)
         return _rebuild_tensor_v2, (storage, *self.arguments, False, OrderedDict())
 
 

@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.checkpoint import CONFIG
+import torch
+
+from zoquant.errors import CheckpointError
+from zoquant.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.folder.checkpoint import CONFIG, HQQ_ARCHIVE
+
+_PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32)
+"""The dtypes of packed words: hqq saves them with a config that says nothing of quantization."""
 
 
 class UnquantizedFormat(FolderFormat):
@@ -16,8 +22,13 @@ class UnquantizedFormat(FolderFormat):
     library = "transformers"
 
     def sniff(self, path: Path) -> bool:
-        """Tell whether `path` is a folder of a model whose config says nothing of quantization."""
-        return (path / CONFIG).is_file() and super().sniff(path)
+        """Tell whether `path` is a folder of a model whose config says nothing of quantization, nor its tensors."""
+        if not (path / CONFIG).is_file() or not super().sniff(path) or (path / HQQ_ARCHIVE).exists():
+            return False
+        try:
+            return not any(tensor.dtype in _PACKED for tensor in open_folder(path).tensors.values())
+        except CheckpointError:
+            return True
 
     def claims(self, quantization: Mapping[str, Any]) -> bool:
         """Tell whether nothing is said of quantization."""

@@ -17,8 +17,9 @@ from zoquant.protocol import Role, Span
 CONFIG = "config.json"
 QUANTIZE_CONFIG = "quantize_config.json"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-ARCHIVES = ("pytorch_model.bin", "qmodel.pt")
-"""Files of torch.save; `qmodel.pt` is hqq's."""
+HQQ_ARCHIVE = "qmodel.pt"
+ARCHIVES = ("pytorch_model.bin", HQQ_ARCHIVE)
+"""Files of torch.save."""
 MAX_JSON = 64 << 20
 
 
@@ -168,12 +169,22 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _once(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
-    """Leave out the second name of what a model with tied weights holds once: torch.save keeps every name."""
-    seen: set[int] = set()
+    """Leave out other names of what a model with tied weights holds once: torch.save keeps every name.
+
+    The name within the model's body stays, `model.embed_tokens.weight` and not `lm_head.weight`.
+    """
+    if not config.get("tie_word_embeddings"):
+        return tensors.items()
+    kept: dict[tuple[int, int], str] = {}
     for name, tensor in tensors.items():
-        if not (config.get("tie_word_embeddings") and tensor.offset in seen):
-            yield name, tensor
-        seen.update([tensor.offset] if tensor.nbytes else [])
+        place = tensor.offset, tensor.nbytes
+        if place not in kept or name.count(".") > kept[place].count("."):
+            kept[place] = name
+    return [
+        (name, tensor)
+        for name, tensor in tensors.items()
+        if not tensor.nbytes or kept[tensor.offset, tensor.nbytes] == name
+    ]
 
 
 def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:

@@ -6,11 +6,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from zoquant.checkpoint import read_base
+from zoquant.checkpoint import checksums_of, holds, read_base
 from zoquant.delta import save_delta
 from zoquant.errors import ZoquantError
 from zoquant.export import export
-from zoquant.protocol import Span
+from zoquant.protocol import Checksum, Span
 from zoquant.testing.case import values_of
 from zoquant.testing.format_case import FormatCase, end_of, span_bytes
 from zoquant.testing.results import ConformanceError
@@ -83,7 +83,10 @@ def check_zero_delta_exports_the_base(case: FormatCase) -> None:
 
 
 def check_export_changes_only_indexed_bytes(case: FormatCase) -> None:
-    """An export changes bytes that the index names for moved keys alone, to what the live views hold."""
+    """An export changes bytes that the index names for moved keys alone, to what the live views hold.
+
+    Beside them it changes the checksums that the format names; those that held in the checkpoint hold in the export.
+    """
     index = case.format.index(case.path)
     with TemporaryDirectory() as folder:
         delta, out = Path(folder, "delta.safetensors"), Path(folder, case.path.name)
@@ -94,18 +97,26 @@ def check_export_changes_only_indexed_bytes(case: FormatCase) -> None:
             raise ConformanceError(f"the export has other files or sizes than the checkpoint: {', '.join(after)}.")
         for name, data in before.items():
             spans = [index[key] for key in views.keys[:-1] if index[key].file == name]
-            _check_changes(name, data, after[name], spans)
+            sums = [each for each in checksums_of(case.path, case.format) if each.file == name]
+            _check_changes(name, data, after[name], spans, sums)
         there = case.format.index(exported)
         for key, values in values_of(views).items():
             if not same_bits(read_base(exported, there[key]), values):
                 raise ConformanceError(f"{key}: the export does not hold what the live view holds.")
 
 
-def _check_changes(name: str, before: bytes, after: bytes, spans: Sequence[Span]) -> None:
+def _check_changes(
+    name: str, before: bytes, after: bytes, spans: Sequence[Span], checksums: Sequence[Checksum]
+) -> None:
     old, new = (torch.frombuffer(bytearray(data or b"-"), dtype=torch.uint8) for data in (before, after))
     allowed = torch.zeros(len(old), dtype=torch.bool)
     for span in spans:
         allowed |= span_bytes(len(old), span)
+    for checksum in checksums:
+        for place in checksum.places:
+            allowed[place : place + 4] = True
+        if holds(memoryview(before), checksum) and not holds(memoryview(after), checksum):
+            raise ConformanceError(f"{name}: the checksum at {checksum.places} holds no longer in the export.")
     stray = ((old != new) & ~allowed).nonzero().view(-1)
     if len(stray):
         raise ConformanceError(

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.samples import hqq_linear
+from tests.hqq.samples import hqq_linear
 from zoquant import ZOSGD, attach
-from zoquant.backends.hqq import HQQBackend
+from zoquant.backends.hqq.live import HQQBackend
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.testing.tensors import same_bits
 
@@ -120,18 +120,6 @@ def test_eager_kernels(default_kernel: Any, kernel: str) -> None:
     ("change", "text"),
     [
         (
-            {"quant_zero": True},
-            "its scale or zero point is itself quantized (quant_scale, quant_zero). Quantize the model",
-        ),
-        (
-            {"quant_scale": True},
-            "its scale or zero point is itself quantized (quant_scale, quant_zero). Quantize the mo",
-        ),
-        (
-            {"meta_scale": {}},
-            "its scale or zero point is itself quantized (quant_scale, quant_zero). Quantize the model",
-        ),
-        (
             {"zero_scale": None},
             "its scale and zero point are packed into 'zero_scale' and offloaded. Load the model wit",
         ),
@@ -143,6 +131,32 @@ def test_layouts_that_hide_their_values(change: dict[str, Any], text: str) -> No
     with pytest.raises(UnsupportedLayoutError) as caught:
         attach(nn.ModuleDict({"a": layer}))
     assert str(caught.value).startswith(f"a: hqq: HQQLinear cannot be trained as it is: {text}")
+
+
+@pytest.mark.parametrize("scale", [{"group_size": 16}, None])
+@pytest.mark.parametrize("zero", [{"group_size": None, "channel_wise": False}, {"group_size": 8, "axis": 1}, None])
+def test_scale_and_zero_of_two_levels(scale: dict[str, Any] | None, zero: dict[str, Any] | None) -> None:
+    """hqq still reads what its older versions wrote, and its quantizer still makes it when asked directly."""
+    layer: Any = hqq_linear(group_size=8)
+    settings = layer.quant_config["weight_quant_params"]
+    eight: dict[str, Any] = {"nbits": 8, "optimize": False}
+    weight = layer.dequantize().float()
+    del layer.W_q
+    with torch.inference_mode():
+        layer.quantize(weight, settings, scale and {**eight, **scale}, zero and {**eight, **zero})
+    views = attach(nn.ModuleDict({"a": layer}), roles=BOTH)
+    names = {"scale": ("meta_scale.scale", "meta_scale.zero") if scale else ("scale",)}
+    names["zero"] = ("meta_zero.scale", "meta_zero.zero") if zero else ("zero",)
+    assert views.keys == tuple(f"a.{name}" for name in (*names["scale"], *names["zero"]))
+    roles = {view.name: view.role for view in views}
+    assert [key for key, role in roles.items() if role == "scale"] == [f"a.{names['scale'][0]}"]
+    before = HQQBackend().dequantize(layer)
+    key = f"a.{names['scale'][0]}"
+    delta = {key: torch.full(views.base(key).shape, 0.25)}
+    views.set_delta(delta)
+    assert not torch.allclose(HQQBackend().dequantize(layer), before)
+    views.reset()
+    assert same_bits(HQQBackend().dequantize(layer), before)
 
 
 def test_a_layer_without_weights() -> None:

@@ -5,7 +5,7 @@
 Source: hqq 0.2.8.post1, hqq/core/quantize.py (`Quantizer.dequantize`, `HQQLinear`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,19 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import Role, ScaleView
 from zoquant.views import MemberView
 
-_MEMBERS: tuple[Role, ...] = ("scale", "zero")
+_PARTS: tuple[Role, ...] = ("scale", "zero")
 _ADVICE = {
-    "its scale or zero point is itself quantized (quant_scale, quant_zero)": "Quantize the model again with hqq 0.2.8, "
-    "which keeps both in floating point",
     "its scale and zero point are packed into 'zero_scale' and offloaded": "Load the model with offload_meta=False",
     "it is not initialized": "Load the weights, or call initialize(), before attach",
 }
 
 
 class HQQBackend:
-    """Serves `HQQLinear` of every bit width, axis, group size and torch kernel: views `scale` and `zero`."""
+    """Serves `HQQLinear` of every bit width, axis, group size and torch kernel: views `scale` and `zero`.
+
+    Where an older hqq quantized either of them to 8 bits, the views are those of its second level, `meta_scale.scale`
+    and `meta_scale.zero`, or `meta_zero.scale` and `meta_zero.zero`.
+    """
 
     name = "hqq"
 
@@ -35,15 +37,11 @@ class HQQBackend:
         A member made under inference mode, as hqq's own quantizer leaves `zero`, is replaced by a copy that is not.
 
         Raises:
-            UnsupportedLayoutError: scale or zero point are quantized, offloaded, or not there yet.
+            UnsupportedLayoutError: scale and zero point are offloaded, or not there yet.
         """
         meta: dict[str, Any] = getattr(module, "meta", None) or {}
         _refuse(meta)
-        for name in _MEMBERS:
-            if meta[name].is_inference():
-                with torch.inference_mode(False):
-                    meta[name] = meta[name].clone()
-        return [MemberView(name, name, meta, name) for name in _MEMBERS]
+        return [view for name in _PARTS for view in _views(meta, name)]
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return hqq's own dequantized weight, rounded to the compute dtype as its forward has it, float32."""
@@ -58,12 +56,26 @@ class HQQBackend:
         return torch.randn(2, layer.in_features, generator=generator).to(layer.W_q.device, layer.compute_dtype)
 
 
+def _views(meta: dict[str, Any], name: Role) -> Iterator[ScaleView]:
+    """Yield the view of scale or zero point, or the views of its second level."""
+    if not meta.get(f"quant_{name}"):
+        yield _view(name, name, meta, name)
+        return
+    for part in _PARTS:
+        role: Role = "scale" if name == part == "scale" else "zero"
+        yield _view(f"meta_{name}.{part}", role, meta[f"meta_{name}"], part)
+
+
+def _view(name: str, role: Role, members: dict[str, Any], key: str) -> ScaleView:
+    if members[key].is_inference():
+        with torch.inference_mode(False):
+            members[key] = members[key].clone()
+    return MemberView(name, role, members, key)
+
+
 def _refuse(meta: dict[str, Any]) -> None:
-    found = (
-        bool(meta.get("quant_scale") or meta.get("quant_zero") or "meta_scale" in meta or "meta_zero" in meta),
-        "zero_scale" in meta,
-        not all(name in meta for name in _MEMBERS),
-    )
+    needed = [f"meta_{name}" if meta.get(f"quant_{name}") else name for name in _PARTS]
+    found = ("zero_scale" in meta, not all(name in meta for name in needed))
     for bad, (what, advice) in zip(found, _ADVICE.items(), strict=True):
         if bad:
             raise UnsupportedLayoutError(f"hqq: HQQLinear cannot be trained as it is: {what}. {advice}.")

@@ -1,0 +1,1 @@
+"""AQLM: a sum of vectors from learned codebooks, times a scale a row."""

@@ -1,0 +1,185 @@
+"""Checkpoints of HQQ: hqq's own `qmodel.pt`, and safetensors as hqq and transformers before 5 save them.
+
+A module has tensors and settings side by side. In `qmodel.pt` settings are plain values; in safetensors they are small
+tensors of numbers, or of the letters of a word.
+
+    <path>.W_q                          packed words; their bytes count, whatever dtype they were saved as
+    <path>.scale, .zero                 float, one number for each group
+    <path>.shape, .packing, .axis, ...  settings
+    <path>.scale_q, .meta_scale.scale, .meta_scale.zero, ...    a scale of two levels; zero likewise
+
+Source: hqq 0.2.8.post1, hqq/core/quantize.py (`HQQLinear.state_dict`, `load_state_dict`), hqq/models/base.py;
+transformers 4.48, quantizers/quantizer_hqq.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoquant.backends.hqq.settings import Matrix, check_numbers, read_matrix, setting
+from zoquant.backends.hqq.weights import HQQWeight, PlaneCodes, QuantizedValues, axis_groups
+from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.folder.checkpoint import HQQ_ARCHIVE
+from zoquant.native import FieldSpec, PackedWeight, Values
+from zoquant.protocol import Role
+
+_PARTS: tuple[Role, ...] = ("scale", "zero")
+
+
+class HQQFormat(FolderFormat):
+    """HQQ of 1, 2, 3, 4 and 8 bits, both axes, any group size, scale and zero point in one or two levels."""
+
+    name = "hqq"
+    methods = frozenset({"hqq"})
+    library = "hqq"
+
+    def sniff(self, path: Path) -> bool:
+        """Tell whether `path` is a folder with hqq's own file, or one whose config or tensors name HQQ."""
+        if not path.is_dir() or super().sniff(path):
+            return path.is_dir()
+        try:
+            return (path / HQQ_ARCHIVE).exists() or any(name.endswith(".W_q") for name in open_folder(path).tensors)
+        except CheckpointError:
+            return False
+
+    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+        """Return every matrix with packed words.
+
+        Raises:
+            CheckpointError: a tensor is missing, or of another shape or dtype than the layer's settings say.
+            UnsupportedLayoutError: scale and zero point were saved in one tensor, as the old offloading did.
+        """
+        paths = [name.removesuffix(".W_q") for name in folder.tensors if name.endswith(".W_q")]
+        if not paths:
+            raise folder.error("W_q", "at least one matrix with W_q", "none")
+        return {path: _layer(folder, path) for path in paths}
+
+    def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+        """Return the model on hqq's own layers, and its tokenizer.
+
+        hqq casts scales to the dtype that it computes in, so the model is loaded in the dtype of the file's scales.
+        zoquant has read the file before hqq does: it holds tensors and plain values alone.
+
+        Raises:
+            UnsupportedLayoutError: hqq is not installed, or the file is safetensors, which neither hqq nor
+                transformers 5 loads.
+            CheckpointError: the checkpoint is damaged.
+        """
+        from zoquant.folder.tokenizer import build_tokenizer
+
+        folder = open_folder(path)
+        layers = self.layers(folder)
+        if not self.runtimes()["vendor"].startswith("yes") or not (path / HQQ_ARCHIVE).exists():
+            raise UnsupportedLayoutError(
+                f"{path}: no vendor runtime here: expected hqq installed and its own {HQQ_ARCHIVE}; hqq and "
+                "transformers 5 load no other files. Use runtime='native'."
+            )
+        from hqq.models.hf.base import AutoHQQHFModel
+
+        _, scale = next(field for layer in layers.values() for field in layer.fields.values())
+        dtype = folder.tensor(scale).dtype
+        model: nn.Module = AutoHQQHFModel.from_quantized(str(path), compute_dtype=dtype, device=str(device))
+        return model.eval().requires_grad_(False), build_tokenizer(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HQQLayer(Layer):
+    """One layer of HQQ.
+
+    Attributes:
+        matrix: its matrix.
+        second: by `"scale"` and `"zero"`, the matrix that holds them where they are quantized.
+    """
+
+    matrix: Matrix
+    second: Mapping[str, Matrix]
+
+    def packed(self, folder: Folder) -> PackedWeight:
+        """Read words, scale and zero point."""
+        matrix = self.matrix
+        codes = PlaneCodes(folder.read(matrix.words), matrix.packing, matrix.rows, matrix.columns)
+        scale, zero = (self._values(folder, name) for name in _PARTS)
+        return HQQWeight(f"HQQ {self.type}", codes, scale, zero=zero)
+
+    def _values(self, folder: Folder, name: str) -> Values:
+        matrix = self.matrix
+        if name not in self.second:
+            return self._field(folder, name, matrix.axis, matrix.rows, matrix.columns)
+        inner = self.second[name]
+        scale, zero = (
+            self._field(folder, f"meta_{name}.{part}", inner.axis, 1, inner.rows * inner.columns) for part in _PARTS
+        )
+        codes = folder.read(inner.words)
+        return QuantizedValues(codes, scale, zero, axis_groups(matrix.axis, matrix.rows, matrix.columns, codes.numel()))
+
+    def _field(self, folder: Folder, name: str, axis: int, rows: int, columns: int) -> Values:
+        role, tensor = self.fields[name]
+        data = folder.read(tensor)
+        return Values(FieldSpec(name, role, data.dtype), data, axis_groups(axis, rows, columns, data.numel()))
+
+
+def _layer(folder: Folder, path: str) -> Layer:
+    at = _settings_of(folder, path)
+    matrix = read_matrix(folder, f"{path}.W_q", at)
+    second: dict[str, Matrix] = {}
+    for name in _PARTS:
+        if setting(folder, f"{at}quant_{name}"):
+            second[name] = _second_level(folder, at, name, matrix.groups)
+        else:
+            check_numbers(folder, f"{at}{name}", matrix.groups)
+    size = matrix.rows * matrix.columns // matrix.groups
+    return HQQLayer(
+        path=path,
+        rows=matrix.rows,
+        columns=matrix.columns,
+        type=f"{matrix.packing.bits}-bit g{size} axis {matrix.axis}"
+        + "".join(f", {name} quantized" for name in second),
+        tensors=tuple(_names(folder, path)),
+        fields=dict(_fields(at, second)),
+        matrix=matrix,
+        second=second,
+    )
+
+
+def _settings_of(folder: Folder, path: str) -> str:
+    """Return what the names of a layer's settings start with: hqq's first files kept them in a dict `meta`."""
+    at = f"{path}.meta." if f"{path}.meta.shape" in folder.values else f"{path}."
+    if f"{at}zero_scale" in folder.tensors:
+        raise UnsupportedLayoutError(
+            f"{folder.path}: '{at}zero_scale': expected a scale and a zero point, got both in one tensor, as "
+            "offload_meta=True saved them. Load the model with hqq, set offload_meta=False and save it again."
+        )
+    return at
+
+
+def _second_level(folder: Folder, at: str, name: str, groups: int) -> Matrix:
+    """Return the matrix that holds the scales or zero points of a layer."""
+    inner = read_matrix(folder, f"{at}{name}_q", f"{at}meta_{name}.")
+    if inner.rows * inner.columns not in (groups, 1) or inner.packing.bits != 8:
+        got = f"{inner.rows} x {inner.columns} of {inner.packing.bits} bits"
+        raise folder.error(f"{at}{name}_q", f"{groups} numbers of 8 bits", got)
+    for part in _PARTS:
+        check_numbers(folder, f"{at}meta_{name}.{part}", inner.groups)
+    return inner
+
+
+def _fields(at: str, second: Mapping[str, Matrix]) -> Iterator[tuple[str, tuple[Role, str]]]:
+    for name in _PARTS:
+        if name not in second:
+            yield name, (name, f"{at}{name}")
+            continue
+        for part in _PARTS:
+            role: Role = "scale" if name == part == "scale" else "zero"
+            yield f"meta_{name}.{part}", (role, f"{at}meta_{name}.{part}")
+
+
+def _names(folder: Folder, path: str) -> Iterator[str]:
+    """Yield every tensor of a layer, the bias excepted: a tensor of another name has no place in it."""
+    for name in folder.tensors:
+        if name.startswith(f"{path}.") and name != f"{path}.bias":
+            yield name

@@ -1,0 +1,139 @@
+"""A matrix of HQQ: codes in planes of packed words, scale and zero point in one or two levels.
+
+    W = ((codes - zero) * scale).reshape(rows, columns)
+
+The matrix is flattened and laid out as `[groups, size]` (axis 1) or `[size, groups]` (axis 0), with a scale and a zero
+point for each group. In older files either of the two is itself a matrix of HQQ: `scale = (codes - zero) * scale`.
+
+Source: hqq 0.2.8.post1, hqq/core/bitpack.py, hqq/core/quantize.py (`Quantizer.dequantize`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoquant.native import AffineWeight, Codes, FieldSpec, Values
+from zoquant.native.affine import grid
+from zoquant.native.packed import Rows
+from zoquant.native.values import Place, flat_groups, indices
+from zoquant.native.workspace import scratch
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How hqq packs codes: bits of a code, codes in a word, dtype of the words."""
+
+    bits: int
+    count: int
+    dtype: torch.dtype
+
+
+PACKINGS: Mapping[str, Packing] = {
+    "8bit_u8": Packing(8, 1, torch.uint8),
+    "4bit_u8": Packing(4, 2, torch.uint8),
+    "3bit_32": Packing(3, 10, torch.int32),
+    "2bit_u8": Packing(2, 4, torch.uint8),
+    "1bit_u8": Packing(1, 8, torch.uint8),
+}
+
+
+class PlaneCodes(Codes):
+    """Codes of a flattened matrix that is cut into as many equal planes as a word holds codes, the first one highest.
+
+    Args:
+        words: the words of the file, of any shape and dtype; their bytes count.
+        packing: how they are packed.
+        rows: rows of the matrix.
+        columns: columns of the matrix.
+    """
+
+    words: Tensor
+
+    def __init__(self, words: Tensor, packing: Packing, rows: int, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("words", words.view(torch.uint8).view(packing.dtype).flatten())
+        self.packing, self.rows, self.columns = packing, rows, columns
+
+    def read(self, rows: Rows) -> Tensor:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.rows)
+            return self._run(start * self.columns, stop * self.columns).view(-1, self.columns)
+        places = rows[:, None] * self.columns + torch.arange(self.columns, device=rows.device)
+        size = self.words.numel()
+        shifts = (self.packing.count - 1 - places // size) * self.packing.bits
+        return (self.words[places % size] >> shifts) & self._mask
+
+    def _run(self, start: int, stop: int) -> Tensor:
+        """Return the codes from one place of the flattened matrix to another."""
+        size = self.words.numel()
+        out = scratch((stop - start,), self.packing.dtype, self.words.device, "planes")
+        for plane in range(start // size, -(-stop // size)):
+            first, last = max(start, plane * size), min(stop, (plane + 1) * size)
+            part = self.words[first - plane * size : last - plane * size]
+            shift = (self.packing.count - 1 - plane) * self.packing.bits
+            torch.bitwise_right_shift(part, shift, out=out[first - start : last - start])
+        return out.bitwise_and_(self._mask)
+
+    @property
+    def _mask(self) -> int:
+        return (1 << self.packing.bits) - 1
+
+
+def axis_groups(axis: int, rows: int, columns: int, groups: int) -> Place:
+    """Return where the numbers of `groups` groups of a matrix lie."""
+    return flat_groups(columns, rows * columns // groups) if axis == 1 else striped(rows, columns)
+
+
+def striped(rows: int, columns: int) -> Place:
+    """`[groups]`, where weight n of the flattened matrix belongs to group `n % groups`: axis 0 of HQQ."""
+
+    def place(data: Tensor, at: Rows) -> Tensor:
+        flat, index = data.reshape(-1), indices(at, rows, data.device)
+        if flat.numel() % columns == 0:
+            stripes = flat.view(-1, columns)
+            return stripes[index % len(stripes)]
+        return flat[(index[:, None] * columns + torch.arange(columns, device=data.device)) % flat.numel()]
+
+    return place
+
+
+class QuantizedValues(Values):
+    """Scales or zero points that hqq quantized to 8 bits: its double quantization, which is deprecated.
+
+    Args:
+        codes: uint8, one for each number.
+        scale: the second-level scale, over the codes as one row.
+        zero: the second-level zero point, likewise.
+        place: which of the numbers belong to some rows of the matrix.
+    """
+
+    def __init__(self, codes: Tensor, scale: Values, zero: Values, place: Place) -> None:
+        super().__init__(None, codes, place)
+        self.scale, self.zero = scale, zero
+
+    def at(self, rows: Rows) -> Tensor:
+        """Return the numbers of some rows, decoded anew each time."""
+        codes = self.data.reshape(1, -1).float()
+        grid(codes, zero := self.zero.at(slice(0, 1))).sub_(zero)
+        grid(codes, scale := self.scale.at(slice(0, 1))).mul_(scale)
+        return self.place(codes, rows).unsqueeze(-1)
+
+
+class HQQWeight(AffineWeight):
+    """A matrix whose scale and zero point may have a second level."""
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        return tuple(values.spec for values in self._levels() if values.spec is not None)
+
+    def value(self, name: str) -> Tensor:
+        return next(values.data for values in self._levels() if values.spec is not None and values.spec.name == name)
+
+    def _levels(self) -> tuple[Values, ...]:
+        return tuple(
+            level
+            for values in self._values()
+            for level in ((values.scale, values.zero) if isinstance(values, QuantizedValues) else (values,))
+        )
