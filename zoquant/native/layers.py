@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.native.codec import Codec
 from zoquant.native.workspace import scratch
 
@@ -52,28 +53,45 @@ class QuantWeight(nn.Module):
         tensor: Tensor = getattr(self, name)
         return tensor
 
-    def decode_rows(self, rows: slice | Tensor) -> Tensor:
+    def decode_rows(self, rows: slice | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Decode some rows of the matrix.
 
         Args:
             rows: which rows, in the order of the model.
+            dtype: what the weights are rounded to, once, from float32.
 
         Returns:
-            float32 `[len(rows), columns]` in scratch memory that the next call overwrites.
+            `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
         place = rows if self.row_order is None else self.row_order[rows]
+        values = [self.value(field.name) for field in self.codec.fields]
+        compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
+        if compiled is not None and dtype in OUTPUTS and decodable([self.codes, *values]):
+            return self._decode_compiled(compiled, values, place, dtype)
         codes = self.codes[place]
-        values = [self.value(field.name)[place].float() for field in self.codec.fields]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
-        self.codec.decode(codes, values, out)
+        self.codec.decode(codes, [value[place].float() for value in values], out)
+        tile = out.flatten(1)
+        return tile if dtype == torch.float32 else scratch(tuple(tile.shape), dtype, tile.device, "cast").copy_(tile)
+
+    def _decode_compiled(
+        self, compiled: RowDecoder, values: Sequence[Tensor], place: slice | Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        if isinstance(place, slice):  # a stretch of the file: nothing has to be looked up
+            codes, values, order = self.codes[place], [value[place] for value in values], None
+        else:
+            codes, order = self.codes, place
+        count = len(codes) if order is None else len(order)
+        out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
+        compiled(codes, values, order, out)
         return out.flatten(1)
 
-    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
+    def tiles(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
         step = max(1, TILE // self.columns)
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
-            yield rows, self.decode_rows(rows)
+            yield rows, self.decode_rows(rows, dtype)
 
     def dequantize(self) -> Tensor:
         """Return the whole matrix, float32 `[rows, columns]`, in the order of the model."""
@@ -104,7 +122,7 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
         flat = x.reshape(-1, self.in_features).to(self.compute_dtype)
-        parts = [flat @ self._cast(tile).t() for _, tile in self.packed.tiles()]
+        parts = [flat @ tile.t() for _, tile in self.packed.tiles(self.compute_dtype)]
         y = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
 
@@ -115,13 +133,8 @@ class QuantLinear(nn.Module):
             x: `[..., in_features]`.
             outputs: which outputs, int64 `[n]`.
         """
-        y = (x.to(self.compute_dtype) @ self._cast(self.packed.decode_rows(outputs)).t()).to(x.dtype)
+        y = (x.to(self.compute_dtype) @ self.packed.decode_rows(outputs, self.compute_dtype).t()).to(x.dtype)
         return y if self.bias is None else y + self.bias[outputs]
-
-    def _cast(self, tile: Tensor) -> Tensor:
-        if self.compute_dtype == torch.float32:
-            return tile
-        return scratch(tuple(tile.shape), self.compute_dtype, tile.device, "cast").copy_(tile)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, layout={self.packed.codec.name}"
