@@ -2,10 +2,11 @@
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.build import library
@@ -29,6 +30,7 @@ _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _I)
 
 
+@cache
 def row_decoder(layout: str) -> RowDecoder | None:
     """Return the compiled decoder of a layout of ggml.
 
@@ -44,8 +46,8 @@ def row_decoder(layout: str) -> RowDecoder | None:
     compiled = library() if layout in LAYOUTS else None
     if compiled is None:
         return None
-    function, number = compiled.zoquant_decode, list(LAYOUTS).index(layout)
-    function.argtypes = _ARGUMENTS
+    prototype = ctypes.CFUNCTYPE(None, *_ARGUMENTS)
+    function, number = prototype(("zoquant_decode", compiled)), list(LAYOUTS).index(layout)
 
     def decode(codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, out: Tensor) -> None:
         _check_shapes(layout, codes, values, rows, out)
@@ -58,15 +60,12 @@ def row_decoder(layout: str) -> RowDecoder | None:
     return decode
 
 
-def decodable(tensors: Sequence[Tensor]) -> bool:
+def decodable(codes: Tensor, values: Sequence[Tensor]) -> bool:
     """Whether compiled code may read packed words and fields: plain memory on the CPU, no derivative asked for."""
+    if not (codes.is_cpu and codes.is_contiguous()) or getattr(forward_ad, "_current_level", -1) >= 0:
+        return False
     return all(
-        tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and (tensor.dtype in FIELDS or tensor.dtype == torch.uint8)
-        and not tensor.requires_grad
-        and unpack_dual(tensor).tangent is None
-        for tensor in tensors
+        value.is_cpu and value.is_contiguous() and value.dtype in FIELDS and not value.requires_grad for value in values
     )
 
 

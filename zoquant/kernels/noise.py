@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
-
 from zoquant.kernels.build import library
 
 _BLOCK = 128
@@ -70,7 +69,9 @@ def accumulate(
     """Add amount · z(seed) to delta for every direction in turn, each product and each sum rounded to float32.
 
     Args:
-        kind, table, counters: as `draw` takes them.
+        kind: number of the distribution, as `draw` takes it.
+        table: quantiles, as `draw` takes them.
+        counters: counters of all blocks, as `draw` takes them.
         seeds: seeds of the directions, 0 ≤ seed < 2⁶⁴.
         amounts: what each direction is multiplied with, rounded to float32 first.
         delta: float32 `[128 · blocks]`, changed in place.

@@ -66,7 +66,7 @@ class QuantWeight(nn.Module):
         place = rows if self.row_order is None else self.row_order[rows]
         values = [self.value(field.name) for field in self.codec.fields]
         compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
-        if compiled is not None and dtype in OUTPUTS and decodable([self.codes, *values]):
+        if compiled is not None and dtype in OUTPUTS and decodable(self.codes, values):
             return self._decode_compiled(compiled, values, place, dtype)
         codes = self.codes[place]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
@@ -77,11 +77,12 @@ class QuantWeight(nn.Module):
     def _decode_compiled(
         self, compiled: RowDecoder, values: Sequence[Tensor], place: slice | Tensor, dtype: torch.dtype
     ) -> Tensor:
-        if isinstance(place, slice):  # a stretch of the file: nothing has to be looked up
-            codes, values, order = self.codes[place], [value[place] for value in values], None
-        else:
-            codes, order = self.codes, place
-        count = len(codes) if order is None else len(order)
+        codes, order, count = self.codes, None, self.rows
+        if isinstance(place, Tensor):
+            order, count = place, len(place)
+        elif place != slice(0, self.rows):  # a stretch of the file: nothing has to be looked up
+            codes, values = codes[place], [value[place] for value in values]
+            count = len(codes)
         out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
         compiled(codes, values, order, out)
         return out.flatten(1)
