@@ -31,6 +31,12 @@ def reference(codec: BlockCodec, codes: Tensor, values: Sequence[Tensor]) -> Ten
     return out
 
 
+def outputs_of(weight: QuantWeight, x: Tensor, ids: Tensor) -> list[Tensor]:
+    """Return what every layer over a weight computes."""
+    products = [QuantLinear(weight, compute_dtype=dtype)(x) for dtype in (torch.float32, torch.bfloat16)]
+    return [*products, QuantEmbedding(weight)(ids), weight.dequantize()]
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
@@ -79,12 +85,10 @@ def test_layers_agree_with_torch(monkeypatch: pytest.MonkeyPatch, threads: int) 
     try:
         for row_order in (None, order):
             weight = QuantWeight(codec, codes, values, row_order)
-            layers = [QuantLinear(weight, compute_dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
-            outputs = [lambda n=n: n(x) for n in layers] + [lambda: QuantEmbedding(weight)(ids), weight.dequantize]
-            fast = [call() for call in outputs]
+            fast = outputs_of(weight, x, ids)
             with monkeypatch.context() as patch:
                 patch.setattr(BlockCodec, "decode_rows", None)
-                slow = [call() for call in outputs]
+                slow = outputs_of(weight, x, ids)
             assert all(same(a, b) for a, b in zip(fast, slow, strict=True))
     finally:
         torch.set_num_threads(before)
