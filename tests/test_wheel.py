@@ -16,6 +16,7 @@ assert home.parent == pathlib.Path.cwd() / "unpacked", home
 assert reviews("train").is_relative_to(home) and reviews("test").exists()
 assert "gguf" in zoquant.formats() and len(zoquant.backends()) >= 3
 assert (home / "py.typed").exists()
+assert {path.name for path in (home / "kernels").glob("*.cpp")} == {"decode.cpp", "noise.cpp"}
 """
 
 

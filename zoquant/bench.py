@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoquant import kernels
 from zoquant.attach import Views, attach
 from zoquant.load import default_compute_dtype, load
 from zoquant.memory import peak_rss_bytes, rss_bytes
@@ -46,6 +47,7 @@ def bench(path: Path, *, batch: int = 16, length: int = 32, rounds: int = 15) ->
             "device": ids.device.type,
             "processor": _processor(ids.device),
             "threads": torch.get_num_threads(),
+            "kernels": kernels.status(),
             "torch": torch.__version__,
         },
         "batch": batch,

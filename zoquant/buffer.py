@@ -77,10 +77,17 @@ class FlatBuffer:
 
     def add(self, seed: int, amount: float, noise: Kind) -> None:
         """Move delta by `amount` times the direction of `seed`. Writes no view."""
-        source = self._source_of(noise)
-        for chunk in self._chunks:
-            z = source.draw(seed, chunk.start, self._probed[: chunk.stop - chunk.start])
-            self.delta[chunk.start : chunk.stop].add_(z.mul_(amount))  # not alpha=, which is fused where it can be
+        self.accumulate([seed], [amount], noise)
+
+    def accumulate(self, seeds: Sequence[int], amounts: Sequence[float], noise: Kind) -> None:
+        """Move delta along many directions: the same bytes as one `add` after the other. Writes no view.
+
+        Args:
+            seeds: seeds of the directions, in order.
+            amounts: how far to move along each; a direction of amount 0 should be left out.
+            noise: distribution of the directions.
+        """
+        self._source_of(noise).accumulate(seeds, amounts, self.delta)
 
     def count_moved(self, seed: int, eps: float, noise: Kind) -> int:
         """Return how many stored values differ between theta and a probe of it."""
@@ -108,8 +115,7 @@ class FlatBuffer:
         delta, probed = self.delta[chunk.start : chunk.stop], self._probed[: chunk.stop - chunk.start]
         if seed is None:
             return probed.copy_(delta)
-        self._source_of(noise).draw(seed, chunk.start, probed)
-        return torch.add(delta, probed, alpha=eps, out=probed)
+        return self._source_of(noise).probe(seed, chunk.start, delta, eps, probed)
 
     def _compose(self, plane: Plane, probed: Tensor) -> Tensor:
         """Return theta of a plane in scratch memory."""

@@ -8,6 +8,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist
 from typing import Literal
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from zoquant.kernels.noise import accumulate, compiled_for, draw
 
 Kind = Literal["rademacher", "gaussian"]
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
@@ -29,6 +32,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _CALLS_AT_A_TIME = 1 << 14
+_STRETCH = 1 << 17
 
 
 def key_hash(key: str) -> int:
@@ -103,7 +107,7 @@ class NoiseSource:
         self.kind = kind
         self._counters = torch.stack([index, low, high]).to(device)
         self._calls_per_block = _BITS[kind] * BLOCK // 128
-        self._packed = torch.empty(len(index) * BLOCK * _BITS[kind] // 8, dtype=torch.uint8, device=device)
+        self._packed: Tensor | None = None
         self._seed: int | None = None
         if kind == "rademacher":
             bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
@@ -122,22 +126,71 @@ class NoiseSource:
         Returns:
             `out`.
         """
-        if seed != self._seed:
-            self._fill(seed)
-            self._seed = seed
+        if compiled_for(self._counters):
+            return draw(KINDS.index(self.kind), self._table, self._counters, seed, start, out)
+        return self._look_up(self._words(seed), start, out)
+
+    def probe(self, seed: int, start: int, delta: Tensor, eps: float, out: Tensor) -> Tensor:
+        """Fill `out` with delta + eps · z of a stretch of the layout.
+
+        Args:
+            seed: seed of the direction.
+            start: first element, a multiple of `BLOCK`.
+            delta: float32 `[n]`.
+            eps: signed length of the probe.
+            out: float32 `[n]`, n a multiple of `BLOCK`; not `delta`.
+
+        Returns:
+            `out`, the bits of `torch.add(delta, z, alpha=eps)`.
+        """
+        if self.kind == "rademacher" and compiled_for(self._counters):  # ±eps is exact: no rounding to fuse
+            return draw(KINDS.index(self.kind), self._table, self._counters, seed, start, out, delta=delta, eps=eps)
+        return torch.add(delta, self.draw(seed, start, out), alpha=eps, out=out)
+
+    def accumulate(self, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
+        """Add amount · z to delta for every direction in turn, each product and each sum rounded to float32.
+
+        Args:
+            seeds: seeds of the directions.
+            amounts: what each is multiplied with.
+            delta: float32 over the whole layout, changed in place.
+
+        Returns:
+            `delta`.
+        """
+        if compiled_for(self._counters):
+            return accumulate(KINDS.index(self.kind), self._table, self._counters, seeds, amounts, delta)
+        for seed, amount in zip(seeds, amounts, strict=True):
+            for start in range(0, delta.numel(), _STRETCH):
+                part = delta[start : start + _STRETCH]
+                part.add_(self.draw(seed, start, torch.empty_like(part)).mul_(amount))  # not alpha=, which may be fused
+        return delta
+
+    def _look_up(self, packed: Tensor, start: int, out: Tensor) -> Tensor:
         bits = _BITS[self.kind]
-        packed = self._packed[start * bits // 8 : (start + out.numel()) * bits // 8]
+        packed = packed[start * bits // 8 : (start + out.numel()) * bits // 8]
         if self.kind == "rademacher":
             torch.index_select(self._table, 0, packed.int(), out=out.view(-1, 8))
         else:
             torch.index_select(self._table, 0, packed.view(torch.int16).int() & 0xFFFF, out=out)
         return out
 
-    def _fill(self, seed: int) -> None:
+    def _words(self, seed: int) -> Tensor:
+        """Return the packed words of the whole layout, drawn once for each seed in a row."""
+        if self._packed is None:
+            size = self._counters.shape[1] * BLOCK * _BITS[self.kind] // 8
+            with torch.inference_mode(False):
+                self._packed = torch.empty(size, dtype=torch.uint8, device=self._counters.device)
+        if seed != self._seed:
+            self._fill(seed, self._packed)
+            self._seed = seed
+        return self._packed
+
+    def _fill(self, seed: int, packed: Tensor) -> None:
         """Draw the packed words of the whole layout."""
         per_block = self._calls_per_block
-        lanes = torch.arange(per_block, device=self._packed.device)
-        words = self._packed.view(torch.int32).view(-1, 4)
+        lanes = torch.arange(per_block, device=packed.device)
+        words = packed.view(torch.int32).view(-1, 4)
         step = max(1, _CALLS_AT_A_TIME // per_block)
         for first in range(0, self._counters.shape[1], step):
             index, low, high = self._counters[:, first : first + step]

@@ -30,6 +30,7 @@ def bench_command(
     memory, step, growth = found["memory"], found["step"], found["growth"]
     pairs: dict[str, Any] = {
         "machine": f"{found['machine']['processor']}, torch {found['machine']['torch']}",
+        "kernels": found["machine"]["kernels"],
         "batch": f"{batch} x {length} tokens, products in {found['compute_dtype']}",
         "step / two forwards": _spread(step["overhead"], ""),
         "step": _spread(step["step_seconds"], " s"),

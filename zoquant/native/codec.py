@@ -28,6 +28,9 @@ class FieldSpec:
 class Codec(Protocol):
     """Turns packed words and continuous fields into weights. The weights are linear in every field.
 
+    A codec may have one attribute more, `decode_rows: RowDecoder | None`, see `zoquant.kernels.decode.row_decoder`:
+    compiled code that gives the same bits as `decode`. Layers on the CPU take it where it is not None.
+
     Attributes:
         name: the layout's own name, e.g. `"Q4_1"`.
         block: weights that one group of packed words holds.

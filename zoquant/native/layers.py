@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.native.codec import Codec, FieldSpec
-from zoquant.native.packed import PackedWeight, Rows
+from zoquant.native.packed import PackedWeight, Rows, rounded
 from zoquant.native.workspace import scratch
 
 
@@ -50,11 +51,31 @@ class QuantWeight(PackedWeight):
 
     def decode_rows(self, rows: Rows) -> Tensor:
         """Decode some rows of the matrix, see `PackedWeight.decode_rows`."""
+        return self.decode_rows_to(rows, torch.float32)
+
+    def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
         place = rows if self.row_order is None else self.row_order[rows]
+        values = [self.value(field.name) for field in self.codec.fields]
+        compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
+        if compiled is not None and dtype in OUTPUTS and decodable(self.codes, values):
+            return self._decode_compiled(compiled, values, place, dtype)
         codes = self.codes[place]
-        values = [self.value(field.name)[place].float() for field in self.codec.fields]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
-        self.codec.decode(codes, values, out)
+        self.codec.decode(codes, [value[place].float() for value in values], out)
+        return rounded(out.flatten(1), dtype)
+
+    def _decode_compiled(
+        self, compiled: RowDecoder, values: Sequence[Tensor], place: slice | Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        codes, order, count = self.codes, None, self.rows
+        if isinstance(place, Tensor):
+            order, count = place, len(place)
+        elif place != slice(0, self.rows):  # a stretch of the file: nothing has to be looked up
+            codes, values = codes[place], [value[place] for value in values]
+            count = len(codes)
+        out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
+        compiled(codes, values, order, out)
         return out.flatten(1)
 
 
@@ -79,7 +100,7 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
         flat = x.reshape(-1, self.in_features).to(self.compute_dtype)
-        parts = [flat @ self._cast(tile).t() for _, tile in self.packed.tiles()]
+        parts = [flat @ tile.t() for _, tile in self.packed.tiles(self.compute_dtype)]
         y = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
 
@@ -95,13 +116,8 @@ class QuantLinear(nn.Module):
             x: `[..., in_features]`.
             outputs: which outputs, int64 `[n]`.
         """
-        y = (x.to(self.compute_dtype) @ self._cast(self.packed.decode_rows(outputs)).t()).to(x.dtype)
+        y = (x.to(self.compute_dtype) @ self.packed.decode_rows_to(outputs, self.compute_dtype).t()).to(x.dtype)
         return y if self.bias is None else y + self.bias[outputs]
-
-    def _cast(self, tile: Tensor) -> Tensor:
-        if self.compute_dtype == torch.float32:
-            return tile
-        return scratch(tuple(tile.shape), self.compute_dtype, tile.device, "cast").copy_(tile)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, layout={self.packed.layout}"

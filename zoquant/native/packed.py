@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.native.codec import FieldSpec
+from zoquant.native.workspace import scratch
 
 TILE = 1 << 20
 """Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
@@ -48,17 +49,29 @@ class PackedWeight(nn.Module, ABC):
             float32 `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
 
+    def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Decode some rows of the matrix and round them, once, from float32.
+
+        Args:
+            rows: which rows, in the order of the model.
+            dtype: dtype of the result.
+
+        Returns:
+            `[len(rows), columns]` in scratch memory that the next call overwrites.
+        """
+        return rounded(self.decode_rows(rows), dtype)
+
     @property
     def device(self) -> torch.device:
         """Where the words lie."""
         return next(self.buffers()).device
 
-    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
+    def tiles(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
         step = max(1, TILE // self.columns)
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
-            yield rows, self.decode_rows(rows)
+            yield rows, self.decode_rows_to(rows, dtype)
 
     def dequantize(self) -> Tensor:
         """Return the whole matrix, float32 `[rows, columns]`, in the order of the model."""
@@ -66,3 +79,8 @@ class PackedWeight(nn.Module, ABC):
         for rows, tile in self.tiles():
             weight[rows] = tile
         return weight
+
+
+def rounded(tile: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a float32 tile in another dtype, in scratch memory."""
+    return tile if dtype == torch.float32 else scratch(tuple(tile.shape), dtype, tile.device, "cast").copy_(tile)

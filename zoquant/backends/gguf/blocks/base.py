@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.decode import RowDecoder, row_decoder
 from zoquant.native.codec import FieldSpec
 from zoquant.native.workspace import scratch
 
@@ -77,6 +78,11 @@ class BlockCodec:
     def code_bytes(self) -> int:
         """Bytes of a block without its fields."""
         return self.nbytes - sum(field.dtype.itemsize for field in self.fields)
+
+    @property
+    def decode_rows(self) -> RowDecoder | None:
+        """The compiled decoder, where there is one: the same bits as `decode`."""
+        return row_decoder(self.name)
 
     def decode(self, codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
         """Write the weights of some blocks to `out`.
