@@ -137,7 +137,10 @@ class NoiseSource:
 
     def _expand(self, seed: int, start: int, rows: Sequence[Tensor], out: Tensor) -> Tensor:
         """Turn packed bits into noise."""
-        torch.index_select(self._table, 0, _halves(rows[0]), out=out.view(-1, self._table.shape[1]))
+        if self.exact:
+            out.copy_(self._table.index_select(0, rows[0].int()).view(torch.int8))
+        else:
+            torch.index_select(self._table, 0, _halves(rows[0]), out=out)
         if self._sparse:
             out.mul_(_halves(rows[1]) < self.noise.threshold)
         if seed in self._factors:
@@ -198,23 +201,24 @@ def philox(
     Returns:
         The four output words, `[seeds, n]`.
     """
-    shape = (len(k0), len(c0))
-    x0, x1, x2, x3 = c0.expand(shape), torch.full((1, 1), c1, device=c0.device), c2.expand(shape), c3.expand(shape)
+    x0, x2, x3 = (c.repeat(len(k0), 1) for c in (c0, c2, c3))
+    x1, p0, p1 = torch.full_like(x0, c1), torch.empty_like(x0), torch.empty_like(x0)
     for _ in range(ROUNDS):  # x1 and x3 keep what overflowed their 32 bits: it is cut off with the next mask
-        p0, p1 = x0 * MULTIPLIERS[0], x2 * MULTIPLIERS[1]
-        x0 = (p1 >> 32).bitwise_xor_(x1).bitwise_xor_(k0).bitwise_and_(MASK)
-        x2 = (p0 >> 32).bitwise_xor_(x3).bitwise_xor_(k1).bitwise_and_(MASK)
-        x1, x3 = p1, p0
+        torch.mul(x0, MULTIPLIERS[0], out=p0)
+        torch.mul(x2, MULTIPLIERS[1], out=p1)
+        torch.bitwise_right_shift(p1, 32, out=x0).bitwise_xor_(x1).bitwise_xor_(k0).bitwise_and_(MASK)
+        torch.bitwise_right_shift(p0, 32, out=x2).bitwise_xor_(x3).bitwise_xor_(k1).bitwise_and_(MASK)
+        x1, p1, x3, p0 = p1, x1, p0, x3
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
     return x0, x1 & MASK, x2, x3 & MASK
 
 
 def _table(kind: Kind) -> Tensor:
-    """Return the elements that each 16 random bits stand for, float32 `[65536, 16 // bits]`."""
+    """Return the elements that each 16 random bits stand for, or each 8 for Rademacher noise: 8 bytes of ±1."""
     if kind == "rademacher":
-        bits = (torch.arange(65536, dtype=torch.int32)[:, None] >> torch.arange(16, dtype=torch.int32)) & 1
-        return bits.float() * 2 - 1
-    return torch.from_numpy(gaussian_table())[:, None]
+        bits = (torch.arange(256, dtype=torch.int32)[:, None] >> torch.arange(8, dtype=torch.int32)) & 1
+        return (bits * 2 - 1).to(torch.int8).view(torch.int64).view(-1)
+    return torch.from_numpy(gaussian_table())
 
 
 def _halves(packed: Tensor) -> Tensor:
