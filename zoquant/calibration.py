@@ -205,8 +205,8 @@ def _choose_eps(plan: Plan, scan: Sequence[EpsFound]) -> tuple[float, str]:
         raise LossError("calibration: no probe has a finite loss, at any eps. Look at the batch.")
     most = max(row.moved for row in finite)
     moving = [row for row in finite if row.moved >= 0.9 * most]
-    least = min(row.error for row in moving)
-    allowed = max(_EQUAL * least, _GOOD_ENOUGH * max(row.derivative for row in moving))
+    least = min(moving, key=lambda row: row.error)
+    allowed = max(_EQUAL * least.error, _GOOD_ENOUGH * least.derivative)
     best = [row for row in moving if row.error <= allowed]
     taken = min(best, key=lambda row: abs(math.log(row.eps / (PREFERRED * plan.unit))))
     return taken.eps, (

@@ -47,7 +47,7 @@ class Journal:
         self.count = 0
         head = encode_header({**header, "probes": probes})
         self._record = _record(probes)
-        self._salt = zlib.crc32(head)
+        self._salt = zlib.crc32(head[:-4])
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with writing(path):
             self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -86,6 +86,12 @@ class Journal:
             os.close(self._file)
             self._file = -1
 
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _encode(self, step: Step) -> bytes:
         pairs = [part for pair in zip(step.seeds, step.derivatives, strict=True) for part in pair]
         body = self._record.pack(self.count, step.lr, *pairs)
@@ -114,7 +120,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
         raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
     header, start = _decode_header(path, data)
     record = _record(header["probes"])
-    salt, size = zlib.crc32(data[:start]), record.size + 4
+    salt, size = zlib.crc32(data[: start - 4]), record.size + 4
     rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
     whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
     good = whole.index(False) if False in whole else len(whole)
