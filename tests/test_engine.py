@@ -215,11 +215,18 @@ def test_memory_is_taken_only_by_rules_that_remember(engine: Engine) -> None:
     optimizer = engine.optimizer(attach(toy_model()))
     states = optimizer._mover.states
     assert [len(each) for each in states] == [{"sgd": 0, "momentum": 1, "sign": 0, "adam": 2}[engine.rule.name]]
-    assert all(tensor.shape == b.delta.shape for each, b in zip(states, optimizer.views.buffers, strict=True) for tensor in each)
+    assert all(
+        tensor.shape == b.delta.shape
+        for each, b in zip(states, optimizer.views.buffers, strict=True)
+        for tensor in each
+    )
 
 
 @settings(max_examples=25)
-@given(engines, noises, st.sampled_from(SPACES), roles, st.sampled_from(DTYPES), st.sampled_from((None, 0.5, RobustClip(2.0, 4, 1))), st.sampled_from((0.0, 0.3)))  # fmt: skip
+@given(
+    engines, noises, st.sampled_from(SPACES), roles, st.sampled_from(DTYPES),
+    st.sampled_from((None, 0.5, RobustClip(2.0, 4, 1))), st.sampled_from((0.0, 0.3)),
+)  # fmt: skip
 def test_laws_3_5_and_7_under_every_combination(
     tmp_path_factory: pytest.TempPathFactory, toy_format_once: None, engine: Engine, noise: Noise, space: Space,
     role: tuple[Role, ...], dtype: torch.dtype, clip: Any, decay: float,
@@ -278,7 +285,9 @@ def test_micro_batches_weigh_as_they_are_told() -> None:
     assert mean_loss([lambda: 1.0, lambda: 2.0])() == 1.5
 
 
-@pytest.mark.parametrize(("closures", "weights"), [([], None), (2, [1.0]), (2, [1.0, 0.0]), (2, [1.0, float("nan")]), (0, [1.0])])
+@pytest.mark.parametrize(
+    ("closures", "weights"), [([], None), (2, [1.0]), (2, [1.0, 0.0]), (2, [1.0, float("nan")]), (0, [1.0])]
+)
 def test_weights_that_do_not_fit_are_refused(closures: Any, weights: Any) -> None:
     parts: Any = (lambda: 1.0) if closures == 0 else [lambda: 1.0] * (closures or 0)
     optimizer = ZOSGD(attach(toy_model()))

@@ -13,6 +13,9 @@ from zoquant.noise import Kind, reference, step_seed
 from zoquant.rules import SGD
 
 
+TWO_POINT = {"eps": 1e-3, "probes": 1, "estimator": TwoPoint(), "noise": "gaussian"}
+
+
 def views_of(model: Any) -> Views:
     return attach(model, coupled=False)
 
@@ -20,14 +23,14 @@ def views_of(model: Any) -> Views:
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        (presets.mezo, {"lr": 1e-6, "eps": 1e-3, "clip": None, "probes": 1, "estimator": TwoPoint(), "noise": "gaussian"}),
-        (presets.qzo, {"lr": 1e-7, "eps": 1e-3, "clip": 100.0, "probes": 1, "estimator": TwoPoint(), "noise": "gaussian"}),
+        (presets.mezo, {**TWO_POINT, "lr": 1e-6, "clip": None}),
+        (presets.qzo, {**TWO_POINT, "lr": 1e-7, "clip": 100.0}),
         (presets.fzoo, {"eps": 1e-3, "clip": None, "probes": 8, "estimator": FZOO(), "noise": "rademacher"}),
     ],
 )  # fmt: skip
 def test_settings_are_the_papers(preset: Any, expected: dict[str, Any]) -> None:
     optimizer: ZOSGD = preset(views_of(toy_model()))
-    found = {**optimizer.param_groups[0], "probes": optimizer.probes, "estimator": optimizer.estimator}
+    found: dict[str, Any] = {**optimizer.param_groups[0], "probes": optimizer.probes, "estimator": optimizer.estimator}
     found |= {"noise": optimizer.trajectory.noise.kind}
     assert {name: found[name] for name in expected} == expected
     assert optimizer.views.space == "absolute"
@@ -51,7 +54,10 @@ def textbook(preset: str, lr: float, eps: float, clip: float, seed: int) -> tupl
 
     for t in range(10):
         z = [
-            {k: torch.from_numpy(reference(step_seed(seed, t, i), k, v.numel(), kind)).view(v.shape) for k, v in theta.items()}
+            {
+                k: torch.from_numpy(reference(step_seed(seed, t, i), k, v.numel(), kind)).view(v.shape)
+                for k, v in theta.items()
+            }
             for i in range(n)
         ]
         if preset == "fzoo":
@@ -60,7 +66,10 @@ def textbook(preset: str, lr: float, eps: float, clip: float, seed: int) -> tupl
             d = ((probed - base) / (n * eps * probed.std())).tolist()
         else:
             d = [max(-clip, min(clip, (loss(t, eps, z[0]) - loss(t, -eps, z[0])) / (2 * eps)))]
-        theta = {k: torch.maximum(v - lr * sum(a * b[k] for a, b in zip(d, z, strict=True)), floor[k]) for k, v in theta.items()}
+        theta = {
+            k: torch.maximum(v - lr * sum(a * b[k] for a, b in zip(d, z, strict=True)), floor[k])
+            for k, v in theta.items()
+        }
     return theta, losses
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_the_journal_grows_by_one_record_a_step(job: Callable[..., Job]) -> None
             sizes.append(work.folder.journal.stat().st_size)
 
     run(work, report=note)
-    assert {after - before for before, after in zip(sizes, sizes[1:], strict=False)} == {32}
+    assert {after - before for before, after in pairwise(sizes)} == {32}
 
 
 def test_missing_numbers_are_calibrated_saved_and_kept_when_the_run_goes_on(job: Callable[..., Job]) -> None:

@@ -113,7 +113,9 @@ class FlatBuffer:
         delta, probed = self.delta[chunk.start : chunk.stop], self._probed[: chunk.stop - chunk.start]
         if seed is None:
             return probed.copy_(delta)
-        return self.source_of(noise).draw(seed, chunk.start, probed).mul_(eps).add_(delta)  # never fused: see accumulate
+        return (
+            self.source_of(noise).draw(seed, chunk.start, probed).mul_(eps).add_(delta)
+        )  # never fused: see accumulate
 
     def _compose(self, plane: Plane, probed: Tensor) -> Tensor:
         """Return theta of a plane in scratch memory."""

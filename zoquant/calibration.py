@@ -2,7 +2,7 @@
 
 Eps. Along one direction, the derivatives at two neighbouring eps differ by noise (rounding, or a closure that draws new
 batches), whose variance is A/ε², and by curvature, whose bias is B·ε^p with p = 2 for two-point and 1 for one-sided:
-E (d_i − d_j)² = A (1/ε_i² + 1/ε_j²) + B² (ε_i^p − ε_j^p)². Every pair of neighbours bounds A and B from above, and the
+E (d_i − d_j)² = A (1/ε_i² + 1/ε_j²) + B² (ε_i^p − ε_j^p)². Every pair of neighbours bounds A and B from above; the
 smallest bounds are taken. The error of an eps is then √(A/ε² + B² ε^2p).
 
 Lr. With rms derivative d and n probes, a step moves an element by lr · gain(d/√n). Over a run these moves add up like a
@@ -17,6 +17,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from zoquant.errors import LossError
@@ -27,17 +28,19 @@ GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Lengths of probes that are tried, as shares of the values."""
 PREFERRED = 3e-2
 """Of several eps that are equally good the one nearest to this share is taken."""
-WALK = 0.1
+WALK = 0.2
+"""How far a run may go, as a share of the values: what tuning by hand came to on the models that were tried."""
 CLIP = 6.0
+"""Multiple of the median |d|."""
 
 _SCAN_DIRECTIONS = 4
 _DIRECTIONS = 8
 _EQUAL = 1.5
-_GOOD_ENOUGH = 0.02
+_GOOD_ENOUGH = 0.1
 _STEPS = 1000
 
 Loss = Callable[[int | None, float, int], float]
-"""Loss at theta + eps · z(direction) for a batch: called with direction (None: theta itself), eps, number of the batch."""
+"""Loss at theta + eps · z(direction): called with direction (None: theta itself), eps and number of the batch."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,13 @@ def calibrate(plan: Plan) -> Calibration:
 def _scan(plan: Plan, loss: Loss, grid: Sequence[float], center: float) -> list[EpsFound]:
     """Measure the same few directions at every eps."""
     order = plan.estimator.bias_order
-    columns = [[_quotient(loss, direction, eps, order, center) for direction in range(_SCAN_DIRECTIONS)] for eps in grid]
+    columns = [
+        [_quotient(loss, direction, eps, order, center) for direction in range(_SCAN_DIRECTIONS)] for eps in grid
+    ]
     good = [n for n, column in enumerate(columns) if all(map(math.isfinite, column))]
     pairs = [
         (grid[i], grid[j], statistics.fmean((a - b) ** 2 for a, b in zip(columns[i], columns[j], strict=True)))
-        for i, j in zip(good, good[1:], strict=False)
+        for i, j in pairwise(good)
     ]
     noise = math.sqrt(min((r / (1 / e**2 + 1 / f**2) for e, f, r in pairs), default=0.0))
     bias = math.sqrt(min((r / (f**order - e**order) ** 2 for e, f, r in pairs), default=0.0))
@@ -227,7 +232,10 @@ def _choose_lr(plan: Plan, rms: float, raw: float, curvature: float) -> tuple[fl
     text = f"{steps} of {walk * gain / plan.unit:.2g} of a value add up to a walk of {WALK:.2g} of it"
     limit = raw * math.sqrt(plan.probes) / (curvature * gain) if curvature > 0 else math.inf
     if limit < walk:
-        return limit, f"lr {limit:.3g}: the best single step for a curvature of {curvature:.3g}; {text}, which is longer."
+        return (
+            limit,
+            f"lr {limit:.3g}: the best single step for a curvature of {curvature:.3g}; {text}, which is longer.",
+        )
     return walk, f"lr {walk:.3g}: at a derivative of {rms:.3g}, {text}."
 
 
@@ -236,13 +244,18 @@ def _choose_clip(plan: Plan, median: float) -> tuple[Clip, str]:
         return plan.clip, "clip was given." if plan.clip is not None else "clip: none, as given."
     if not median:
         return None, "clip: none, since most derivatives are 0."
-    return CLIP * median, f"clip {CLIP * median:.3g}: {CLIP:g} times the median of |derivative|, so that outliers alone are cut."
+    return (
+        CLIP * median,
+        f"clip {CLIP * median:.3g}: {CLIP:g} times the median of |derivative|, so that outliers alone are cut.",
+    )
 
 
 def _remarks(signal: float | None, repeat: float, rms: float, eps: float) -> list[str]:
     found = []
     if signal is not None:
-        found.append(f"signal: two batches share {signal:.0%} of a derivative's variance; the rest is noise of the batch.")
+        found.append(
+            f"signal: two batches share {signal:.0%} of a derivative's variance; the rest is noise of the batch."
+        )
     if repeat:
         found.append(
             f"noise: the loss changes by {repeat:.2g} when nothing moves, as a difference of {rms * eps * 2:.2g} is "

@@ -43,8 +43,8 @@ class Estimator(Protocol):
 class TwoPoint:
     """d_k = (L(theta + ε z_k) − L(theta − ε z_k)) / 2ε. Two evaluations a probe, bias of order ε².
 
-    Source: Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation", 1992,
-    equation 2.2; MeZO (arXiv 2305.17333, definition 1).
+    Source: Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation",
+    1992, equation 2.2; MeZO (arXiv 2305.17333, definition 1).
     """
 
     name: ClassVar[str] = "two-point"
@@ -80,10 +80,10 @@ class OneSided:
 
 @dataclass(frozen=True)
 class FZOO:
-    """d_k = (L(theta + ε z_k) − L(theta)) / (ε σ), with σ the standard deviation of the n perturbed losses (over n − 1).
+    """d_k = (L(theta + ε z_k) − L(theta)) / (ε σ), with σ the standard deviation of the n perturbed losses.
 
-    Since σ is about ε times the norm of the gradient, this is normalized SGD: a step does not depend on the scale of the
-    loss, and d_k is about 1 / ε. If all losses are equal the derivatives are 0.
+    σ is taken over n − 1, and is about ε times the norm of the gradient, so this is normalized SGD: a step does not
+    depend on the scale of the loss, and d_k is about 1 / ε. If all losses are equal the derivatives are 0.
 
     Source: FZOO (arXiv 2506.09034, algorithm 1).
     """
@@ -144,9 +144,7 @@ Clip = float | RobustClip | None
 """Bound on the derivative: a constant C, a multiple of its running median, or none."""
 
 
-def clipped(
-    derivatives: Sequence[float], clip: Clip, applied: Sequence[Sequence[float]] = ()
-) -> tuple[float, ...]:
+def clipped(derivatives: Sequence[float], clip: Clip, applied: Sequence[Sequence[float]] = ()) -> tuple[float, ...]:
     """Return max(−C, min(C, d)) for each derivative.
 
     Args:

@@ -4,7 +4,7 @@
     4 bytes    n, the length of the header, little endian as all numbers here
     n bytes    the header: JSON
     4 bytes    CRC-32 of all bytes before
-    records    each: uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
+    records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
 
 The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone. A
 record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
@@ -144,7 +144,9 @@ def _decode_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
     if data[: len(MAGIC) - 1] != MAGIC[:-1]:
         raise CheckpointError(f"{path}: not a journal of a trajectory. Check the path.")
     if data[len(MAGIC) - 1 : len(MAGIC)] not in (b"", MAGIC[-1:]):
-        raise CheckpointError(f"{path}: journal of version {data[len(MAGIC) - 1]}, expected {MAGIC[-1]}. Update zoquant.")
+        raise CheckpointError(
+            f"{path}: journal of version {data[len(MAGIC) - 1]}, expected {MAGIC[-1]}. Update zoquant."
+        )
     end = fixed + _LENGTH.unpack(data[len(MAGIC) : fixed])[0] if len(data) >= fixed else len(data)
     if len(data) < end + 4 or _LENGTH.unpack(data[end : end + 4])[0] != zlib.crc32(data[:end]):
         raise CheckpointError(f"{path}: the header is damaged. Use a copy of the file, or begin the run again.")

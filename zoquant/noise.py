@@ -6,8 +6,8 @@ A stream of 32-bit words belongs to every (seed, key, number): word `4c + j` is 
 - Rademacher, stream 0: element `i` is bit `i % 32` of word `i // 32`, a set bit meaning +1.
 - Gaussian, stream 1: element `i` is half `i`, looked up in `gaussian_table`.
 - Sphere, stream 2: Gaussian, times the `sphere_factor` of its key: its norm is the square root of its length.
-- Sparse noise multiplies any of these by 0 or 1. By element: half `i` of stream 256 lies below the threshold. By view or
-  by layer: half 0 of stream 257 does, drawn for the key, or for the path of its layer.
+- Sparse noise multiplies any of these by 0 or 1. By element: half `i` of stream 256 lies below the threshold. By view
+  or by layer: half 0 of stream 257 does, drawn for the key, or for the path of its layer.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10).
 """
@@ -141,7 +141,10 @@ def reference(seed: int, key: str, count: int, noise: Kind | Noise = "rademacher
     if chosen.density == 1:
         return z
     if chosen.unit == "element":
-        return z * (_halves(seed, key, count, ELEMENT_STREAM) < chosen.threshold).astype(np.float32)
+        kept: npt.NDArray[np.float32] = z * (_halves(seed, key, count, ELEMENT_STREAM) < chosen.threshold).astype(
+            np.float32
+        )
+        return kept
     return z * np.float32(unit_moves(seed, key, chosen))
 
 
@@ -180,4 +183,5 @@ def _words(seed: int, key: str, count: int, stream: int) -> Words:
             (p1 >> high) ^ state[1] ^ np.uint64(k0), p1 & mask, (p0 >> high) ^ state[3] ^ np.uint64(k1), p0 & mask
         ])  # fmt: skip
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
-    return state.T.reshape(-1)[:count]
+    words: Words = state.T.reshape(-1)[:count]
+    return words

@@ -1,4 +1,4 @@
-"""Zeroth-order optimization of views: losses alone, no gradient, nothing kept but base, delta and what a rule asks for."""
+"""Zeroth-order optimization of views: losses alone, no gradient; kept are base, delta and what a rule asks for."""
 
 import math
 import warnings
@@ -54,7 +54,9 @@ class Evaluation(NamedTuple):
 
 
 class ZOSGD(torch.optim.Optimizer):
-    """Descent along random directions: with n probes z_k of an estimator's derivatives d_k,
+    """Descent along random directions.
+
+    With n directions z_k and their derivatives d_k, as an estimator finds them,
 
         g = 1/n · Σ clip(d_k, −C, C) · z_k,    delta ← (1 − lr · decay) · delta − lr · rule(g)
 
@@ -159,7 +161,7 @@ class ZOSGD(torch.optim.Optimizer):
         return self.apply(losses)
 
     def plan(self) -> list[Evaluation]:
-        """Return the evaluations of the next step. Workers may share them out; `apply` wants their losses in this order.
+        """Return the evaluations of the next step. Workers may share them out; `apply` wants the losses in this order.
 
         Raises:
             ValueError: a scheduler set a rate out of its range.
@@ -199,7 +201,11 @@ class ZOSGD(torch.optim.Optimizer):
             for loss in losses:
                 self._check_loss(loss)
             measured = self._derivatives(losses, eps)
-            seen = [step.derivatives for step in self.trajectory.steps[-clip.window :]] if isinstance(clip, RobustClip) else []
+            seen = (
+                [step.derivatives for step in self.trajectory.steps[-clip.window :]]
+                if isinstance(clip, RobustClip)
+                else []
+            )
             done = Step(self._seeds(), clipped(measured, clip, seen), lr)
             self._check_length(done)
             moved = self._measure_moved(done.seeds[0], eps) if self._moved is None else self._moved
@@ -239,8 +245,9 @@ class ZOSGD(torch.optim.Optimizer):
         Call it before a scheduler is made, which would remember the old lr.
 
         Args:
-            closure: returns the loss of a batch, as for `step`; several closures are several batches, used in turn. It
-                may draw a new batch at each call, but then the difference of two batches is noise in every derivative.
+            closure: returns the loss of a batch, as for `step`; of several closures, one a batch, the first two are
+                used, and say how much of a derivative is noise of the batch. It may draw a new batch at each call, but
+                then the difference of two batches is noise in every derivative.
             choose: which of `"lr"`, `"eps"` and `"clip"` to set; the others are kept, and measured with.
             schedule: the learning rate of each step of the run to come, relative to the first; None stands for 1,000
                 steps at a constant rate.
@@ -279,7 +286,9 @@ class ZOSGD(torch.optim.Optimizer):
             BaseMismatchError: the trajectory was made on another base, or on other views.
             ValueError: it has other settings; the first one is named.
         """
-        _check("probes", self.probes, self.probes == (trajectory.probes or self.probes), f"{trajectory.probes!r}, {_AS}")
+        _check(
+            "probes", self.probes, self.probes == (trajectory.probes or self.probes), f"{trajectory.probes!r}, {_AS}"
+        )
         for name in ("noise", "space", "estimator", "rule", "decay"):
             got, expected = getattr(self.trajectory, name), getattr(trajectory, name)
             _check(name, got, got == expected, f"{expected!r}, {_AS}")

@@ -25,7 +25,7 @@ def mezo(views: Views, *, lr: float = 1e-6, eps: float = 1e-3, seed: int = 0) ->
 def qzo(views: Views, *, lr: float = 1e-7, eps: float = 1e-3, clip: float = 100.0, seed: int = 0) -> ZOSGD:
     """Return QZO: MeZO on the scales alone, with the derivative clipped and the scales kept at 0 or above.
 
-    What is kept from crossing zero is the stored scale; delta goes on below, where the paper's own code forgets how far.
+    What is kept from crossing zero is the stored scale; delta goes on below, where the paper forgets how far.
     A scale that is negative from the start keeps its sign.
 
     Args:

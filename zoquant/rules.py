@@ -1,8 +1,8 @@
 """Update rules: from the estimated gradient g = mean over probes of d · z to the move of delta.
 
 A rule is a frozen set of numbers; what it remembers lies in float32 tensors of the size of delta, which exist only when
-it asks for some. Every rule moves delta ← (1 − lr · decay) · delta − lr · transform(g): the decay pulls theta back to its
-base, decoupled from the gradient (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, with the
+it asks for some. Every rule moves delta ← (1 − lr · decay) · delta − lr · transform(g): the decay pulls theta back to
+its base, decoupled from the gradient (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, with the
 base in the place of zero). A product and a sum are two roundings, never a fused one, so that a run replays anywhere.
 """
 
@@ -65,7 +65,7 @@ class Momentum:
     Attributes:
         beta: what is kept of m; the sum of all moves is 1 / (1 − beta) times that of `SGD`.
 
-    Source: Polyak, "Some methods of speeding up the convergence of iteration methods", 1964, in the form of torch.optim.
+    Source: Polyak, "Some methods of speeding up the convergence of iteration methods", 1964, as torch.optim has it.
     """
 
     beta: float = 0.9

@@ -78,7 +78,7 @@ class Settings:
         return (*names, "clip") if names and self.clip is None else names
 
     def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step relative to the first: a pure function, so that a run can go on anywhere."""
+        """Return the learning rate of a step relative to the first: a pure function, so that a run goes on anywhere."""
         left = 1 - step / self.steps
         if self.schedule == "linear":
             return left
@@ -88,7 +88,9 @@ class Settings:
 
     def optimizer(self, views: Views) -> ZOSGD:
         """Return the optimizer; numbers that are missing stand at its defaults."""
-        chosen: dict[str, Any] = {name: getattr(self, name) for name in ("lr", "eps") if getattr(self, name) is not None}
+        chosen: dict[str, Any] = {
+            name: getattr(self, name) for name in ("lr", "eps") if getattr(self, name) is not None
+        }
         return ZOSGD(
             views, clip=None if self.clip == math.inf else self.clip, seed=self.seed, probes=self.probes,
             noise=Noise(self.noise, self.density, self.unit), space=self.space, decay=self.decay,

@@ -1,4 +1,4 @@
-"""Noise for many keys at once, equal to its definition bit for bit: the portable path, in torch's integer arithmetic."""
+"""Noise for many keys at once, equal to its definition bit for bit: the portable path, in integer arithmetic."""
 
 from collections.abc import Iterator, Sequence
 
@@ -158,18 +158,14 @@ class NoiseSource:
             end = min(begin + step, words.shape[1] // len(lanes))
             index, low, high = self._counters[:, first + begin : first + end]
             calls = (index[:, None] * len(lanes) + lanes).view(-1)
-            drawn = philox(
-                calls, stream, low.repeat_interleave(len(lanes)), high.repeat_interleave(len(lanes)), k0, k1
-            )
+            drawn = philox(calls, stream, low.repeat_interleave(len(lanes)), high.repeat_interleave(len(lanes)), k0, k1)
             for lane, word in enumerate(drawn):
                 words[:, begin * len(lanes) : end * len(lanes), lane] = word
         return out
 
 
-def accumulate(
-    out: Tensor, source: NoiseSource, start: int, seeds: Sequence[int], amounts: Sequence[float]
-) -> None:
-    """Add multiples of directions to a stretch of delta: `out ← out + amounts[k] · z(seeds[k])` for one k after the other.
+def accumulate(out: Tensor, source: NoiseSource, start: int, seeds: Sequence[int], amounts: Sequence[float]) -> None:
+    """Add multiples of directions to a stretch of delta: `out ← out + amounts[k] · z(seeds[k])`, one k after the other.
 
     The one function that a compiled kernel has to match: the products and the sums are taken in the order of `seeds`,
     and each of them is rounded to float32.
@@ -194,9 +190,12 @@ def philox(
     """Philox4x32-10 on int64 tensors that hold unsigned 32-bit numbers: a product's bits survive the wrap-around.
 
     Args:
-        c0, c2, c3: words of the counter, `[n]`.
-        c1: word of the counter.
-        k0, k1: words of the key, `[seeds, 1]`.
+        c0: first word of the counter, `[n]`.
+        c1: second word.
+        c2: third word, `[n]`.
+        c3: fourth word, `[n]`.
+        k0: low word of the key, `[seeds, 1]`.
+        k1: high word of the key, `[seeds, 1]`.
 
     Returns:
         The four output words, `[seeds, n]`.

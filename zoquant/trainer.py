@@ -147,7 +147,9 @@ class _Run:
             return
         found = job.folder.read_calibration()
         if found is None:
-            batches = [job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)]
+            batches = [
+                job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)
+            ]
             closures = [lambda batch=batch: float(job.train.loss(job.model, batch)) for batch in batches]
             rates = [chosen.rate_at(step) for step in range(chosen.steps)]
             calibration = self.optimizer.calibrate(closures, choose=chosen.missing, schedule=rates)

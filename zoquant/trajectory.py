@@ -177,8 +177,8 @@ class Trajectory:
         """
         if views.coupled != self.coupled:
             raise BaseMismatchError(
-                f"{what}: made with coupled={self.coupled}, these views have coupled={views.coupled}. Attach as the run "
-                "did."
+                f"{what}: made with coupled={self.coupled}, these views have coupled={views.coupled}. Attach as the "
+                "run did."
             )
         here = views.fingerprints()
         check_base(what, self.base, here)
