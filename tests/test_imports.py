@@ -14,10 +14,12 @@ FORBIDDEN = (
 ROOT = Path(zoquant.__file__).parent
 LAYERS = (
     ("errors", "protocol"),
-    ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "layout", "buffer"),
+    ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "rules", "estimators"),
+    ("source", "layout", "buffer", "calibration"),
     ("verify", "attach"),
-    ("delta", "trajectory"),
+    ("update", "journal", "delta", "trajectory"),
     ("optim",),
+    ("presets",),
 )
 """The core from the bottom up: a module imports from its own line and those before it."""
 

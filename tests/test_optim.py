@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.toy import ToyModel, registered, toy_batch, toy_loss, toy_model
-from zoquant import ZOSGD, Views, attach
+from zoquant import ZOSGD, Views, attach, buffer
 from zoquant.buffer import SPACES, Space
 from zoquant.errors import BaseMismatchError, CheckpointError, LossError
-from zoquant.noise import KINDS, Kind, reference, step_seed
+from zoquant.estimators import FZOO, OneSided
+from zoquant.noise import KINDS, Kind, Noise, reference, step_seed
 from zoquant.protocol import Role
+from zoquant.rules import SGD, Adam, Momentum, Rule, Sign
 from zoquant.testing.tensors import same_bits
+from zoquant.update import Mover
 from zoquant.views import TensorView
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -245,22 +248,26 @@ def test_losses_too_far_apart(model: ToyModel) -> None:
     assert not any(optimizer.views.delta(key).any() for key in optimizer.views.keys)
 
 
-def test_an_interrupted_update_is_undone(model: ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = ZOSGD(attach(model, roles=BOTH), probes=2)
+@pytest.mark.parametrize("rule", [SGD(), Momentum(), Adam()])
+def test_an_interrupted_update_is_undone(model: ToyModel, monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
+    monkeypatch.setitem(buffer._CHUNK, "cpu", 128)
+    optimizer = ZOSGD(attach(model, roles=BOTH), probes=2, rule=rule)
     optimizer.step(closure_of(model))
-    before = bits(optimizer.views)
-    adding, calls = optimizer.views.add, itertools.count()
+    before, remembered = bits(optimizer.views), [state.clone() for state in optimizer._mover.states[0]]
+    moving, calls = Mover._tile, itertools.count()
 
-    def add(seed: int, amount: float, noise: Kind) -> None:
+    def interrupted(self: Mover, *arguments: Any) -> None:
         if next(calls) == 1:
             raise KeyboardInterrupt
-        adding(seed, amount, noise)
+        moving(self, *arguments)
 
-    monkeypatch.setattr(optimizer.views, "add", add)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step(closure_of(model))
+    with monkeypatch.context() as patch:
+        patch.setattr(Mover, "_tile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(closure_of(model))
     assert optimizer.steps == 1
     assert same(bits(optimizer.views), before)
+    assert all(same_bits(a, b) for a, b in zip(optimizer._mover.states[0], remembered, strict=True))
 
 
 def test_steps_lost_to_rounding_are_reported(model: ToyModel) -> None:
@@ -327,13 +334,20 @@ def test_rates_are_checked_at_every_step(model: ToyModel, name: str, value: floa
     ("settings", "text"),
     [
         ({"probes": 0}, "ZOSGD: probes is 0, expected at least 1."),
-        ({"noise": "uniform"}, "ZOSGD: noise is 'uniform', expected one of ('rademacher', 'gaussian')."),
+        ({"estimator": FZOO()}, "ZOSGD: probes is 1, expected at least 2."),
+        (
+            {"estimator": "two-point"},
+            "ZOSGD: estimator is 'two-point', expected one of ['two-point', 'one-sided', 'fzoo'].",
+        ),
+        ({"rule": "sgd"}, "rule is 'sgd', expected one of sgd, momentum, sign, adam."),
+        ({"decay": -1.0}, "ZOSGD: decay is -1.0, expected at least 0."),
+        ({"noise": "uniform"}, "noise is 'uniform', expected one of ('rademacher', 'gaussian', 'sphere')."),
         ({"space": "log"}, "ZOSGD: space is 'log', expected one of ('relative', 'absolute')."),
         ({"lr": float("inf")}, "ZOSGD: lr is inf, expected at least 0."),
     ],
 )
 def test_settings_are_checked(model: ToyModel, settings: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match="ZOSGD") as caught:
+    with pytest.raises(ValueError, match="expected") as caught:
         ZOSGD(attach(model), **settings)
     assert str(caught.value) == text
 
@@ -380,7 +394,7 @@ def test_state_dict_brings_all_settings_along() -> None:
     _, old = run(2, seed=9, probes=2, lr=0.3, eps=0.2, clip=0.7, noise="gaussian", space="absolute")
     new = ZOSGD(attach(toy_model(), roles=BOTH))
     new.load_state_dict(old.state_dict())
-    assert (new.seed, new.probes, new.views.space, new.trajectory.noise) == (9, 2, "absolute", "gaussian")
+    assert (new.seed, new.probes, new.views.space, new.trajectory.noise) == (9, 2, "absolute", Noise("gaussian"))
     group = new.param_groups[0]
     assert (group["lr"], group["eps"], group["clip"]) == (0.3, 0.2, 0.7)
     state = old.state_dict()
@@ -461,7 +475,13 @@ def test_a_saved_state_stays_as_it_was() -> None:
     ("settings", "text"),
     [
         ({"probes": 2}, "ZOSGD: probes is 2, expected 1, as in the trajectory."),
-        ({"noise": "gaussian"}, "ZOSGD: noise is 'gaussian', expected 'rademacher', as in the trajectory."),
+        (
+            {"noise": "gaussian"},
+            f"ZOSGD: noise is {Noise('gaussian')!r}, expected {Noise('rademacher')!r}, as in the trajectory.",
+        ),
+        ({"rule": Sign()}, "ZOSGD: rule is Sign(), expected SGD(), as in the trajectory."),
+        ({"estimator": OneSided()}, "ZOSGD: estimator is 'one-sided', expected 'two-point', as in the trajectory."),
+        ({"decay": 0.5}, "ZOSGD: decay is 0.5, expected 0.0, as in the trajectory."),
         ({"space": "absolute"}, "ZOSGD: space is 'absolute', expected 'relative', as in the trajectory."),
     ],
 )
@@ -497,7 +517,7 @@ def test_a_damaged_state_changes_nothing() -> None:
     before = bits(optimizer.views)
     state = optimizer.state_dict()
     state["trajectory"].pop("lr")
-    with pytest.raises(CheckpointError, match=r"^state_dict: expected seeds, derivatives, lr and a base"):
+    with pytest.raises(CheckpointError, match=r"^state_dict: expected seeds, derivatives, lr\."):
         optimizer.load_state_dict(state)
     assert same(bits(optimizer.views), before)
     assert optimizer.steps == 2

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,23 +105,86 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(job: Callable[..., Job], c
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_killed_between_saves_goes_on_to_the_same_bytes(job: Callable[..., Job]) -> None:
-    whole, part = job("whole"), job("part", save_every=2)
+@pytest.mark.parametrize("torn", [0, 1, 20])
+def test_a_killed_run_goes_on_from_its_journal_to_the_same_bytes(job: Callable[..., Job], torn: int) -> None:
+    """What a kill leaves is the journal alone, and perhaps half a line in either file."""
+    whole, part = job("whole"), job("part")
     run(whole)
+    left: list[bytes] = []
 
     def kill(progress: Progress) -> None:
         if progress.step == 3 and progress.result is not None:
-            saved[part.folder.trajectory] = part.folder.trajectory.read_bytes()
+            left.append(part.folder.journal.read_bytes())
             raise SystemExit
 
-    saved: dict[Path, bytes] = {}
     with pytest.raises(SystemExit):
         run(part, report=kill)
-    for path, data in saved.items():
-        path.write_bytes(data)  # what a kill would have left: the save after step 2
+    part.folder.trajectory.unlink()
+    part.folder.delta.unlink()
+    part.folder.journal.write_bytes(left[0][: len(left[0]) - torn])
+    assert len(zoquant.Trajectory.load(part.folder.journal).steps) == (2 if torn else 3)
     with open(part.folder.metrics, "a") as metrics:
         metrics.write('{"step": 4, "lo')
     run(job("part"), resume=True)
+    assert files(part) == files(whole)
+    assert not part.folder.journal.exists()
+
+
+def test_the_journal_grows_by_one_record_a_step(job: Callable[..., Job]) -> None:
+    sizes: list[int] = []
+    work = job()
+
+    def note(progress: Progress) -> None:
+        if progress.result is not None:
+            sizes.append(work.folder.journal.stat().st_size)
+
+    run(work, report=note)
+    assert {after - before for before, after in pairwise(sizes)} == {32}
+
+
+def test_missing_numbers_are_calibrated_saved_and_kept_when_the_run_goes_on(job: Callable[..., Job]) -> None:
+    seen: list[Progress] = []
+    free = replace(SETTINGS, lr=None, eps=None)
+    whole, part = job("whole", free), job("part", free)
+    run(whole, report=seen.append)
+    found = json.loads(whole.folder.calibration.read_text())
+    told = [p.calibration for p in seen if p.calibration is not None]
+    assert len(told) == 1
+    assert told[0].to_dict() == found
+    steps = zoquant.Trajectory.load(whole.folder.trajectory).steps
+    assert [step.lr for step in steps] == pytest.approx([found["lr"] * (1 - n / 6) for n in range(6)])
+    # The calibration takes more than the 70 first calls; stop in the steps behind it.
+    stopped = run(replace(part, train=FailsAfter(part.train, found["forwards"] + 5, interrupt)))  # type: ignore[arg-type]
+    assert stopped.steps == 2
+    run(job("part", free), resume=True, report=lambda p: seen.append(p))
+    assert len([p for p in seen if p.calibration is not None]) == 1
+    assert files(part) == files(whole)
+
+
+def test_given_numbers_are_kept(job: Callable[..., Job]) -> None:
+    work = job(settings=replace(SETTINGS, lr=1e-3, eps=None, clip=0.25))
+    run(work)
+    found = json.loads(work.folder.calibration.read_text())
+    assert (found["lr"], found["clip"]) == (1e-3, 0.25)
+    assert zoquant.Trajectory.load(work.folder.trajectory).steps[0].lr == 1e-3
+    other = job("other")
+    run(other)
+    assert not other.folder.calibration.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"estimator": "fzoo", "probes": 3, "lr": 1e-4}, {"estimator": "one-sided", "rule": "momentum"},
+        {"rule": "adam", "decay": 0.5}, {"rule": "sign", "density": 0.5, "unit": "layer"}, {"noise": "sphere"},
+    ],
+)  # fmt: skip
+def test_every_estimator_and_rule_goes_on_to_the_same_bytes(job: Callable[..., Job], changes: dict[str, Any]) -> None:
+    chosen = replace(SETTINGS, **changes)
+    whole, part = job("whole", chosen), job("part", chosen)
+    run(whole)
+    run(replace(part, train=FailsAfter(part.train, 9, interrupt)))  # type: ignore[arg-type]
+    run(job("part", chosen), resume=True)
     assert files(part) == files(whole)
 
 
@@ -135,6 +199,7 @@ def test_a_run_killed_before_its_first_save_begins_again(job: Callable[..., Job]
     with pytest.raises(SystemExit):
         run(part, report=kill)
     part.folder.trajectory.unlink()
+    part.folder.journal.unlink()
     run(job("part"), resume=True)
     assert files(part) == files(whole)
     assert [line["step"] for line in part.folder.read_metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -201,7 +266,7 @@ def test_bad_losses_in_a_row_stop_the_run_with_advice(job: Callable[..., Job]) -
 )
 def test_schedules(schedule: Any, rates: list[float]) -> None:
     settings = Settings(steps=4, lr=1.0, schedule=schedule)
-    assert [settings.lr_at(step) for step in range(4)] == pytest.approx(rates, abs=1e-6)
+    assert [settings.rate_at(step) for step in range(4)] == pytest.approx(rates, abs=1e-6)
 
 
 def test_bad_settings_are_refused() -> None:

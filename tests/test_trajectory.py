@@ -15,8 +15,10 @@ from tests.toy import toy_batch, toy_loss, toy_model
 from zoquant import ZOSGD, Trajectory, Views, attach, replay, save_delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
 from zoquant.files import load_tensors
+from zoquant.noise import Noise
+from zoquant.rules import SGD, Adam, Momentum, Rule, Sign
 from zoquant.testing.tensors import same_bits
-from zoquant.trajectory import Step
+from zoquant.update import Step
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -75,12 +77,13 @@ def test_replayed_in_part(file: Path, steps: int) -> None:
 @given(
     st.lists(st.tuples(st.tuples(st.integers(0, 2**63 - 1), finite), st.tuples(finite, finite)), max_size=4),
     st.sampled_from(("relative", "absolute")),
-    st.sampled_from(("rademacher", "gaussian")),
+    st.sampled_from((Noise("gaussian"), Noise("sphere", 0.5, "view"))),
     st.booleans(),
+    st.sampled_from((SGD(), Momentum(0.5), Sign(), Adam(0.5, 0.9, 1e-4))),
 )
-def test_round_trip(rows: list[Any], space: Any, noise: Any, coupled: bool) -> None:
+def test_round_trip(rows: list[Any], space: Any, noise: Noise, coupled: bool, rule: Rule) -> None:
     steps = [Step((seed, seed // 2), (d, -d), lr) for (seed, d), (lr, _) in rows]
-    trajectory = Trajectory({"a.d": "00ff"}, space, noise, coupled, steps)
+    trajectory = Trajectory({"a.d": "00ff"}, space, noise, coupled, "fzoo", rule, 0.25, steps)
     assert Trajectory.from_dict(trajectory.to_dict()) == trajectory
     assert trajectory.probes == (2 if steps else 0)
 
@@ -116,13 +119,18 @@ def rewrite(path: Path, change: dict[str, Any] | None = None, **tensors: Tensor 
 @pytest.mark.parametrize(
     ("change", "tensors", "error", "text"),
     [
-        ({"version": 7}, {}, CheckpointError, "trajectory of version 7, expected 1. Update zoquant."),
+        ({"version": 7}, {}, CheckpointError, "trajectory of version 7, expected 2. Replay it with the zoquant that"),
         ({"kind": "delta"}, {}, CheckpointError, "expected a zoquant trajectory, got another safetensors file."),
-        ({"noise": "uniform"}, {}, CheckpointError, "the parts do not fit together. Is the file whole?"),
+        ({"noise_version": 2}, {}, CheckpointError, "trajectory of noise version 2, expected 1. Replay it with the"),
+        ({"noise": {"kind": "uniform"}}, {}, CheckpointError, "the header is not that of a trajectory: noise is 'uni"),
+        ({"noise": "gaussian"}, {}, CheckpointError, "the header is not that of a trajectory: "),
+        ({"rule": {"name": "lion"}}, {}, CheckpointError, "the header is not that of a trajectory: rule is 'lion'"),
+        ({"rule": {"name": "sgd", "beta": 1}}, {}, CheckpointError, "the header is not that of a trajectory: rule sgd"),
+        ({"decay": None}, {}, CheckpointError, "the parts do not fit together. Is the file whole?"),
         ({"coupled": None}, {}, CheckpointError, "the parts do not fit together. Is the file whole?"),
         ({"space": "log"}, {}, CheckpointError, "the parts do not fit together. Is the file whole?"),
-        ({"base": []}, {}, CheckpointError, "expected seeds, derivatives, lr and a base. Is the file whole?"),
-        ({}, {"lr": None}, CheckpointError, "expected seeds, derivatives, lr and a base. Is the file whole?"),
+        ({"base": []}, {}, CheckpointError, "the parts do not fit together. Is the file whole?"),
+        ({}, {"lr": None}, CheckpointError, "expected seeds, derivatives, lr. Is the file whole?"),
         ({}, {"lr": torch.ones(3).double()}, CheckpointError, "the parts do not fit together. Is the file whole?"),
         ({}, {"seeds": torch.ones(4).long()}, CheckpointError, "the parts do not fit together. Is the file whole?"),
         ({}, {"seeds": torch.ones(4, 1)}, CheckpointError, "the parts do not fit together. Is the file whole?"),

@@ -3,11 +3,13 @@
 from importlib.metadata import version
 
 import zoquant.backends  # noqa: F401  now, so that its first import cannot replace the function of that name
-from zoquant import errors, testing
+from zoquant import errors, estimators, presets, rules, testing
 from zoquant.attach import BoundView, Views, attach
-from zoquant.delta import load_delta, save_delta
+from zoquant.calibration import Calibration
+from zoquant.delta import Delta, load_delta, save_delta
 from zoquant.export import export
 from zoquant.load import load
+from zoquant.noise import Noise
 from zoquant.optim import ZOSGD, StepResult
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.registry import backends, formats, register, unregister
@@ -20,8 +22,11 @@ __all__ = [
     "Backend",
     "BoundView",
     "BytesView",
+    "Calibration",
+    "Delta",
     "Format",
     "MemberView",
+    "Noise",
     "ScaleView",
     "Span",
     "StepResult",
@@ -32,12 +37,15 @@ __all__ = [
     "attach",
     "backends",
     "errors",
+    "estimators",
     "export",
     "formats",
     "load",
     "load_delta",
+    "presets",
     "register",
     "replay",
+    "rules",
     "save_delta",
     "testing",
     "unregister",

@@ -13,7 +13,7 @@ from zoquant.buffer import FlatBuffer, Space
 from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
 from zoquant.fingerprint import fingerprint
 from zoquant.layout import view_count
-from zoquant.noise import Kind
+from zoquant.noise import Kind, Noise
 from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
 from zoquant.verify import verify_layer
 from zoquant.views import check_value
@@ -134,12 +134,12 @@ class Views(Sequence[BoundView]):
             buffer.delta[buffer.slice_of(index)] = value.to(buffer.device, torch.float32).reshape(-1)
         self.write()
 
-    def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind = "rademacher") -> None:
+    def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:
         """Write theta, or a probe of it, into the model. See `FlatBuffer.write`."""
         for buffer in self.buffers:
             buffer.write(seed=seed, eps=eps, noise=noise)
 
-    def add(self, seed: int, amount: float, noise: Kind) -> None:
+    def add(self, seed: int, amount: float, noise: Kind | Noise) -> None:
         """Move all deltas along one direction without writing the model. See `FlatBuffer.add`."""
         for buffer in self.buffers:
             buffer.add(seed, amount, noise)
@@ -150,7 +150,7 @@ class Views(Sequence[BoundView]):
             buffer.delta.zero_()
         self.write()
 
-    def share_moved(self, seed: int, eps: float, noise: Kind) -> float:
+    def share_moved(self, seed: int, eps: float, noise: Kind | Noise) -> float:
         """Return the share of values that a probe really changes once it is cast to the dtype that stores it."""
         return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / self.trainable
 

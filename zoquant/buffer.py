@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from zoquant.layout import Chunk, Plane, chunk_of, coupled_key, pieces_of, runs_of, slots_of, view_count
-from zoquant.noise import Kind, NoiseSource
+from zoquant.noise import Kind, Noise, as_noise
 from zoquant.protocol import ScaleView
+from zoquant.source import NoiseSource
 
 Space = Literal["relative", "absolute"]
 SPACES: tuple[Space, ...] = ("relative", "absolute")
@@ -61,7 +62,7 @@ class FlatBuffer:
         start = self._starts[self._home[view.name][0]]
         return slice(start, start + view_count(view))
 
-    def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind = "rademacher") -> None:
+    def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:
         """Write theta, or a probe of it, into every view.
 
         Args:
@@ -75,21 +76,18 @@ class FlatBuffer:
                 self._compose(plane, probed)
                 plane.store()
 
-    def add(self, seed: int, amount: float, noise: Kind) -> None:
+    def add(self, seed: int, amount: float, noise: Kind | Noise) -> None:
         """Move delta by `amount` times the direction of `seed`. Writes no view."""
-        self.accumulate([seed], [amount], noise)
+        source = self.source_of(noise)
+        source.prepare([seed])
+        for place in self.tiles():
+            source.accumulate(self.delta[place], place.start, [seed], [amount])
 
-    def accumulate(self, seeds: Sequence[int], amounts: Sequence[float], noise: Kind) -> None:
-        """Move delta along many directions: the same bytes as one `add` after the other. Writes no view.
+    def tiles(self) -> list[slice]:
+        """Return the stretches that the buffer is walked in: each fits the cache."""
+        return [slice(chunk.start, chunk.stop) for chunk in self._chunks]
 
-        Args:
-            seeds: seeds of the directions, in order.
-            amounts: how far to move along each; a direction of amount 0 should be left out.
-            noise: distribution of the directions.
-        """
-        self._source_of(noise).accumulate(seeds, amounts, self.delta)
-
-    def count_moved(self, seed: int, eps: float, noise: Kind) -> int:
+    def count_moved(self, seed: int, eps: float, noise: Kind | Noise) -> int:
         """Return how many stored values differ between theta and a probe of it."""
         moved = 0
         for chunk in self._chunks:
@@ -110,12 +108,12 @@ class FlatBuffer:
             lambda chunk, plane: self._compose(plane, self._probe(chunk, None, 0.0, "rademacher")),
         )
 
-    def _probe(self, chunk: Chunk, seed: int | None, eps: float, noise: Kind) -> Tensor:
+    def _probe(self, chunk: Chunk, seed: int | None, eps: float, noise: Kind | Noise) -> Tensor:
         """Return delta + eps · z of a chunk in scratch memory."""
         delta, probed = self.delta[chunk.start : chunk.stop], self._probed[: chunk.stop - chunk.start]
         if seed is None:
             return probed.copy_(delta)
-        return self._source_of(noise).probe(seed, chunk.start, delta, eps, probed)
+        return self.source_of(noise).probe(seed, chunk.start, delta, eps, probed)
 
     def _compose(self, plane: Plane, probed: Tensor) -> Tensor:
         """Return theta of a plane in scratch memory."""
@@ -134,12 +132,14 @@ class FlatBuffer:
                     found.append(values(chunk, chunk.planes[level])[start : start + piece.count].clone())
         return torch.cat(found).view(view.shape)
 
-    def _source_of(self, noise: Kind) -> NoiseSource:
-        if self._source is None or self._source.kind != noise:
+    def source_of(self, noise: Kind | Noise) -> NoiseSource:
+        """Return the source that draws a noise for this layout; the last one is kept."""
+        chosen = as_noise(noise)
+        if self._source is None or self._source.noise != chosen:
             keys = [coupled_key(slot[0]) if self.coupled else slot[0].name for slot in self.slots]
             counts = [view_count(slot[0]) for slot in self.slots]
             with torch.inference_mode(False):
-                self._source = NoiseSource(keys, counts, noise, self.device)
+                self._source = NoiseSource(keys, counts, chosen, self.device)
         return self._source
 
 

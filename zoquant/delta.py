@@ -1,6 +1,6 @@
 """The delta file: what training added to each view, and the base that it belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,54 @@ class Delta:
     base: Mapping[str, str]
     space: Space
 
+    @classmethod
+    def of(cls, views: Views) -> "Delta":
+        """Return the delta that views hold now, as copies on the CPU."""
+        return cls({key: views.delta(key).cpu() for key in views.keys}, views.fingerprints(), views.space)
+
+    @classmethod
+    def mean(cls, deltas: Sequence["Delta"]) -> "Delta":
+        """Return the average of several runs on one base: the sum in float64, divided, rounded once.
+
+        Raises:
+            BaseMismatchError: the deltas are of different bases, keys or spaces.
+            ValueError: there is none.
+        """
+        if not deltas:
+            raise ValueError("Delta.mean: got no delta, expected at least one.")
+        for other in deltas[1:]:
+            deltas[0]._check_alike(other)
+        values = {
+            key: (sum(delta.values[key].double() for delta in deltas) / len(deltas)).float()  # type: ignore[union-attr]
+            for key in deltas[0].values
+        }
+        return cls(values, dict(deltas[0].base), deltas[0].space)
+
+    def __sub__(self, other: "Delta") -> "Delta":
+        """Return what was added between two moments: a delta on the same base, rounded once to float32.
+
+        Raises:
+            BaseMismatchError: the deltas are of different bases, keys or spaces.
+        """
+        self._check_alike(other)
+        values = {key: value - other.values[key] for key, value in self.values.items()}
+        return Delta(values, dict(self.base), self.space)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file.
+
+        Raises:
+            WriteError: the file could not be written.
+        """
+        metadata = {"kind": "delta", "version": _VERSION, "space": self.space, "base": dict(self.base)}
+        save_tensors(Path(path), self.values, metadata)
+
+    def _check_alike(self, other: "Delta") -> None:
+        if self.space != other.space:
+            raise BaseMismatchError(f"delta: one is in {self.space} space, the other in {other.space}. Use one space.")
+        check_base("delta", self.base, other.base)
+        check_base("delta", other.base, self.base)
+
 
 def save_delta(path: str | Path, views: Views) -> None:
     """Write the delta of all views to a safetensors file.
@@ -42,9 +90,7 @@ def save_delta(path: str | Path, views: Views) -> None:
     Raises:
         WriteError: the file could not be written.
     """
-    values = {key: views.delta(key).cpu() for key in views.keys}
-    metadata = {"kind": "delta", "version": _VERSION, "space": views.space, "base": views.fingerprints()}
-    save_tensors(Path(path), values, metadata)
+    Delta.of(views).save(path)
 
 
 def read_delta(path: str | Path) -> Delta:

@@ -115,7 +115,7 @@ def finetune(
         eval_every=eval_every,
     )
     outcome = run(job, resume=resume, report=report)
-    summary = _summary(source, outcome)
+    summary = _summary(source, outcome) | {"calibration": job.folder.read_calibration()}
     write_text(job.folder.summary, json.dumps(summary, indent=1) + "\n")
     plot_run(job.folder)
     return summary

@@ -1,23 +1,28 @@
-"""Zeroth-order SGD on views: two losses a direction, no gradient, nothing kept but base and delta."""
+"""Zeroth-order optimization of views: losses alone, no gradient; kept are base, delta and what a rule asks for."""
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
+from zoquant.calibration import Calibration, Plan, calibrate
 from zoquant.errors import BaseMismatchError, LossError
-from zoquant.noise import KINDS, Kind, step_seed
-from zoquant.trajectory import Step, Trajectory, apply_step, replay
+from zoquant.estimators import ESTIMATORS, Clip, Estimator, RobustClip, TwoPoint, clipped
+from zoquant.noise import Kind, Noise, as_noise, step_seed
+from zoquant.rules import SGD, Rule
+from zoquant.trajectory import Trajectory
+from zoquant.update import Mover, Step
 
 Closure = Callable[[], Tensor | float]
 
 _MOVED_WARNING = 0.5
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class StepResult:
     """What a step saw.
 
     Attributes:
-        loss: mean of the losses of its probes.
-        derivative: mean over its directions of (L+ − L−) / 2ε, as measured, before clipping.
+        loss: mean of the losses of its evaluations.
+        derivative: mean over its directions of the derivative, as measured, before clipping.
         clipped: whether a derivative was cut.
         moved: share of the stored values that the first probe of the run changed, after the cast to their dtype.
         lr: learning rate of this step.
@@ -41,10 +46,21 @@ class StepResult:
     step: int
 
 
-class ZOSGD(torch.optim.Optimizer):
-    """Stochastic gradient descent along random directions.
+class Evaluation(NamedTuple):
+    """One loss that a step asks for: at theta + eps · z(seed), at theta itself where seed is None."""
 
-        d = (L(theta + ε z) − L(theta − ε z)) / 2ε,    delta ← delta − lr · clip(d, −C, C) · z
+    seed: int | None
+    eps: float
+
+
+class ZOSGD(torch.optim.Optimizer):
+    """Descent along random directions.
+
+    With n directions z_k and their derivatives d_k, as an estimator finds them,
+
+        g = 1/n · Σ clip(d_k, −C, C) · z_k,    delta ← (1 − lr · decay) · delta − lr · rule(g)
+
+    and with the defaults, d = (L(theta + ε z) − L(theta − ε z)) / 2ε and delta ← delta − lr · d · z.
 
     Source: MeZO (arXiv 2305.17333, algorithm 1); the clip is QZO's (arXiv 2505.13430, equation 6).
 
@@ -52,11 +68,14 @@ class ZOSGD(torch.optim.Optimizer):
         views: what `attach` returned.
         lr: learning rate; `torch.optim.lr_scheduler` may change it from step to step.
         eps: length ε of a probe, in units of `space`: relative to each value, or absolute.
-        clip: bound C on the derivative; None for none.
+        clip: bound C on the derivative: a constant, a `RobustClip` that follows its scale, or None.
         seed: seed of the run: with the same data it gives the same bytes.
         probes: directions a step, averaged.
-        noise: distribution of z: `"rademacher"` or `"gaussian"`.
+        noise: distribution of z: a name of `noise.KINDS`, or a `Noise` that is sparse.
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
+        estimator: where the loss is evaluated, and what is made of it: `TwoPoint()`, `OneSided()`, `FZOO()`.
+        rule: how g moves delta: `SGD()`, `Momentum()`, `Sign()`, `Adam()`.
+        decay: pull back to the base, per unit of lr.
 
     Raises:
         ValueError: a number is out of its range, or coupled views shall move in absolute space.
@@ -69,16 +88,22 @@ class ZOSGD(torch.optim.Optimizer):
         *,
         lr: float = 6e-3,
         eps: float = 3e-2,
-        clip: float | None = None,
+        clip: Clip = None,
         seed: int = 0,
         probes: int = 1,
-        noise: Kind = "rademacher",
+        noise: Kind | Noise = "rademacher",
         space: Space = "relative",
+        estimator: Estimator | None = None,
+        rule: Rule | None = None,
+        decay: float = 0.0,
     ) -> None:
+        estimator = TwoPoint() if estimator is None else estimator
+        rule = SGD() if rule is None else rule
         _check_rates(lr, eps, clip)
-        _check("probes", probes, probes >= 1, "at least 1")
-        _check("noise", noise, noise in KINDS, f"one of {KINDS}")
+        _check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {[*ESTIMATORS]}")
+        _check("probes", probes, probes >= estimator.least_probes, f"at least {estimator.least_probes}")
         _check("space", space, space in SPACES, f"one of {SPACES}")
+        _check("decay", decay, decay >= 0, "at least 0")
         if space == "absolute" and views.coupled_keys():
             first = " and ".join(views.coupled_keys()[0])
             raise ValueError(
@@ -90,12 +115,17 @@ class ZOSGD(torch.optim.Optimizer):
                 "ZOSGD: the views hold a delta, expected their base: a trajectory replays from the base alone. Call "
                 "views.reset() first, or go on with the run's trajectory: ZOSGD(...).resume(trajectory)."
             )
+        run = Trajectory(
+            views.fingerprints(), space, as_noise(noise), views.coupled, estimator.name, rule, float(decay)
+        )
+        run.header()  # refuses a rule that no file could name
         super().__init__([buffer.delta for buffer in views.buffers], {"lr": lr, "eps": eps, "clip": clip})
         self.views = views
+        self.estimator: Estimator = estimator
         self.seed = seed
         self.probes = probes
         views.space = space
-        self.trajectory = Trajectory(views.fingerprints(), space, noise, views.coupled)
+        self._follow(run)
         self._moved: float | None = None
 
     @property
@@ -103,78 +133,176 @@ class ZOSGD(torch.optim.Optimizer):
         """The number of steps so far, undone ones included."""
         return len(self.trajectory.steps)
 
-    def step(self, closure: Closure) -> StepResult:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None
+    ) -> StepResult:
         """Do one step.
 
         Args:
-            closure: returns the loss at the model's present values; it is called twice a direction and must see the
-                same batch each time. It runs without gradients.
+            closure: returns the loss at the model's present values; it is called once for each of `plan()` and must see
+                the same batch each time. It runs without gradients. Several closures are the micro-batches of one step:
+                the loss is their weighted mean.
+            weights: weight of each micro-batch, such as its number of examples; None weighs all the same.
 
         Raises:
-            ValueError: a scheduler set a rate out of its range. Nothing has changed.
+            ValueError: a scheduler set a rate out of its range, or the weights do not fit. Nothing has changed.
             LossError: a loss is no number, NaN or infinite. The step is undone and counts as a step of length 0.
             Exception: whatever the closure raises, KeyboardInterrupt too; the step is undone and does not count.
         """
-        group = self.param_groups[0]
-        lr, eps, clip = float(group["lr"]), float(group["eps"]), cast(float | None, group["clip"])
-        _check_rates(lr, eps, clip)
-        seeds = tuple(step_seed(self.seed, self.steps, probe) for probe in range(self.probes))
+        plan, loss = self.plan(), mean_loss(closure, weights)
         try:
-            losses = [(self._loss(closure, seed, eps), self._loss(closure, seed, -eps)) for seed in seeds]
-            measured = [self._derivative(plus, minus, eps) for plus, minus in losses]
-            if self._moved is None:
-                self._moved = self._measure_moved(seeds[0], eps)
+            losses = [self._evaluate(loss, evaluation) for evaluation in plan]
         except LossError:
-            self.views.write()
-            self.trajectory.steps.append(Step(seeds, (0.0,) * self.probes, lr))
+            self._undo()
             raise
         except BaseException:
             self.views.write()
             raise
-        applied = tuple(d if clip is None else max(-clip, min(clip, d)) for d in measured)
-        done = Step(seeds, applied, lr)
+        return self.apply(losses)
+
+    def plan(self) -> list[Evaluation]:
+        """Return the evaluations of the next step. Workers may share them out; `apply` wants the losses in this order.
+
+        Raises:
+            ValueError: a scheduler set a rate out of its range.
+        """
+        _, eps, _ = self._rates()
+        seeds = self._seeds()
+        return [
+            Evaluation(None, 0.0) if point.probe is None else Evaluation(seeds[point.probe], point.sign * eps)
+            for point in self.estimator.points(self.probes)
+        ]
+
+    def loss_at(self, evaluation: Evaluation, closure: Closure) -> float:
+        """Return the loss of one evaluation and leave the model at theta, as it was.
+
+        Raises:
+            LossError: the loss is no number, NaN or infinite.
+        """
         try:
-            apply_step(self.views, done, self.trajectory.noise)
+            return self._evaluate(closure, evaluation)
+        finally:
+            self.views.write()
+
+    def apply(self, losses: Sequence[float]) -> StepResult:
+        """Do the update of a step whose losses are known, wherever they were evaluated.
+
+        Args:
+            losses: the loss of each of `plan()`, in that order.
+
+        Raises:
+            ValueError: there are too few or too many losses. Nothing has changed.
+            LossError: a loss or a derivative is not finite. The step counts as a step of length 0.
+        """
+        lr, eps, clip = self._rates()
+        count = len(self.estimator.points(self.probes))
+        _check("losses", list(losses), len(losses) == count, f"{count} of them, one for each of plan()")
+        try:
+            for loss in losses:
+                self._check_loss(loss)
+            measured = self._derivatives(losses, eps)
+            seen = (
+                [step.derivatives for step in self.trajectory.steps[-clip.window :]]
+                if isinstance(clip, RobustClip)
+                else []
+            )
+            done = Step(self._seeds(), clipped(measured, clip, seen), lr)
+            self._check_length(done)
+            moved = self._measure_moved(done.seeds[0], eps) if self._moved is None else self._moved
+        except LossError:
+            self._undo()
+            raise
+        except BaseException:
+            self.views.write()
+            raise
+        self._moved = moved
+        try:
+            self._mover.advance([done])
             self.views.write()
             self.trajectory.steps.append(done)
         except BaseException:
-            replay(self.trajectory, self.views)
+            self._follow(self.trajectory)
+            self.views.write()
             raise
         return StepResult(
-            loss=sum(plus + minus for plus, minus in losses) / (2 * len(losses)),
+            loss=sum(losses) / len(losses),
             derivative=sum(measured) / len(measured),
-            clipped=tuple(measured) != applied,
-            moved=self._moved,
+            clipped=measured != done.derivatives,
+            moved=moved,
             lr=lr,
             step=self.steps - 1,
         )
+
+    def calibrate(
+        self,
+        closure: Closure | Sequence[Closure],
+        *,
+        choose: Sequence[str] = ("lr", "eps", "clip"),
+        schedule: Sequence[float] | None = None,
+    ) -> Calibration:
+        """Measure the loss around theta and set eps, lr and clip. The model stays bit for bit as it was.
+
+        Call it before a scheduler is made, which would remember the old lr.
+
+        Args:
+            closure: returns the loss of a batch, as for `step`; of several closures, one a batch, the first two are
+                used, and say how much of a derivative is noise of the batch. It may draw a new batch at each call, but
+                then the difference of two batches is noise in every derivative.
+            choose: which of `"lr"`, `"eps"` and `"clip"` to set; the others are kept, and measured with.
+            schedule: the learning rate of each step of the run to come, relative to the first; None stands for 1,000
+                steps at a constant rate.
+
+        Raises:
+            LossError: the loss at theta is no finite number, or no probe has a finite loss.
+            ValueError: `choose` names something else.
+        """
+        for name in choose:
+            _check("choose", name, name in ("lr", "eps", "clip"), "some of lr, eps and clip")
+        batches = [closure] if callable(closure) else list(closure)
+        lr, eps, clip = self._rates()
+        noise, seed = self.trajectory.noise, self.seed
+
+        def loss(direction: int | None, length: float, batch: int) -> float:
+            at = None if direction is None else step_seed(seed, -1, direction)
+            return self._evaluate(batches[batch], Evaluation(at, length))
+
+        try:
+            found = calibrate(Plan(
+                loss, len(batches), lambda length: self.views.share_moved(step_seed(seed, -1), length, noise.kind),
+                self._unit(), self.estimator, self.trajectory.rule, self.probes, eps, lr, clip, choose, schedule,
+            ))  # fmt: skip
+        finally:
+            self.views.write()
+        self.param_groups[0].update(lr=found.lr, eps=found.eps, clip=found.clip)
+        return found
 
     def resume(self, trajectory: Trajectory) -> None:
         """Go on from a trajectory: its steps are replayed, the next step is the one that would have followed.
 
         Args:
-            trajectory: of a run with the same seed, probes, noise and space. It is copied.
+            trajectory: of a run with the same seed, probes, noise, space, estimator, rule and decay. It is copied.
 
         Raises:
             BaseMismatchError: the trajectory was made on another base, or on other views.
-            ValueError: it has another number of probes, another noise or another space.
+            ValueError: it has other settings; the first one is named.
         """
-        here, run = self.trajectory, trajectory
-        for name, got, expected in (
-            ("probes", self.probes, run.probes or self.probes),
-            ("noise", here.noise, run.noise),
-            ("space", here.space, run.space),
-        ):
-            _check(name, got, got == expected, f"{expected!r}, as in the trajectory")
-        replay(run, self.views)
-        self.trajectory = run.copy()
+        _check(
+            "probes", self.probes, self.probes == (trajectory.probes or self.probes), f"{trajectory.probes!r}, {_AS}"
+        )
+        for name in ("noise", "space", "estimator", "rule", "decay"):
+            got, expected = getattr(self.trajectory, name), getattr(trajectory, name)
+            _check(name, got, got == expected, f"{expected!r}, {_AS}")
+        trajectory.check(self.views)
+        self._follow(trajectory.copy())
+        self.views.write()
 
     def state_dict(self) -> dict[str, Any]:
         """Return settings, seed and trajectory: all that it takes to go on, in tens of bytes a step.
 
-        It holds numbers, strings and tensors alone, so that `torch.load(weights_only=True)` reads it.
+        It holds numbers, strings and tensors alone, so that `torch.load(weights_only=True)` reads it. What the rule
+        remembers is not in it: the trajectory brings it back.
         """
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        groups = [{k: _plain(v) for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {
             "state": {},
             "param_groups": groups,
@@ -192,14 +320,48 @@ class ZOSGD(torch.optim.Optimizer):
             CheckpointError: the state is damaged. Nothing has changed.
         """
         trajectory = Trajectory.from_dict(state_dict["trajectory"], "state_dict")
-        replay(trajectory, self.views)
-        self.trajectory = trajectory
+        trajectory.check(self.views)
+        _check("estimator", trajectory.estimator, trajectory.estimator in ESTIMATORS, f"one of {[*ESTIMATORS]}")
+        self.estimator = ESTIMATORS[trajectory.estimator]()
+        self.views.space = trajectory.space
+        self._follow(trajectory)
+        self.views.write()
         self.seed, self.probes, self._moved = state_dict["seed"], state_dict["probes"], state_dict["moved"]
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)
+            if isinstance(group["clip"], dict):
+                group["clip"] = RobustClip(**group["clip"])
 
-    def _loss(self, closure: Closure, seed: int, eps: float) -> float:
-        self.views.write(seed=seed, eps=eps, noise=self.trajectory.noise)
+    def _follow(self, trajectory: Trajectory) -> None:
+        """Take over a trajectory: deltas, and what the rule remembers, become what its steps leave."""
+        self.trajectory = trajectory
+        self._mover = Mover(self.views, trajectory.noise, trajectory.rule, trajectory.decay)
+        self._mover.reset()
+        self._mover.advance(trajectory.steps)
+
+    def _undo(self) -> None:
+        """Leave theta as it was and count a step of length 0."""
+        self.views.write()
+        self.trajectory.steps.append(Step(self._seeds(), (0.0,) * self.probes, float(self.param_groups[0]["lr"])))
+
+    def _seeds(self) -> tuple[int, ...]:
+        return tuple(step_seed(self.seed, self.steps, probe) for probe in range(self.probes))
+
+    def _unit(self) -> float:
+        """Return the eps that would move a value by itself: 1, or the median absolute value in absolute space."""
+        if self.views.space == "relative":
+            return 1.0
+        values = torch.cat([self.views.base(key).abs().view(-1).cpu() for key in self.views.keys])
+        return float(values[values > 0].median()) if bool(values.any()) else 1.0
+
+    def _rates(self) -> tuple[float, float, Clip]:
+        group = self.param_groups[0]
+        lr, eps, clip = float(group["lr"]), float(group["eps"]), cast(Clip, group["clip"])
+        _check_rates(lr, eps, clip)
+        return lr, eps, clip
+
+    def _evaluate(self, closure: Closure, evaluation: Evaluation) -> float:
+        self.views.write(seed=evaluation.seed, eps=evaluation.eps, noise=self.trajectory.noise)
         with torch.no_grad():
             returned = closure()
         try:
@@ -209,24 +371,38 @@ class ZOSGD(torch.optim.Optimizer):
                 f"step {self.steps}: the closure returned {_kind(returned)}, expected one number. The step was undone; "
                 "return the loss as a float or as a tensor of one element."
             ) from error
+        self._check_loss(loss)
+        return loss
+
+    def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise LossError(
                 f"step {self.steps}: the loss is {loss}, expected a finite number. The step was undone; lower eps or "
                 "lr, or look at the batch."
             )
-        return loss
 
-    def _derivative(self, plus: float, minus: float, eps: float) -> float:
-        derivative = (plus - minus) / (2 * eps)
-        if not math.isfinite(derivative):
+    def _derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
+        try:
+            measured = self.estimator.derivatives(losses, eps)
+        except (OverflowError, ZeroDivisionError):
+            measured = (math.nan,)
+        if not all(map(math.isfinite, measured)):
             raise LossError(
-                f"step {self.steps}: the losses {plus:g} and {minus:g} have no finite difference quotient at eps="
-                f"{eps:g}. The step was undone; raise eps, or look at the batch."
+                f"step {self.steps}: the losses {losses[0]:g} and {losses[1]:g} have no finite difference quotient at "
+                f"eps={eps:g}. The step was undone; raise eps, or look at the batch."
             )
-        return derivative
+        return measured
+
+    def _check_length(self, step: Step) -> None:
+        for amount in step.amounts:
+            if not max(abs(amount), abs(step.lr * amount)) <= _FLOAT32_MAX:
+                raise LossError(
+                    f"step {self.steps}: a derivative of {amount:g} at lr={step.lr:g} is no step that float32 can hold. "
+                    "The step was undone; set clip, raise eps or lower lr."
+                )
 
     def _measure_moved(self, seed: int, eps: float) -> float:
-        moved = self.views.share_moved(seed, eps, self.trajectory.noise)
+        moved = self.views.share_moved(seed, eps, self.trajectory.noise.kind)
         if moved < _MOVED_WARNING:
             warnings.warn(
                 f"a probe of eps={eps:g} changes only {moved:.1%} of the values once they are stored; the rest is lost "
@@ -236,16 +412,47 @@ class ZOSGD(torch.optim.Optimizer):
         return moved
 
 
+_AS = "as in the trajectory"
+
+
+def mean_loss(closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None) -> Closure:
+    """Return one closure for several: Σ w_i · L_i / Σ w_i, in float64.
+
+    Args:
+        closure: one closure, which is returned as it is, or several.
+        weights: weight of each; None weighs all the same.
+
+    Raises:
+        ValueError: there is no closure, or the weights are not as many finite numbers above 0.
+    """
+    if callable(closure):
+        _check("weights", weights, weights is None, "None, since there is one closure")
+        return closure
+    shares = [1.0] * len(closure) if weights is None else [float(weight) for weight in weights]
+    good = len(closure) > 0 and len(shares) == len(closure) and all(math.isfinite(w) and w > 0 for w in shares)
+    _check("weights", shares, good, f"{max(len(closure), 1)} numbers above 0, one for each closure")
+    return lambda: sum(w * _number(part()) for w, part in zip(shares, closure, strict=True)) / sum(shares)
+
+
+def _number(loss: Tensor | float) -> Any:
+    """Return a loss as float64; what is no number stays, for the step to refuse."""
+    return loss.double() if isinstance(loss, Tensor) else loss
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if isinstance(value, RobustClip) else value
+
+
 def _kind(returned: object) -> str:
     if isinstance(returned, Tensor):
         return f"a tensor of shape {tuple(returned.shape)}"
     return f"a {type(returned).__name__}"
 
 
-def _check_rates(lr: float, eps: float, clip: float | None) -> None:
+def _check_rates(lr: float, eps: float, clip: Clip) -> None:
     _check("lr", lr, lr >= 0, "at least 0")
     _check("eps", eps, eps > 0, "above 0")
-    _check("clip", clip, clip is None or clip > 0, "above 0, or None")
+    _check("clip", clip, clip is None or isinstance(clip, RobustClip) or clip > 0, "above 0, or None")
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

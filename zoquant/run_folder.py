@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from zoquant.calibration import Calibration
 from zoquant.errors import CheckpointError
 from zoquant.files import refuse_existing, write_text, writing
 from zoquant.optim import StepResult
@@ -23,6 +24,7 @@ class Progress:
         evaluation: the evaluation made after this step, if any.
         seconds: time of the step.
         forward_seconds: mean time of its forwards.
+        calibration: what was chosen before the first step, and why.
     """
 
     step: int
@@ -31,6 +33,7 @@ class Progress:
     evaluation: Evaluation | None
     seconds: float
     forward_seconds: float
+    calibration: Calibration | None = None
 
 
 class RunFolder:
@@ -38,7 +41,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        settings, metrics, delta, trajectory, summary, plot: its files.
+        settings, calibration, metrics, delta, trajectory, summary, plot: its files.
+        journal: the trajectory while the run is under way.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,6 +51,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.delta = self.path / "delta.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
+        self.journal = self.path / "trajectory.journal"
+        self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
         self.plot = self.path / "loss.png"
 
@@ -77,18 +83,34 @@ class RunFolder:
                     f"{self.path}: was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume "
                     "with the settings of the run."
                 )
-        trajectory = Trajectory.load(self.trajectory) if self.trajectory.exists() else None
+        source = self.journal if self.journal.exists() else self.trajectory
+        trajectory = Trajectory.load(source) if source.exists() else None
         done = 0 if trajectory is None else len(trajectory.steps)
         kept = [line for line in self.read_metrics() if line["step"] <= done]
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
 
     def _read_settings(self) -> dict[str, Any]:
+        return self._read_json(self.settings)
+
+    def read_calibration(self) -> dict[str, Any] | None:
+        """Return what `save_calibration` wrote, None if there was no calibration.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return self._read_json(self.calibration) if self.calibration.exists() else None
+
+    def save_calibration(self, found: dict[str, Any]) -> None:
+        """Write what the calibration measured and chose."""
+        write_text(self.calibration, json.dumps(found, indent=1) + "\n")
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            settings: dict[str, Any] = json.loads(self.settings.read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.settings}: cannot be read: {error}. Begin a new run.") from error
-        return settings
+            raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+        return found
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the metrics file; a last line that was cut off is left out."""

@@ -12,13 +12,15 @@ from torch import nn
 from zoquant.attach import attach
 from zoquant.delta import save_delta
 from zoquant.errors import LossError
+from zoquant.journal import Journal
 from zoquant.memory import peak_rss_bytes, rss_bytes
-from zoquant.optim import ZOSGD, StepResult
+from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
 from zoquant.tasks import Classification, Evaluation
 
 _LOSSES_IN_A_ROW = 3
+_CALIBRATION_BATCHES = 2
 
 Report = Callable[[Progress], None]
 
@@ -70,7 +72,6 @@ class Job:
         folder: where the files go.
         identity: further facts that must be the same to resume, such as model and data.
         eval_every: steps between evaluations; 0 evaluates at the start and the end only.
-        save_every: steps between saves of the trajectory.
     """
 
     model: nn.Module
@@ -80,7 +81,6 @@ class Job:
     folder: RunFolder
     identity: dict[str, Any]
     eval_every: int = 0
-    save_every: int = 25
 
 
 def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> Outcome:
@@ -112,15 +112,13 @@ class _Run:
         self.views = attach(
             job.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude, coupled=chosen.coupled
         )
-        self.optimizer = ZOSGD(
-            self.views, lr=chosen.lr, eps=chosen.eps, clip=chosen.clip, seed=chosen.seed, probes=chosen.probes,
-            noise=chosen.noise, space=chosen.space,
-        )  # fmt: skip
+        self.optimizer = chosen.optimizer(self.views)
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
         if not resume:
             job.folder.begin(settings)
         elif (trajectory := job.folder.resume(settings)) is not None:
             self.optimizer.resume(trajectory)
+        self.journal: Journal | None = None
         self.rss_loaded = rss_bytes()
 
     def go(self) -> Outcome:
@@ -129,6 +127,7 @@ class _Run:
         try:
             if not self.job.folder.evaluations():
                 self._evaluate()
+            self._calibrate()
             self._train()
             if all(step < self.optimizer.steps for step, _ in self.job.folder.evaluations()):
                 self._evaluate()
@@ -137,16 +136,39 @@ class _Run:
             pass
         finally:
             self._save()
+        if finished:
+            self.job.folder.journal.unlink(missing_ok=True)
         return self._outcome(finished)
+
+    def _calibrate(self) -> None:
+        """Choose the numbers that were not given, or take over those that this run has chosen before."""
+        job, chosen = self.job, self.job.settings
+        if not chosen.missing:
+            return
+        found = job.folder.read_calibration()
+        if found is None:
+            batches = [
+                job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)
+            ]
+            closures = [lambda batch=batch: float(job.train.loss(job.model, batch)) for batch in batches]
+            rates = [chosen.rate_at(step) for step in range(chosen.steps)]
+            calibration = self.optimizer.calibrate(closures, choose=chosen.missing, schedule=rates)
+            found = calibration.to_dict()
+            job.folder.save_calibration(found)
+            self.report(Progress(self.optimizer.steps, chosen.steps, None, None, 0.0, 0.0, calibration))
+        self.optimizer.param_groups[0].update({name: found[name] for name in ("lr", "eps", "clip")})
 
     def _train(self) -> None:
         failures = 0
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.journal = self.optimizer.trajectory.journal(self.job.folder.journal, self.optimizer.probes)
         while self.optimizer.steps < self.job.settings.steps:
             start = time.perf_counter()
             try:
                 result = self._step()
                 failures = 0
             except LossError as error:
+                self._record()
                 self.watch.discard()
                 failures += 1
                 if failures == _LOSSES_IN_A_ROW:
@@ -155,19 +177,18 @@ class _Run:
                         f"{self.job.folder.path}; begin a new one with half the lr, or with clip set."
                     ) from error
                 continue
+            self._record()
             self._after_step(result, time.perf_counter() - start)
 
     def _step(self) -> StepResult:
         job, step = self.job, self.optimizer.steps
-        self.optimizer.param_groups[0]["lr"] = job.settings.lr_at(step)
+        self.optimizer.param_groups[0]["lr"] = self.lr * job.settings.rate_at(step)
         batch = job.train.batch_of_step(job.settings.seed, step, job.settings.batch_size)
         return self.optimizer.step(lambda: self.watch.forward(lambda: float(job.train.loss(job.model, batch))))
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
         self._tell(Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds)))
-        if steps % job.save_every == 0:
-            self.optimizer.trajectory.save(job.folder.trajectory)
         if job.eval_every and steps % job.eval_every == 0:
             self._evaluate()
 
@@ -183,7 +204,16 @@ class _Run:
         self.job.folder.append_metrics(progress)
         self.report(progress)
 
+    def _record(self) -> None:
+        """Append what the journal does not hold yet."""
+        if self.journal is not None:
+            for step in self.optimizer.trajectory.steps[self.journal.count :]:
+                self.journal.append(step)
+
     def _save(self) -> None:
+        self._record()
+        if self.journal is not None:
+            self.journal.close()
         self.optimizer.trajectory.save(self.job.folder.trajectory)
         save_delta(self.job.folder.delta, self.views)
 

@@ -12,22 +12,17 @@ import torch
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
+from zoquant.delta import Delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
 from zoquant.files import load_tensors, save_tensors
 from zoquant.fingerprint import check_base
-from zoquant.noise import KINDS, Kind
+from zoquant.journal import Journal, is_journal, read_journal
+from zoquant.noise import NOISE_VERSION, Noise
+from zoquant.rules import SGD, Rule, rule_from_dict, rule_to_dict
+from zoquant.update import Mover, Step
 
-_VERSION = 1
+_VERSION = 2
 _TENSORS = ("seeds", "derivatives", "lr")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its directions, the derivative along each as it was applied, and the learning rate."""
-
-    seeds: tuple[int, ...]
-    derivatives: tuple[float, ...]
-    lr: float
 
 
 @dataclass
@@ -39,13 +34,19 @@ class Trajectory:
         space: what delta means.
         noise: distribution of the directions.
         coupled: whether the views of one layer, role and shape shared their delta.
+        estimator: name of the estimator that measured the derivatives; replay does not need it.
+        rule: update rule.
+        decay: pull back to the base, per unit of lr.
         steps: the steps, in order. A step that was undone has derivatives of 0.
     """
 
     base: dict[str, str]
     space: Space = "relative"
-    noise: Kind = "rademacher"
+    noise: Noise = field(default_factory=Noise)
     coupled: bool = False
+    estimator: str = "two-point"
+    rule: Rule = field(default_factory=SGD)
+    decay: float = 0.0
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -53,32 +54,40 @@ class Trajectory:
         """Directions a step; 0 before the first."""
         return len(self.steps[0].seeds) if self.steps else 0
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file that holds what `to_dict` returns.
+    def prefix(self, steps: int) -> "Trajectory":
+        """Return the trajectory as it was after so many steps, or all of them if there are fewer."""
+        return replace(self, base=dict(self.base), steps=self.steps[:steps])
 
-        Raises:
-            WriteError: the file could not be written.
-        """
-        state = self.to_dict()
-        tensors = {name: state.pop(name) for name in _TENSORS}
-        save_tensors(Path(path), tensors, {"kind": "trajectory", "version": _VERSION, **state})
+    def copy(self) -> "Trajectory":
+        """Return a trajectory that further steps of this one do not reach."""
+        return self.prefix(len(self.steps))
+
+    def header(self) -> dict[str, Any]:
+        """Return all but the steps as plain data, with the versions of the file and of the noise."""
+        return {
+            "version": _VERSION,
+            "noise_version": NOISE_VERSION,
+            "space": self.space,
+            "noise": self.noise.to_dict(),
+            "coupled": self.coupled,
+            "estimator": self.estimator,
+            "rule": rule_to_dict(self.rule),
+            "decay": self.decay,
+            "base": dict(self.base),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain tensors, strings and dicts that `torch.load(weights_only=True)` reads.
 
         Returns:
-            int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`, `space`, `noise`,
-            `coupled`, `base`.
+            int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`, and the header.
         """
         shape = (len(self.steps), self.probes)
         return {
             "seeds": torch.tensor([s.seeds for s in self.steps], dtype=torch.int64).view(shape),
             "derivatives": torch.tensor([s.derivatives for s in self.steps], dtype=torch.float64).view(shape),
             "lr": torch.tensor([s.lr for s in self.steps], dtype=torch.float64),
-            "space": self.space,
-            "noise": self.noise,
-            "coupled": self.coupled,
-            "base": dict(self.base),
+            **self.header(),
         }
 
     @classmethod
@@ -90,57 +99,116 @@ class Trajectory:
             what: where they come from, for the messages.
 
         Raises:
-            CheckpointError: a part is missing, or they do not fit together.
+            CheckpointError: another version, a part is missing, or they do not fit together.
             ValueRangeError: a number is NaN or infinite.
         """
-        base, space, noise, coupled = (state.get(name) for name in ("base", "space", "noise", "coupled"))
         seeds, derivatives, lr = (state.get(name) for name in _TENSORS)
-        if seeds is None or derivatives is None or lr is None or not isinstance(base, dict):
-            raise CheckpointError(f"{what}: expected {', '.join(_TENSORS)} and a base. Is the file whole?")
+        if seeds is None or derivatives is None or lr is None:
+            raise CheckpointError(f"{what}: expected {', '.join(_TENSORS)}. Is the file whole?")
         fits = seeds.dim() == 2 and seeds.shape == derivatives.shape and seeds.shape[:1] == lr.shape
         typed = (seeds.dtype, derivatives.dtype, lr.dtype) == (torch.int64, torch.float64, torch.float64)
-        known = space in SPACES and noise in KINDS and isinstance(coupled, bool)
-        if not (fits and typed and known and (seeds >= 0).all()):
+        if not (fits and typed and (seeds >= 0).all()):
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         if not (torch.isfinite(derivatives).all() and torch.isfinite(lr).all()):
             raise ValueRangeError(f"{what}: a derivative or rate is NaN or infinite. Nothing was changed.")
         rows = zip(seeds.tolist(), derivatives.tolist(), lr.tolist(), strict=True)
-        steps = [Step(tuple(s), tuple(d), rate) for s, d, rate in rows]
-        return cls(dict(base), cast(Space, space), cast(Kind, noise), bool(coupled), steps)
+        return cls._from_header(state, [Step(tuple(s), tuple(d), rate) for s, d, rate in rows], what)
 
-    def copy(self) -> "Trajectory":
-        """Return a trajectory that further steps of this one do not reach."""
-        return replace(self, base=dict(self.base), steps=list(self.steps))
+    @classmethod
+    def _from_header(cls, state: Mapping[str, Any], steps: list[Step], what: str) -> "Trajectory":
+        for name, expected in (("version", _VERSION), ("noise_version", NOISE_VERSION)):
+            if state.get(name) != expected:
+                raise CheckpointError(
+                    f"{what}: trajectory of {name.replace('_', ' ')} {state.get(name)}, expected {expected}. Replay it "
+                    "with the zoquant that wrote it, and use its delta here."
+                )
+        base, space, coupled, decay = (state.get(name) for name in ("base", "space", "coupled", "decay"))
+        typed = isinstance(base, dict) and isinstance(coupled, bool) and isinstance(decay, float)
+        if not (typed and space in SPACES):
+            raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
+        try:
+            noise, rule = Noise(**state["noise"]), rule_from_dict(state["rule"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{what}: the header is not that of a trajectory: {error} Update zoquant.") from error
+        base, decay = cast(dict[str, str], base), cast(float, decay)
+        return cls(base, cast(Space, space), noise, bool(coupled), str(state.get("estimator")), rule, decay, steps)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that holds what `to_dict` returns.
+
+        Raises:
+            WriteError: the file could not be written.
+        """
+        state = self.to_dict()
+        tensors = {name: state.pop(name) for name in _TENSORS}
+        save_tensors(Path(path), tensors, {"kind": "trajectory", **state})
+
+    def journal(self, path: str | Path, probes: int) -> Journal:
+        """Begin a journal that holds the steps so far; further ones are to be appended.
+
+        Args:
+            path: the file; replaced if it exists.
+            probes: directions a step.
+
+        Raises:
+            WriteError: the file could not be written.
+        """
+        return Journal(Path(path), {"kind": "trajectory", **self.header()}, probes, self.steps)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
-        """Read a trajectory.
+        """Read a trajectory: a finished one, or the journal of a run that may still go on.
 
         Raises:
-            CheckpointError: not a trajectory, of a newer version, or damaged.
+            CheckpointError: not a trajectory, of another version, or damaged.
             ValueRangeError: a number is NaN or infinite.
         """
+        if is_journal(Path(path)):
+            header, steps = read_journal(Path(path))
+            return cls._from_header(header, steps, str(path))
         tensors, metadata = load_tensors(Path(path), "trajectory")
-        if metadata.get("version") != _VERSION:
-            raise CheckpointError(
-                f"{path}: trajectory of version {metadata.get('version')}, expected {_VERSION}. Update zoquant."
-            )
         return cls.from_dict({**metadata, **tensors}, str(path))
 
+    def check(self, views: Views, what: str = "trajectory") -> None:
+        """Refuse views that this trajectory was not made on.
 
-def apply_step(views: Views, step: Step, noise: Kind) -> None:
-    """Move the deltas by one step: delta ← delta − lr · mean over probes of derivative · z. Writes no view."""
-    for seed, derivative in zip(step.seeds, step.derivatives, strict=True):
-        amount = -step.lr * derivative / len(step.seeds)
-        if amount:
-            views.add(seed, amount, noise)
+        Raises:
+            BaseMismatchError: they have another base, other keys, or are coupled differently.
+        """
+        if views.coupled != self.coupled:
+            raise BaseMismatchError(
+                f"{what}: made with coupled={self.coupled}, these views have coupled={views.coupled}. Attach as the "
+                "run did."
+            )
+        here = views.fingerprints()
+        check_base(what, self.base, here)
+        check_base("these views", here, self.base)
+
+    def delta(self, views: Views) -> Delta:
+        """Return what the run added to its base. The views, and their model, stay as they are.
+
+        Args:
+            views: views of the same base, in any order.
+
+        Raises:
+            BaseMismatchError: the trajectory was made on another base, or on other views.
+        """
+        self.check(views)
+        deltas = [torch.zeros_like(buffer.delta) for buffer in views.buffers]
+        Mover(views, self.noise, self.rule, self.decay, deltas=deltas).advance(self.steps)
+        values = {
+            view.name: delta[buffer.slice_of(index)].view(view.shape).cpu()
+            for buffer, delta in zip(views.buffers, deltas, strict=True)
+            for index, view in enumerate(buffer.views)
+        }
+        return Delta({key: values[key] for key in views.keys}, dict(self.base), self.space)
 
 
 def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | None = None) -> Sequence[Step]:
     """Do a run again from its trajectory: afterwards every byte is what the run left.
 
     Args:
-        trajectory: the trajectory or its file.
+        trajectory: the trajectory, its file or its journal.
         views: views of the same base, in any order.
         steps: stop after so many steps; None does all.
 
@@ -153,18 +221,11 @@ def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | No
     """
     what = "trajectory" if isinstance(trajectory, Trajectory) else str(trajectory)
     run = trajectory if isinstance(trajectory, Trajectory) else Trajectory.load(trajectory)
-    if views.coupled != run.coupled:
-        raise BaseMismatchError(
-            f"{what}: made with coupled={run.coupled}, these views have coupled={views.coupled}. Attach as the run did."
-        )
-    here = views.fingerprints()
-    check_base(what, run.base, here)
-    check_base("these views", here, run.base)
-    for buffer in views.buffers:
-        buffer.delta.zero_()
-    views.space = run.space
+    run.check(views, what)
     done = run.steps[:steps]
-    for step in done:
-        apply_step(views, step, run.noise)
+    mover = Mover(views, run.noise, run.rule, run.decay)
+    mover.reset()
+    views.space = run.space
+    mover.advance(done)
     views.write()
     return done

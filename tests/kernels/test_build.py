@@ -15,7 +15,7 @@ FORCED = """
 import torch
 from zoquant import kernels
 from zoquant.backends.gguf.blocks import CODECS
-from zoquant.noise import NoiseSource
+from zoquant.source import NoiseSource
 assert kernels.library() is None and CODECS["Q4_1"].decode_rows is None
 z = NoiseSource(["a"], [128], "rademacher", torch.device("cpu")).draw(1, 0, torch.empty(128))
 assert z.abs().eq(1).all()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from zoquant.calibration import Calibration
 from zoquant.cli.show import console, percent
 from zoquant.run_folder import Progress
 from zoquant.trainer import Report
@@ -37,6 +38,8 @@ class _Live:
         self._steps = 0
 
     def __call__(self, progress: Progress) -> None:
+        if progress.calibration is not None:
+            self._bar.console.print(_calibration_lines(progress.calibration), highlight=False)
         if progress.evaluation is not None:
             self._bar.console.print(_evaluation_line(progress), highlight=False)
         if progress.result is None:
@@ -70,6 +73,8 @@ def _bar() -> Bar:
 
 
 def _plain(progress: Progress) -> None:
+    if progress.calibration is not None:
+        print(_calibration_lines(progress.calibration), flush=True)
     if progress.evaluation is not None:
         print(_evaluation_line(progress), flush=True)
     if progress.result is not None and progress.step % _PLAIN_EVERY == 0:
@@ -79,6 +84,10 @@ def _plain(progress: Progress) -> None:
             f"derivative {progress.result.derivative:+.2f}  {1 / progress.seconds:.2f} steps/s  left {left:.0f} s",
             flush=True,
         )
+
+
+def _calibration_lines(found: Calibration) -> str:
+    return "\n".join([f"calibrated with {found.forwards} forwards:", *(f"  {reason}" for reason in found.reasons)])
 
 
 def _evaluation_line(progress: Progress) -> str:

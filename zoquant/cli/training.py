@@ -26,13 +26,22 @@ def train_command(
     eval_every: Annotated[int, typer.Option(help="Evaluate every so many steps as well.")] = 0,
     steps: Annotated[int, typer.Option(help="Number of steps.")] = _DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = _DEFAULT.lr,
-    eps: Annotated[float, typer.Option(help="Length of a probe, relative to each value.")] = _DEFAULT.eps,
-    clip: Annotated[float | None, typer.Option(help="Bound on the derivative.")] = _DEFAULT.clip,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the start. Not given: calibrated.")] = _DEFAULT.lr,
+    eps: Annotated[
+        float | None, typer.Option(help="Length of a probe, relative to each value. Not given: calibrated.")
+    ] = _DEFAULT.eps,
+    clip: Annotated[
+        float | None, typer.Option(help="Bound on the derivative, inf for none. Calibrated along with lr and eps.")
+    ] = _DEFAULT.clip,
     schedule: Annotated[str, typer.Option(help="Course of the rate: constant, linear, cosine.")] = _DEFAULT.schedule,
     probes: Annotated[int, typer.Option(help="Directions a step.")] = _DEFAULT.probes,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = _DEFAULT.seed,
-    noise: Annotated[str, typer.Option(help="rademacher or gaussian.")] = _DEFAULT.noise,
+    noise: Annotated[str, typer.Option(help="rademacher, gaussian or sphere.")] = _DEFAULT.noise,
+    density: Annotated[float, typer.Option(help="Share of the units that a direction moves.")] = _DEFAULT.density,
+    unit: Annotated[str, typer.Option(help="What moves or stays as a whole: element, view, layer.")] = _DEFAULT.unit,
+    estimator: Annotated[str, typer.Option(help="two-point, one-sided or fzoo.")] = _DEFAULT.estimator,
+    rule: Annotated[str, typer.Option(help="sgd, momentum, sign or adam.")] = _DEFAULT.rule,
+    decay: Annotated[float, typer.Option(help="Pull back to the base, per unit of lr.")] = _DEFAULT.decay,
     space: Annotated[str, typer.Option(help="relative or absolute.")] = _DEFAULT.space,
     coupled: Annotated[bool, typer.Option(help="Move the scales of a block together.")] = _DEFAULT.coupled,
     role: Annotated[list[str] | None, typer.Option(help="What moves: scale, zero, ...; may be repeated.")] = None,
@@ -53,9 +62,10 @@ def train_command(
     from zoquant.finetune import Source, finetune
     from zoquant.tasks import Template
 
-    chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "space": space}
+    chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "unit": unit, "space": space}
     settings = Settings(
         steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed, coupled=coupled,
+        density=density, estimator=estimator, rule=rule, decay=decay,
         roles=tuple(role) if role else _DEFAULT.roles,  # type: ignore[arg-type]
         include=tuple(include) if include else None, exclude=tuple(exclude) if exclude else None, **chosen,
     )  # fmt: skip

@@ -1,0 +1,171 @@
+"""The journal: a trajectory that grows by one record a step and is whole after a kill at any byte.
+
+    8 bytes    b"ZOQTRAJ" and the version of this layout, 1
+    4 bytes    n, the length of the header, little endian as all numbers here
+    n bytes    the header: JSON
+    4 bytes    CRC-32 of all bytes before
+    records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
+
+The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone. A
+record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
+was writing. Every `SYNC_EVERY` records, and when the journal closes, the file is flushed to the disk: a power failure
+loses at most that many steps, which a resumed run does again to the same bytes.
+"""
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import CheckpointError
+from zoquant.files import writing
+from zoquant.update import Step
+
+MAGIC = b"ZOQTRAJ\x01"
+SYNC_EVERY = 25
+
+_LENGTH = struct.Struct("<I")
+
+
+class Journal:
+    """A journal that is open for writing.
+
+    Args:
+        path: the file; whatever stood there is replaced.
+        header: what to write before the records: anything JSON can hold.
+        probes: directions a step.
+        steps: the first steps.
+
+    Raises:
+        WriteError: the file could not be written.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], probes: int, steps: list[Step]) -> None:
+        self.path = path
+        self.count = 0
+        head = encode_header({**header, "probes": probes})
+        self._record = _record(probes)
+        self._salt = zlib.crc32(head[:-4])
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with writing(path):
+            self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                _write(self._file, head + b"".join(self._encode(step) for step in steps))
+                os.fsync(self._file)
+                os.replace(temporary, path)
+            except BaseException:
+                os.close(self._file)
+                temporary.unlink()
+                raise
+
+    def append(self, step: Step) -> None:
+        """Add a record.
+
+        Raises:
+            WriteError: the record could not be written; the journal ends where it ended before.
+        """
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        count = self.count
+        with writing(self.path):
+            try:
+                _write(self._file, self._encode(step))
+                if self.count % SYNC_EVERY == 0:
+                    os.fsync(self._file)
+            except BaseException:
+                self.count = count
+                os.ftruncate(self._file, end)
+                raise
+
+    def close(self) -> None:
+        """Flush the file to the disk and close it."""
+        if self._file >= 0:
+            with writing(self.path):
+                os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _encode(self, step: Step) -> bytes:
+        pairs = [part for pair in zip(step.seeds, step.derivatives, strict=True) for part in pair]
+        body = self._record.pack(self.count, step.lr, *pairs)
+        self.count += 1
+        return body + _LENGTH.pack(zlib.crc32(body, self._salt))
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file begins like a journal."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC) - 1) == MAGIC[:-1]
+    except OSError:
+        return False
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
+    """Read header and steps. A record at the end that was cut off, or whose bytes never reached the disk, is left out.
+
+    Raises:
+        CheckpointError: the header is not whole, or a record is damaged although a later one is whole.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
+    header, start = _decode_header(path, data)
+    record = _record(header["probes"])
+    salt, size = zlib.crc32(data[: start - 4]), record.size + 4
+    rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
+    whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
+    good = whole.index(False) if False in whole else len(whole)
+    if any(whole[good:]):
+        raise CheckpointError(
+            f"{path}: the record of step {good} at byte {start + good * size} is damaged, but a later one is whole. "
+            "Use a copy of the file."
+        )
+    return header, [_decode(path, number, record, row) for number, row in enumerate(rows[:good])]
+
+
+def encode_header(header: dict[str, Any]) -> bytes:
+    """Return the bytes before the records."""
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    head = MAGIC + _LENGTH.pack(len(text)) + text
+    return head + _LENGTH.pack(zlib.crc32(head))
+
+
+def _decode_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
+    fixed = len(MAGIC) + 4
+    if data[: len(MAGIC) - 1] != MAGIC[:-1]:
+        raise CheckpointError(f"{path}: not a journal of a trajectory. Check the path.")
+    if data[len(MAGIC) - 1 : len(MAGIC)] not in (b"", MAGIC[-1:]):
+        raise CheckpointError(
+            f"{path}: journal of version {data[len(MAGIC) - 1]}, expected {MAGIC[-1]}. Update zoquant."
+        )
+    end = fixed + _LENGTH.unpack(data[len(MAGIC) : fixed])[0] if len(data) >= fixed else len(data)
+    if len(data) < end + 4 or _LENGTH.unpack(data[end : end + 4])[0] != zlib.crc32(data[:end]):
+        raise CheckpointError(f"{path}: the header is damaged. Use a copy of the file, or begin the run again.")
+    header = json.loads(data[fixed:end])
+    return header, end + 4
+
+
+def _record(probes: int) -> struct.Struct:
+    return struct.Struct("<Id" + "Qd" * probes)
+
+
+def _decode(path: Path, number: int, record: struct.Struct, row: bytes) -> Step:
+    found, lr, *pairs = record.unpack(row[:-4])
+    if found != number:
+        raise CheckpointError(f"{path}: record {number} is of step {found}. Use a copy of the file.")
+    return Step(tuple(pairs[::2]), tuple(pairs[1::2]), lr)
+
+
+def _write(file: int, data: bytes) -> None:
+    """Hand all bytes to the system; it may take them in parts when the disk is nearly full."""
+    while data:
+        data = data[os.write(file, data) :]

@@ -1,0 +1,113 @@
+"""From steps to deltas: one step of a run, or all steps of a replay, through the same arithmetic."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoquant.attach import Views
+from zoquant.noise import Noise
+from zoquant.rules import SGD, Rule
+from zoquant.source import NoiseSource
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its directions, the derivative along each as it was applied, and the learning rate.
+
+    A step whose derivatives are all 0 moves nothing, and no rule remembers it: a step that was undone is one.
+    """
+
+    seeds: tuple[int, ...]
+    derivatives: tuple[float, ...]
+    lr: float
+
+    @property
+    def amounts(self) -> list[float]:
+        """The weight of each direction in g, the mean over the probes."""
+        return [derivative / len(self.seeds) for derivative in self.derivatives]
+
+
+class Mover:
+    """Moves deltas, and holds what the rule remembers.
+
+    Args:
+        views: the views.
+        noise: distribution of the directions.
+        rule: update rule.
+        decay: pull back to the base, per unit of lr.
+        deltas: the deltas to move, one a buffer; None for those of the views.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        noise: Noise,
+        rule: Rule,
+        decay: float = 0.0,
+        *,
+        deltas: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.rule = rule
+        self.noise = noise
+        self.decay = decay
+        self.buffers = views.buffers
+        self.deltas = [buffer.delta for buffer in views.buffers] if deltas is None else list(deltas)
+        with torch.inference_mode(False):
+            self.states = [[torch.zeros_like(delta) for _ in range(rule.states)] for delta in self.deltas]
+        self.count = 0
+
+    def reset(self) -> None:
+        """Set the deltas, and what the rule remembers, to zero."""
+        self.count = 0
+        for tensor in [*self.deltas, *(tensor for states in self.states for tensor in states)]:
+            tensor.zero_()
+
+    def advance(self, steps: Sequence[Step]) -> None:
+        """Move the deltas by some steps. Writes no view.
+
+        A stretch of the buffer that fits the cache does all steps before the next one begins; stretches are shared out
+        among threads. Neither shows in the result: every element goes through the same operations in the same order.
+        """
+        live = [step for step in steps if any(step.derivatives)]
+        seeds = [seed for step in live for seed in step.seeds]
+        for number, buffer in enumerate(self.buffers):
+            source = buffer.source_of(self.noise)
+            source.prepare(seeds)
+            tiles = buffer.tiles()
+            if len(live) > 1 and buffer.device.type == "cpu" and torch.get_num_threads() > 1:
+                _on_threads(tiles, lambda tile, n=number, s=source: self._tile(n, s, tile, live, seeds))
+            else:
+                for tile in tiles:
+                    self._tile(number, source, tile, live, seeds)
+        self.count += len(live)
+
+    def _tile(self, number: int, source: NoiseSource, tile: slice, live: Sequence[Step], seeds: Sequence[int]) -> None:
+        delta = self.deltas[number][tile]
+        if isinstance(self.rule, SGD) and not self.decay:
+            amounts = [-step.lr * amount for step in live for amount in step.amounts]
+            source.accumulate(delta, tile.start, seeds, amounts)
+            return
+        state = [tensor[tile] for tensor in self.states[number]]
+        g, scratch = torch.empty_like(delta), torch.empty_like(delta)
+        directions = source.directions(seeds, tile.start, delta.numel())
+        for count, step in enumerate(live, self.count + 1):
+            g.zero_()
+            for amount in step.amounts:
+                g.add_(next(directions).mul_(amount))
+            if self.decay:
+                delta.mul_(1 - step.lr * self.decay)
+            delta.add_(self.rule.transform(g, state, count, scratch).mul_(-step.lr))
+
+
+def _on_threads(tiles: Sequence[slice], work: object) -> None:
+    """Do the work of each stretch on as many threads as torch may use, each of them with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # new threads take over this number
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, tiles))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(threads)
