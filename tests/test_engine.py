@@ -316,7 +316,7 @@ def test_any_objective_will_do() -> None:
 def test_a_derivative_too_large_for_float32_is_undone() -> None:
     optimizer = ZOSGD(attach(toy_model()), eps=1e-2)
     losses = iter([1e300, -1e300])
-    with pytest.raises(LossError, match="is no step that float32 can hold"):
+    with pytest.raises(LossError, match="is no step that float32 holds"):
         optimizer.step(lambda: next(losses))
     assert not any(b.delta.any() for b in optimizer.views.buffers)
     assert optimizer.steps == 1

@@ -397,7 +397,7 @@ class ZOSGD(torch.optim.Optimizer):
         for amount in step.amounts:
             if not max(abs(amount), abs(step.lr * amount)) <= _FLOAT32_MAX:
                 raise LossError(
-                    f"step {self.steps}: a derivative of {amount:g} at lr={step.lr:g} is no step that float32 can hold. "
+                    f"step {self.steps}: a derivative of {amount:g} at lr={step.lr:g} is no step that float32 holds. "
                     "The step was undone; set clip, raise eps or lower lr."
                 )
 
