@@ -28,7 +28,7 @@ GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Lengths of probes that are tried, as shares of the values."""
 PREFERRED = 3e-2
 """Of several eps that are equally good the one nearest to this share is taken."""
-WALK = 0.2
+WALK = 0.15
 """How far a run may go, as a share of the values: what tuning by hand came to on the models that were tried."""
 CLIP = 6.0
 """Multiple of the median |d|."""
