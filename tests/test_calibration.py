@@ -73,7 +73,7 @@ def test_the_lr_makes_a_walk_of_the_stated_length(rule: Any, probes: int) -> Non
     schedule = [1 - n / 200 for n in range(200)]
     found = calibrate(plan(lambda t, k, _: slope(k) * t, rule=rule, probes=probes, schedule=schedule))
     move = found.lr * rule.gain(found.derivative_rms / math.sqrt(probes))
-    assert move * math.sqrt(sum(rate**2 for rate in schedule)) == pytest.approx(0.2)
+    assert move * math.sqrt(sum(rate**2 for rate in schedule)) == pytest.approx(0.15)
     assert "200 steps" in found.reasons[1]
 
 
@@ -170,13 +170,13 @@ def test_a_run_without_a_number_works_at_any_scale(dtype: torch.dtype, scale: fl
     live = ((torch.rand(40, generator=generator) + 0.5) * scale).to(dtype)
     views = Views([BoundView("d", TensorView("d", "scale", live), "test")], coupled=False)
     target = (torch.rand(40, generator=generator) + 0.5).double()
-    optimizer = ZOSGD(views, space=space, probes=4)
+    optimizer = ZOSGD(views, space=space, probes=2)
 
     def loss() -> float:
         return float((live.double() / scale - target).square().mean())
 
     first = loss()
-    steps = 150
+    steps = 60
     found = optimizer.calibrate(loss, schedule=[1 - n / steps for n in range(steps)])
     assert isinstance(found, Calibration)
     assert max(row.moved for row in found.scan if row.eps == found.eps) > 0.5

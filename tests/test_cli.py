@@ -54,7 +54,8 @@ def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 TASK = ("--data", "rows.jsonl", "--template", TEMPLATE, "--labels", LABELS)
-TRAIN = ("train", "base.gguf", *TASK, "--steps", "4", "--batch-size", "4", "--lr", "0.01")
+FREE = ("train", "base.gguf", *TASK, "--steps", "4", "--batch-size", "4")
+TRAIN = (*FREE, "--lr", "0.01", "--eps", "0.03")
 
 
 def test_the_whole_way(shell: Shell, folder: Path) -> None:
@@ -78,6 +79,14 @@ def test_the_whole_way(shell: Shell, folder: Path) -> None:
     replayed = shell.json("replay", "base.gguf", "run/trajectory.safetensors", "--out", "again.safetensors")
     assert replayed["steps"] == 4
     assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
+
+
+def test_numbers_that_are_not_given_are_calibrated(shell: Shell, folder: Path) -> None:
+    text = " ".join(shell.text(*FREE, "--out", "run", "--rule", "momentum").split())
+    found = json.loads((folder / "run" / "calibration.json").read_text())
+    assert f"calibrated with {found['forwards']} forwards:" in text
+    assert all(reason in text for reason in found["reasons"])
+    assert shell.json(*FREE, "--out", "again", "--rule", "momentum")["calibration"] == found
 
 
 def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:

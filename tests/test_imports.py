@@ -14,7 +14,7 @@ FORBIDDEN = (
 ROOT = Path(zoquant.__file__).parent
 LAYERS = (
     ("errors", "protocol"),
-    ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "rules", "estimators"),
+    ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "objective", "rules", "estimators"),
     ("source", "layout", "buffer", "calibration"),
     ("verify", "attach"),
     ("update", "journal", "delta", "trajectory"),

@@ -12,7 +12,6 @@ from zoquant.estimators import FZOO, TwoPoint
 from zoquant.noise import Kind, reference, step_seed
 from zoquant.rules import SGD
 
-
 TWO_POINT = {"eps": 1e-3, "probes": 1, "estimator": TwoPoint(), "noise": "gaussian"}
 
 
@@ -78,8 +77,8 @@ def test_a_textbook_finds_the_same_numbers(preset: str, lr: float, clip: float) 
     eps, seed = 1e-4, 5
     model = toy_model(dtype=torch.float32)
     views = views_of(model)
-    extra: dict[str, Any] = {"qzo": {"clip": clip}, "fzoo": {"probes": 3}}.get(preset, {})
-    optimizer: ZOSGD = getattr(presets, preset)(views, lr=lr, eps=eps, seed=seed, **extra)
+    settings: dict[str, dict[str, Any]] = {"mezo": {}, "qzo": {"clip": clip}, "fzoo": {"probes": 3}}
+    optimizer: ZOSGD = getattr(presets, preset)(views, lr=lr, eps=eps, seed=seed, **settings[preset])
     results = [optimizer.step(lambda t=t: toy_loss(model, toy_batch(seed=t))) for t in range(10)]  # type: ignore[misc]
     theta, losses = textbook(preset, lr, eps, clip, seed)
     per_step = len(losses) // 10

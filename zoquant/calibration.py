@@ -6,8 +6,8 @@ E (d_i − d_j)² = A (1/ε_i² + 1/ε_j²) + B² (ε_i^p − ε_j^p)². Every p
 smallest bounds are taken. The error of an eps is then √(A/ε² + B² ε^2p).
 
 Lr. With rms derivative d and n probes, a step moves an element by lr · gain(d/√n). Over a run these moves add up like a
-random walk to lr · gain · √Σ s_t², with s_t the schedule relative to its first rate. The lr makes this `WALK`, as a share
-of the values. It is kept below the best single step for the measured curvature, lr = n / h with
+random walk to lr · gain · √Σ s_t², with s_t the schedule relative to its first rate. The lr makes this `WALK`, as a
+share of the values. It is kept below the best single step for the measured curvature, lr = n / h with
 h = mean of (L₊ + L₋ − 2 L₀) / ε².
 
 Clip. `CLIP` times the median of |d|: about four standard deviations of a normal distribution.
@@ -28,7 +28,7 @@ GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Lengths of probes that are tried, as shares of the values."""
 PREFERRED = 3e-2
 """Of several eps that are equally good the one nearest to this share is taken."""
-WALK = 0.2
+WALK = 0.15
 """How far a run may go, as a share of the values: what tuning by hand came to on the models that were tried."""
 CLIP = 6.0
 """Multiple of the median |d|."""

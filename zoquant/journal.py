@@ -6,8 +6,8 @@
     4 bytes    CRC-32 of all bytes before
     records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
 
-The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone. A
-record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
+The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone.
+A record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
 was writing. Every `SYNC_EVERY` records, and when the journal closes, the file is flushed to the disk: a power failure
 loses at most that many steps, which a resumed run does again to the same bytes.
 """

@@ -141,11 +141,11 @@ def reference(seed: int, key: str, count: int, noise: Kind | Noise = "rademacher
     if chosen.density == 1:
         return z
     if chosen.unit == "element":
-        kept: npt.NDArray[np.float32] = z * (_halves(seed, key, count, ELEMENT_STREAM) < chosen.threshold).astype(
-            np.float32
-        )
-        return kept
-    return z * np.float32(unit_moves(seed, key, chosen))
+        kept = (_halves(seed, key, count, ELEMENT_STREAM) < chosen.threshold).astype(np.float32)
+    else:
+        kept = np.full(count, unit_moves(seed, key, chosen), dtype=np.float32)
+    sparse: npt.NDArray[np.float32] = z * kept
+    return sparse
 
 
 def unit_moves(seed: int, key: str, noise: Noise) -> bool:

@@ -2,12 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
@@ -15,11 +14,10 @@ from zoquant.calibration import Calibration, Plan, calibrate
 from zoquant.errors import BaseMismatchError, LossError
 from zoquant.estimators import ESTIMATORS, Clip, Estimator, RobustClip, TwoPoint, clipped
 from zoquant.noise import Kind, Noise, as_noise, step_seed
+from zoquant.objective import Closure, loss_of, mean_loss
 from zoquant.rules import SGD, Rule
 from zoquant.trajectory import Trajectory
 from zoquant.update import Mover, Step
-
-Closure = Callable[[], Tensor | float]
 
 _MOVED_WARNING = 0.5
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -199,7 +197,7 @@ class ZOSGD(torch.optim.Optimizer):
         _check("losses", list(losses), len(losses) == count, f"{count} of them, one for each of plan()")
         try:
             for loss in losses:
-                self._check_loss(loss)
+                loss_of(loss, self.steps)
             measured = self._derivatives(losses, eps)
             seen = (
                 [step.derivatives for step in self.trajectory.steps[-clip.window :]]
@@ -364,22 +362,7 @@ class ZOSGD(torch.optim.Optimizer):
         self.views.write(seed=evaluation.seed, eps=evaluation.eps, noise=self.trajectory.noise)
         with torch.no_grad():
             returned = closure()
-        try:
-            loss = float(returned)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise LossError(
-                f"step {self.steps}: the closure returned {_kind(returned)}, expected one number. The step was undone; "
-                "return the loss as a float or as a tensor of one element."
-            ) from error
-        self._check_loss(loss)
-        return loss
-
-    def _check_loss(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise LossError(
-                f"step {self.steps}: the loss is {loss}, expected a finite number. The step was undone; lower eps or "
-                "lr, or look at the batch."
-            )
+        return loss_of(returned, self.steps)
 
     def _derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
         try:
@@ -397,7 +380,7 @@ class ZOSGD(torch.optim.Optimizer):
         for amount in step.amounts:
             if not max(abs(amount), abs(step.lr * amount)) <= _FLOAT32_MAX:
                 raise LossError(
-                    f"step {self.steps}: a derivative of {amount:g} at lr={step.lr:g} is no step that float32 can hold. "
+                    f"step {self.steps}: a derivative of {amount:g} at lr={step.lr:g} is no step that float32 holds. "
                     "The step was undone; set clip, raise eps or lower lr."
                 )
 
@@ -415,38 +398,8 @@ class ZOSGD(torch.optim.Optimizer):
 _AS = "as in the trajectory"
 
 
-def mean_loss(closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None) -> Closure:
-    """Return one closure for several: Σ w_i · L_i / Σ w_i, in float64.
-
-    Args:
-        closure: one closure, which is returned as it is, or several.
-        weights: weight of each; None weighs all the same.
-
-    Raises:
-        ValueError: there is no closure, or the weights are not as many finite numbers above 0.
-    """
-    if callable(closure):
-        _check("weights", weights, weights is None, "None, since there is one closure")
-        return closure
-    shares = [1.0] * len(closure) if weights is None else [float(weight) for weight in weights]
-    good = len(closure) > 0 and len(shares) == len(closure) and all(math.isfinite(w) and w > 0 for w in shares)
-    _check("weights", shares, good, f"{max(len(closure), 1)} numbers above 0, one for each closure")
-    return lambda: sum(w * _number(part()) for w, part in zip(shares, closure, strict=True)) / sum(shares)
-
-
-def _number(loss: Tensor | float) -> Any:
-    """Return a loss as float64; what is no number stays, for the step to refuse."""
-    return loss.double() if isinstance(loss, Tensor) else loss
-
-
 def _plain(value: object) -> object:
     return asdict(value) if isinstance(value, RobustClip) else value
-
-
-def _kind(returned: object) -> str:
-    if isinstance(returned, Tensor):
-        return f"a tensor of shape {tuple(returned.shape)}"
-    return f"a {type(returned).__name__}"
 
 
 def _check_rates(lr: float, eps: float, clip: Clip) -> None:

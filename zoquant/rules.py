@@ -2,8 +2,8 @@
 
 A rule is a frozen set of numbers; what it remembers lies in float32 tensors of the size of delta, which exist only when
 it asks for some. Every rule moves delta ← (1 − lr · decay) · delta − lr · transform(g): the decay pulls theta back to
-its base, decoupled from the gradient (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, with the
-base in the place of zero). A product and a sum are two roundings, never a fused one, so that a run replays anywhere.
+its base, decoupled from the gradient (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, with
+the base in the place of zero). A product and a sum are two roundings, never a fused one: a run replays anywhere.
 """
 
 import math

@@ -1,8 +1,9 @@
 """From steps to deltas: one step of a run, or all steps of a replay, through the same arithmetic."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -78,13 +79,13 @@ class Mover:
             source.prepare(seeds)
             tiles = buffer.tiles()
             if len(live) > 1 and buffer.device.type == "cpu" and torch.get_num_threads() > 1:
-                _on_threads(tiles, lambda tile, n=number, s=source: self._tile(n, s, tile, live, seeds))
+                _on_threads(tiles, partial(self._tile, number, source, live, seeds))
             else:
                 for tile in tiles:
-                    self._tile(number, source, tile, live, seeds)
+                    self._tile(number, source, live, seeds, tile)
         self.count += len(live)
 
-    def _tile(self, number: int, source: NoiseSource, tile: slice, live: Sequence[Step], seeds: Sequence[int]) -> None:
+    def _tile(self, number: int, source: NoiseSource, live: Sequence[Step], seeds: Sequence[int], tile: slice) -> None:
         delta = self.deltas[number][tile]
         if isinstance(self.rule, SGD) and not self.decay:
             amounts = [-step.lr * amount for step in live for amount in step.amounts]
@@ -102,12 +103,12 @@ class Mover:
             delta.add_(self.rule.transform(g, state, count, scratch).mul_(-step.lr))
 
 
-def _on_threads(tiles: Sequence[slice], work: object) -> None:
+def _on_threads(tiles: Sequence[slice], work: Callable[[slice], None]) -> None:
     """Do the work of each stretch on as many threads as torch may use, each of them with one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # new threads take over this number
     try:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, tiles))  # type: ignore[arg-type]
+            list(pool.map(work, tiles))
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,68 @@
+"""Objectives: any callable that returns one finite number."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from zoquant.errors import LossError
+
+Closure = Callable[[], Tensor | float]
+
+
+def mean_loss(closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None) -> Closure:
+    """Return one closure for several: Σ w_i · L_i / Σ w_i, in float64.
+
+    Args:
+        closure: one closure, which is returned as it is, or several.
+        weights: weight of each; None weighs all the same.
+
+    Raises:
+        ValueError: there is no closure, or the weights are not as many finite numbers above 0.
+    """
+    if callable(closure):
+        if weights is not None:
+            raise ValueError(f"weights is {weights!r}, expected None, since there is one closure.")
+        return closure
+    shares = [1.0] * len(closure) if weights is None else [float(weight) for weight in weights]
+    if not shares or len(shares) != len(closure) or not all(math.isfinite(w) and w > 0 for w in shares):
+        count = max(len(closure), 1)
+        raise ValueError(f"weights is {shares!r}, expected {count} numbers above 0, one for each closure.")
+    return lambda: sum(w * _double(part()) for w, part in zip(shares, closure, strict=True)) / sum(shares)
+
+
+def loss_of(returned: object, step: int) -> float:
+    """Return what a closure returned as a float.
+
+    Args:
+        returned: a float, or a tensor of one element.
+        step: number of the step, for the message.
+
+    Raises:
+        LossError: it is no number, NaN or infinite.
+    """
+    try:
+        loss = float(returned)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LossError(
+            f"step {step}: the closure returned {_kind(returned)}, expected one number. The step was undone; "
+            "return the loss as a float or as a tensor of one element."
+        ) from error
+    if not math.isfinite(loss):
+        raise LossError(
+            f"step {step}: the loss is {loss}, expected a finite number. The step was undone; lower eps or lr, or look "
+            "at the batch."
+        )
+    return loss
+
+
+def _double(loss: Tensor | float) -> Any:
+    """Return a loss in float64; what is no number stays, for the step to refuse."""
+    return loss.double() if isinstance(loss, Tensor) else loss
+
+
+def _kind(returned: object) -> str:
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {tuple(returned.shape)}"
+    return f"a {type(returned).__name__}"
