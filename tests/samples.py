@@ -9,6 +9,7 @@ from torch import nn
 from tests.aqlm import samples as aqlm
 from tests.auto_round import samples as auto_round
 from tests.awq import samples as awq
+from tests.bitnet import samples as bitnet
 from tests.bitsandbytes import samples as bitsandbytes
 from tests.compressed_tensors import samples as compressed_tensors
 from tests.fp8 import samples as fp8
@@ -57,6 +58,9 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     **aqlm.BACKEND_SAMPLES,
     **hqq.BACKEND_SAMPLES,
     **bitsandbytes.BACKEND_SAMPLES,
+    **gptq.BACKEND_SAMPLES,
+    **awq.BACKEND_SAMPLES,
+    **bitnet.BACKEND_SAMPLES,
     **torchao.BACKEND_SAMPLES,
     **peft.BACKEND_SAMPLES,
 }
@@ -73,4 +77,5 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **auto_round.FORMAT_SAMPLES,
     **compressed_tensors.FORMAT_SAMPLES,
     **fp8.FORMAT_SAMPLES,
+    **bitnet.FORMAT_SAMPLES,
 }
