@@ -16,6 +16,7 @@ from tests.fp8 import samples as fp8
 from tests.gptq import samples as gptq
 from tests.hqq import samples as hqq
 from tests.peft import samples as peft
+from tests.quanto import samples as quanto
 from tests.torchao import samples as torchao
 from tests.toy import toy_layer
 from zoquant.native import QuantEmbedding
@@ -62,6 +63,7 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     **awq.BACKEND_SAMPLES,
     **bitnet.BACKEND_SAMPLES,
     **torchao.BACKEND_SAMPLES,
+    **quanto.BACKEND_SAMPLES,
     **peft.BACKEND_SAMPLES,
 }
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
@@ -72,6 +74,7 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **peft.FORMAT_SAMPLES,
     **bitsandbytes.FORMAT_SAMPLES,
     **torchao.FORMAT_SAMPLES,
+    **quanto.FORMAT_SAMPLES,
     **gptq.FORMAT_SAMPLES,
     **awq.FORMAT_SAMPLES,
     **auto_round.FORMAT_SAMPLES,
