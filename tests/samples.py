@@ -15,10 +15,12 @@ from tests.compressed_tensors import samples as compressed_tensors
 from tests.fp8 import samples as fp8
 from tests.gptq import samples as gptq
 from tests.hqq import samples as hqq
+from tests.mxfp4 import samples as mxfp4
 from tests.peft import samples as peft
 from tests.quanto import samples as quanto
 from tests.torchao import samples as torchao
 from tests.toy import toy_layer
+from tests.vptq import samples as vptq
 from zoquant.native import QuantEmbedding
 
 
@@ -58,6 +60,7 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "torch.nn.Module": dense_linear,
     **aqlm.BACKEND_SAMPLES,
     **hqq.BACKEND_SAMPLES,
+    **vptq.BACKEND_SAMPLES,
     **bitsandbytes.BACKEND_SAMPLES,
     **gptq.BACKEND_SAMPLES,
     **awq.BACKEND_SAMPLES,
@@ -71,6 +74,7 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     "dense": dense_folder,
     **aqlm.FORMAT_SAMPLES,
     **hqq.FORMAT_SAMPLES,
+    **vptq.FORMAT_SAMPLES,
     **peft.FORMAT_SAMPLES,
     **bitsandbytes.FORMAT_SAMPLES,
     **torchao.FORMAT_SAMPLES,
@@ -80,5 +84,6 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **auto_round.FORMAT_SAMPLES,
     **compressed_tensors.FORMAT_SAMPLES,
     **fp8.FORMAT_SAMPLES,
+    **mxfp4.FORMAT_SAMPLES,
     **bitnet.FORMAT_SAMPLES,
 }
