@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,12 +16,14 @@ from tests.compressed_tensors import samples as compressed_tensors
 from tests.fp8 import samples as fp8
 from tests.gptq import samples as gptq
 from tests.hqq import samples as hqq
+from tests.metal import samples as metal
 from tests.mxfp4 import samples as mxfp4
 from tests.peft import samples as peft
 from tests.quanto import samples as quanto
 from tests.torchao import samples as torchao
 from tests.toy import toy_layer
 from tests.vptq import samples as vptq
+from zoquant.backends.gpu_only import WHY
 from zoquant.native import QuantEmbedding
 
 
@@ -36,6 +39,11 @@ def dense_linear() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Linear(16, 24)
+
+
+def gpu_only() -> nn.Module:
+    """Stand for a layer that is refused."""
+    pytest.skip("the layer is refused, as tests/backends/test_gpu_only.py checks")
 
 
 def gguf_file(folder: Path) -> Path:
@@ -65,6 +73,7 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     **gptq.BACKEND_SAMPLES,
     **awq.BACKEND_SAMPLES,
     **bitnet.BACKEND_SAMPLES,
+    **dict.fromkeys(WHY, gpu_only),
     **torchao.BACKEND_SAMPLES,
     **quanto.BACKEND_SAMPLES,
     **peft.BACKEND_SAMPLES,
@@ -84,6 +93,7 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **auto_round.FORMAT_SAMPLES,
     **compressed_tensors.FORMAT_SAMPLES,
     **fp8.FORMAT_SAMPLES,
+    **metal.FORMAT_SAMPLES,
     **mxfp4.FORMAT_SAMPLES,
     **bitnet.FORMAT_SAMPLES,
 }
