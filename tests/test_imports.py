@@ -14,7 +14,7 @@ FORBIDDEN = (
 ROOT = Path(zoquant.__file__).parent
 LAYERS = (
     ("errors", "protocol"),
-    ("registry", "noise", "fingerprint", "files", "views", "native", "layout", "buffer"),
+    ("registry", "noise", "fingerprint", "files", "views", "native", "layout", "buffer", "streamed"),
     ("verify", "attach"),
     ("delta", "trajectory"),
     ("optim",),
