@@ -3,20 +3,27 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from tests.aqlm import samples as aqlm
 from tests.auto_round import samples as auto_round
 from tests.awq import samples as awq
+from tests.bitnet import samples as bitnet
 from tests.bitsandbytes import samples as bitsandbytes
 from tests.compressed_tensors import samples as compressed_tensors
 from tests.fp8 import samples as fp8
 from tests.gptq import samples as gptq
 from tests.hqq import samples as hqq
+from tests.metal import samples as metal
+from tests.mxfp4 import samples as mxfp4
 from tests.peft import samples as peft
+from tests.quanto import samples as quanto
 from tests.torchao import samples as torchao
 from tests.toy import toy_layer
+from tests.vptq import samples as vptq
+from zoquant.backends.gpu_only import WHY
 from zoquant.native import QuantEmbedding
 
 
@@ -32,6 +39,11 @@ def dense_linear() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Linear(16, 24)
+
+
+def gpu_only() -> nn.Module:
+    """Stand for a layer that is refused."""
+    pytest.skip("the layer is refused, as tests/backends/test_gpu_only.py checks")
 
 
 def gguf_file(folder: Path) -> Path:
@@ -56,8 +68,14 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "torch.nn.Module": dense_linear,
     **aqlm.BACKEND_SAMPLES,
     **hqq.BACKEND_SAMPLES,
+    **vptq.BACKEND_SAMPLES,
     **bitsandbytes.BACKEND_SAMPLES,
+    **gptq.BACKEND_SAMPLES,
+    **awq.BACKEND_SAMPLES,
+    **bitnet.BACKEND_SAMPLES,
+    **dict.fromkeys(WHY, gpu_only),
     **torchao.BACKEND_SAMPLES,
+    **quanto.BACKEND_SAMPLES,
     **peft.BACKEND_SAMPLES,
 }
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
@@ -65,12 +83,17 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     "dense": dense_folder,
     **aqlm.FORMAT_SAMPLES,
     **hqq.FORMAT_SAMPLES,
+    **vptq.FORMAT_SAMPLES,
     **peft.FORMAT_SAMPLES,
     **bitsandbytes.FORMAT_SAMPLES,
     **torchao.FORMAT_SAMPLES,
+    **quanto.FORMAT_SAMPLES,
     **gptq.FORMAT_SAMPLES,
     **awq.FORMAT_SAMPLES,
     **auto_round.FORMAT_SAMPLES,
     **compressed_tensors.FORMAT_SAMPLES,
     **fp8.FORMAT_SAMPLES,
+    **metal.FORMAT_SAMPLES,
+    **mxfp4.FORMAT_SAMPLES,
+    **bitnet.FORMAT_SAMPLES,
 }

@@ -15,6 +15,7 @@ from zoquant.fingerprint import fingerprint
 from zoquant.layout import view_count
 from zoquant.noise import Kind, Noise
 from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
+from zoquant.streamed import StreamedBuffer
 from zoquant.verify import verify_layer
 from zoquant.views import check_value
 
@@ -67,19 +68,25 @@ class BoundView:
 class Views(Sequence[BoundView]):
     """The views of a model, in module order, and the flat buffers behind them.
 
-    `coupled` says whether views of one layer, role and shape share their delta.
+    `coupled` says whether views of one layer, role and shape share their delta. Views of role `dense` are streamed
+    through the forward of the model `streamed`, if there is one.
 
     Writing through a single view changes the model behind the buffers' back: use it to look, and an optimizer,
     `load_delta` or `replay` to change values.
     """
 
-    def __init__(self, views: Sequence[BoundView], *, coupled: bool) -> None:
+    def __init__(self, views: Sequence[BoundView], *, coupled: bool, streamed: nn.Module | None = None) -> None:
         self._views = tuple(views)
-        by_device: dict[torch.device, list[BoundView]] = {}
+        groups: dict[tuple[torch.device, bool], list[BoundView]] = {}
         for view in self._views:
-            by_device.setdefault(view.device, []).append(view)
+            groups.setdefault((view.device, streamed is not None and view.role == "dense"), []).append(view)
         self.coupled = coupled
-        self.buffers = [FlatBuffer(group, device, coupled=coupled) for device, group in by_device.items()]
+        self.buffers = [
+            StreamedBuffer(group, device, model=streamed)
+            if streamed is not None and dense
+            else FlatBuffer(group, device, coupled=coupled)
+            for (device, dense), group in groups.items()
+        ]
         self._place = {view.name: (buffer, index) for buffer in self.buffers for index, view in enumerate(buffer.views)}
 
     @overload
@@ -177,6 +184,7 @@ def attach(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     coupled: bool = True,
+    streamed: bool = False,
     verify: bool = True,
 ) -> Views:
     """Return the views of all quantized layers of a model.
@@ -189,6 +197,8 @@ def attach(
         exclude: shell patterns on keys to leave out.
         coupled: let the views of one layer, role and shape share their delta. The weights are linear in all scales of a
             layer together, as in `d` and `m` of a GGUF block: in relative space the block is then rescaled as a whole.
+        streamed: let plain weights of role `dense` stay where they are as their own base, and put theta into a scratch
+            buffer while the forward is in their layer: no second copy of the weights, only their delta.
         verify: run every vendor's layer once and check that its output moves as `dequantize` predicts when its values
             do. The model must be in the mode that training will use. Native layers and plain parameters have no cache
             to be checked for.
@@ -221,7 +231,7 @@ def attach(
         found.extend(BoundView(_key(path, view), view, backend.name) for view in fresh)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude))
-    return Views(found, coupled=coupled)
+    return Views(found, coupled=coupled, streamed=model if streamed else None)
 
 
 def claimed(model: nn.Module, *, plain: bool = False) -> Iterator[tuple[str, nn.Module, Backend]]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoquant.layout import Chunk, Plane, chunk_of, coupled_key, pieces_of, runs_of, slots_of, view_count
+from zoquant.layout import Chunk, Piece, Plane, chunk_of, coupled_key, pieces_of, runs_of, slots_of, view_count
 from zoquant.noise import Kind, Noise, as_noise
 from zoquant.protocol import ScaleView
 from zoquant.source import NoiseSource
@@ -45,16 +45,24 @@ class FlatBuffer:
         self._home = {view.name: (n, level) for n, slot in enumerate(self.slots) for level, view in enumerate(slot)}
         limit = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
         pieces = pieces_of(self.slots, limit)
-        runs = list(runs_of(self.slots, pieces, limit))
+        runs = self._runs(pieces, limit)
         longest = max((run[-1].stop - run[0].start for run in runs), default=0)
         with torch.inference_mode(False):  # a buffer made under inference mode could not be written outside of it
             self.delta = torch.zeros(pieces[-1].stop if pieces else 0, dtype=torch.float32, device=device)
             self._probed = torch.empty(longest, dtype=torch.float32, device=device)
             self._theta = torch.empty_like(self._probed)
             self._base = torch.empty_like(self._probed)
-            self._chunks = [chunk_of(self.slots, run, self._theta) for run in runs]
+            self._chunks = [self._chunk(run) for run in runs]
         self._starts = {piece.slot: piece.start for piece in reversed(pieces)}
         self._source: NoiseSource | None = None
+
+    def _runs(self, pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
+        """Return the pieces of each chunk."""
+        return list(runs_of(self.slots, pieces, limit))
+
+    def _chunk(self, run: Sequence[Piece]) -> Chunk:
+        """Return the chunk of a run, with the base of its values."""
+        return chunk_of(self.slots, run, self._theta)
 
     def slice_of(self, index: int) -> slice:
         """Return where the delta of view number `index` lies in the buffer."""
@@ -117,7 +125,8 @@ class FlatBuffer:
 
     def _compose(self, plane: Plane, probed: Tensor) -> Tensor:
         """Return theta of a plane in scratch memory."""
-        base = self._base[: probed.numel()].copy_(plane.base)
+        base = self._base[: probed.numel()]
+        base[: plane.base.numel()].copy_(plane.base)
         theta = self._theta[: probed.numel()]
         return compose(probed, base, theta, space=self.space, keep_sign=plane.keep_sign, dtype=plane.base.dtype)
 

@@ -168,7 +168,9 @@ def _plane(slots: Sequence[Slot], run: Sequence[Piece], level: int, theta: Tenso
 
 
 def _part(view: ScaleView, piece: Piece) -> Tensor:
-    return view.read().view(-1)[piece.first : piece.first + piece.count]
+    """Return the values of a piece; of a plain view without a float32 copy of all of it."""
+    values = view.live if _is_plain(view) and view.live is not None else view.read()
+    return values.view(-1)[piece.first : piece.first + piece.count]
 
 
 def _is_plain(view: ScaleView) -> bool:

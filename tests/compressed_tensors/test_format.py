@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import zoquant
 from tests.compressed_tensors.samples import KINDS, Kind, config_of, stored, write
 from tests.folder.llama import edit_config, edit_tensors, logits
 from zoquant.backends.compressed_tensors.format import CompressedTensorsFormat
-from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.errors import CheckpointError, UnsupportedLayoutError, ZoquantError
 from zoquant.folder import Folder, Layer, open_folder
 
 FORMAT = CompressedTensorsFormat()
@@ -21,7 +23,7 @@ FORMAT = CompressedTensorsFormat()
 
 def folder_of(path: Path, kind: Kind, tensors: dict[str, torch.Tensor]) -> Folder:
     """Write the tensors of one module, without a model around it."""
-    path.mkdir(exist_ok=True)
+    path.mkdir(exist_ok=True, parents=True)
     save_file({f"m.q.{name}": tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors")
     (path / "config.json").write_text("{}")
     found = open_folder(path)
@@ -228,3 +230,39 @@ def test_a_strategy_that_is_not_named(tmp_path: Path) -> None:
         folder = folder_of(tmp_path / kind, KINDS[kind], stored(KINDS[kind], 40, 96)[0])
         said = {"config_groups": {"g": {"weights": args}}}
         assert FORMAT.layers(replace(folder, quantization=said))["m.q"].fields
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+WORDS = st.sampled_from(["int", "float", "group", "channel", "tensor", "block", "tensor_group", "marlin-24", "8x8"])
+KEYS = st.sampled_from([*ARGS, "block_structure", "scale_dtype"])
+WEIGHTS = st.dictionaries(KEYS, JSON | WORDS | st.integers(-2, 130), max_size=6).map(lambda more: {**ARGS, **more})
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> list[Folder]:
+    path = tmp_path_factory.mktemp("modules")
+    return [folder_of(path / name, kind, stored(kind, 40, 96)[0]) for name, kind in KINDS.items()]
+
+
+@given(data=st.data())
+def test_any_config_is_read_or_refused(modules: list[Folder], data: st.DataObject) -> None:
+    group = st.fixed_dictionaries({"weights": WEIGHTS | JSON}, optional={"input_activations": JSON, "format": JSON})
+    keys = {"config_groups": st.dictionaries(st.text(max_size=3), group | JSON, max_size=2) | JSON}
+    more = dict.fromkeys(("format", "sparsity_config", "transform_config", "kv_cache_scheme"), JSON | WORDS)
+    said = data.draw(st.fixed_dictionaries(keys, optional=more))
+    folder = replace(data.draw(st.sampled_from(modules)), quantization=said)
+    assert str(folder.path) in (refusal(folder) or str(folder.path))
+
+
+def refusal(folder: Folder) -> str | None:
+    """Return why a folder is refused, or None after reading it."""
+    try:
+        layers = FORMAT.layers(folder)
+    except ZoquantError as error:
+        return str(error)
+    assert layers["m.q"].packed(folder).dequantize().shape == (40, 96)
+    return None

@@ -31,9 +31,8 @@ def float8(
         scale = torch.from_numpy(random.uniform(0.2, 1, grid) * size).to(dtype)
         factors = scale.double().numpy()
     weight = ref.float8_e4m3(codes) * ref.spread(factors, rows, columns, height, width)
-    return {
-        "weight": torch.from_numpy(codes).view(torch.float8_e4m3fn), name: scale.reshape(grid if shape is None else shape),
-    }, weight  # fmt: skip
+    scale = scale.reshape(grid if shape is None else shape)
+    return {"weight": torch.from_numpy(codes).view(torch.float8_e4m3fn), name: scale}, weight
 
 
 def float4(rows: int, columns: int, seed: int) -> Made:

@@ -1,14 +1,17 @@
 """Tiny GGUF files, written with llama.cpp's own writer."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
-from torch import nn
+from torch import Tensor, nn
 
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 
@@ -28,6 +31,14 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
 _NORMS = {
     False: {"post_attention_layernorm": "ffn_norm"},
@@ -97,7 +108,7 @@ class TinyFile:
         for name, array in {**self.tensors(), **self.extra}.items():
             if name in self.skip:
                 continue
-            if array.ndim == 2:
+            if array.ndim >= 2 and "ffn_gate_inp" not in name:
                 _add_matrix(writer, name, array, types[number % len(types)], seed=number)
                 number += 1
             else:
@@ -112,7 +123,7 @@ class TinyFile:
         """Return the model's tensors under the file's names, rows and norms as llama.cpp converts them."""
         config: Any = self.model.config
         gemma, tensors = self.arch.startswith("gemma"), {}
-        for key, tensor in self.model.state_dict().items():
+        for key, tensor in with_stacked_experts(self.model.state_dict()).items():
             if key == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             name = file_name(key, gemma)
@@ -122,8 +133,30 @@ class TinyFile:
                 array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
             if gemma and "norm" in name:
                 array = array + 1
+            if name.endswith("ffn_gate_inp_shexp.weight"):
+                array = array[0]
             tensors[name] = np.ascontiguousarray(array)
         return tensors
+
+
+def with_stacked_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters of a model with one tensor `[experts, rows, columns]` a matrix, as the file has them.
+
+    transformers 5 holds gate and up in one tensor, transformers 4 every expert in modules of its own.
+    """
+    stacked, parts = {}, defaultdict(list)
+    for key, tensor in state.items():
+        alone = re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", key)
+        if alone:
+            parts[f"{alone[1]}.{alone[2]}.weight"].append(tensor)
+        elif key.endswith(".experts.gate_up_proj"):
+            path = key.removesuffix("gate_up_proj")
+            stacked[f"{path}gate_proj.weight"], stacked[f"{path}up_proj.weight"] = tensor.chunk(2, dim=1)
+        elif key.endswith(".experts.down_proj"):
+            stacked[f"{key}.weight"] = tensor
+        else:
+            stacked[key] = tensor
+    return {**stacked, **{key: torch.stack(tensors) for key, tensors in parts.items()}}
 
 
 def file_name(key: str, gemma: bool) -> str:
@@ -188,5 +221,5 @@ def _add_matrix(writer: GGUFWriter, name: str, array: np.ndarray[Any, Any], kind
         writer.add_tensor(name, quants.quantize(array, number), raw_dtype=number)
     else:
         codec = CODECS[kind]
-        blocks = random_blocks(codec, array.shape[0], array.shape[1] // codec.block, seed)
-        writer.add_tensor(name, blocks.reshape(array.shape[0], -1), raw_dtype=number)
+        blocks = random_blocks(codec, prod(array.shape[:-1]), array.shape[-1] // codec.block, seed)
+        writer.add_tensor(name, blocks.reshape(*array.shape[:-1], -1), raw_dtype=number)

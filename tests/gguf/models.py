@@ -47,6 +47,13 @@ _GEMMA: dict[str, Any] = {
     "sliding_window": 8,
     "tie_word_embeddings": True,
 }
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 256,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"head_dim": 64}),
     "qwen2": ("qwen2", {}),
@@ -54,8 +61,12 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", _GEMMA),
     "gemma3": ("gemma3_text", _GEMMA),
     "phi3": ("phi3", {}),
+    "qwen2moe": ("qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 512}),
+    "qwen3moe": ("qwen3_moe", {**_EXPERTS, "head_dim": 128, "norm_topk_prob": True}),
+    "mixtral": ("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 64}),
 }
-ARCHITECTURES = tuple(_CONFIGS)
+MIXTURES = ("qwen2moe", "qwen3moe", "mixtral")
+ARCHITECTURES = tuple(arch for arch in _CONFIGS if arch not in MIXTURES)
 
 
 def metadata_of(model: nn.Module) -> dict[str, Any]:
@@ -64,6 +75,13 @@ def metadata_of(model: nn.Module) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if getattr(config, "sliding_window", None) and config.model_type.startswith("gemma"):
         keys["attention.sliding_window"] = config.sliding_window
+    if config.model_type in ("qwen2_moe", "qwen3_moe", "mixtral"):
+        keys["expert_count"] = getattr(config, "num_experts", None) or config.num_local_experts
+        keys["expert_used_count"] = config.num_experts_per_tok
+    if config.model_type != "mixtral" and hasattr(config, "moe_intermediate_size"):
+        keys["expert_feed_forward_length"] = config.moe_intermediate_size
+    if config.model_type == "qwen2_moe":
+        keys["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
     return keys
 
 

@@ -273,13 +273,21 @@ def refused(tmp_path: Path, arch: str = "llama", **changes: Any) -> str:
             {"metadata": {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 0.5}},
             "'llama.rope.scaling.attn_factor': expected 1.0, for zoquant knows no other for 'yarn', got 0.5",
         ),
-        ({"metadata": {"expert_count": 8}}, "'llama.expert_count': expected no such key"),
+        ({"metadata": {"expert_count": 8}}, "'llama.expert_used_count': expected a number, got nothing"),
         ({"metadata": {"attention.scale": 0.5}}, "'llama.attention.scale': expected no such key"),
-        ({"edit": lambda writer: writer.add_uint16("split.count", 3)}, "expected a name that ends in -00001-of-00003.gguf"),
+        (
+            {"edit": lambda writer: writer.add_uint16("split.count", 3)},
+            "expected a name that ends in -00001-of-00003.gguf",
+        ),
     ],
 )
 def test_a_file_that_contradicts_its_model_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert message in refused(tmp_path, **changes)
+
+
+def test_experts_in_a_model_without_them_are_refused(tmp_path: Path) -> None:
+    message = refused(tmp_path, "qwen2", metadata={"expert_count": 8})
+    assert "'qwen2.expert_count': expected no such key" in message
 
 
 @pytest.mark.parametrize("types", ["Q8_0", "F32"])
@@ -302,7 +310,8 @@ def test_a_model_that_transformers_cannot_build_is_refused(tmp_path: Path, monke
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     path = TinyFile("mamba", tiny("llama")).write(tmp_path / "bad.gguf")
-    with pytest.raises(CheckpointError, match="gemma2, gemma3, llama, phi3, qwen2, qwen3, got 'mamba'"):
+    known = "gemma2, gemma3, llama, phi3, qwen2, qwen2moe, qwen3, qwen3moe"
+    with pytest.raises(CheckpointError, match=f"{known}, got 'mamba'"):
         opened(path)
     with pytest.raises(CheckpointError, match="got 'mamba'"):
         GGUFFormat().index(path)

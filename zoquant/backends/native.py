@@ -20,8 +20,7 @@ class NativeBackend:
         """Return a view of every continuous field, in the order of the file."""
         packed = cast(QuantLinear | QuantEmbedding, module).packed
         return [
-            TensorView(field.name, field.role, packed.value(field.name), dtype=field.dtype)
-            for field in packed.fields
+            TensorView(field.name, field.role, packed.value(field.name), dtype=field.dtype) for field in packed.fields
         ]
 
     def dequantize(self, module: nn.Module) -> Tensor:

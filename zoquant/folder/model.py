@@ -6,7 +6,7 @@ parameter filled, or the checkpoint is refused.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,12 @@ _NOT_OF_THE_MODEL = ("quantization_config", "torch_dtype", "dtype", "auto_map", 
 
 
 def build_model(
-    folder: Folder, layers: Mapping[str, Layer], *, compute_dtype: torch.dtype, device: torch.device
+    folder: Folder,
+    layers: Mapping[str, Layer],
+    *,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """Return the model of a folder, in eval mode and without gradients.
 
@@ -33,11 +38,14 @@ def build_model(
         layers: its quantized matrices.
         compute_dtype: dtype of the matrix products.
         device: where the packed words and the values go.
+        prepare: changes the empty model so that it has a Linear or an Embedding for every layer.
 
     Raises:
         CheckpointError: a tensor is missing, or one is there that the model has no place for.
     """
     model = empty_model(folder)
+    if prepare is not None:
+        prepare(model)
     forget_weights(model)
     _Filler(folder, model, compute_dtype).fill(layers)
     missing = unfilled(model)

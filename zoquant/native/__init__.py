@@ -3,6 +3,7 @@
 from zoquant.native.affine import AffineWeight
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.dense import DenseWeight
+from zoquant.native.experts import QuantExperts
 from zoquant.native.layers import QuantEmbedding, QuantLinear, QuantWeight
 from zoquant.native.packed import PackedWeight
 from zoquant.native.table import TableWeight
@@ -20,6 +21,7 @@ __all__ = [
     "PackedWords",
     "PlainCodes",
     "QuantEmbedding",
+    "QuantExperts",
     "QuantLinear",
     "QuantWeight",
     "TableWeight",

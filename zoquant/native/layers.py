@@ -109,12 +109,12 @@ class QuantLinear(nn.Module):
         """Packed words, under the name by which other libraries look up the device of a quantized layer."""
         return next(self.packed.buffers())
 
-    def rows(self, x: Tensor, outputs: Tensor) -> Tensor:
+    def rows(self, x: Tensor, outputs: Rows) -> Tensor:
         """Return some of the outputs only, `[..., len(outputs)]`: their rows alone are decoded.
 
         Args:
             x: `[..., in_features]`.
-            outputs: which outputs, int64 `[n]`.
+            outputs: which outputs, a slice or int64 `[n]`.
         """
         y = (x.to(self.compute_dtype) @ self.packed.decode_rows_to(outputs, self.compute_dtype).t()).to(x.dtype)
         return y if self.bias is None else y + self.bias[outputs]

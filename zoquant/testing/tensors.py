@@ -32,8 +32,10 @@ def codes_of(module: nn.Module, views: Sequence[ScaleView]) -> dict[str, Tensor]
     """Return a copy of the bytes of every integer tensor of a module, those that belong to its views set to zero."""
     copies: dict[int, tuple[str, Tensor]] = {}
     for path, tensor in reachable(module).items():
+        if tensor.is_floating_point() or tensor.is_complex() or hasattr(tensor, "__tensor_flatten__"):
+            continue  # what holds other tensors has no storage of its own, and they are reachable, too
         place = tensor.untyped_storage().data_ptr()
-        if not tensor.is_floating_point() and not tensor.is_complex() and place not in copies:
+        if place not in copies:
             whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
             copies[place] = (path, whole.detach().clone())
     for view in views:

@@ -20,7 +20,6 @@ from torch import nn
 
 from zoquant.backends.bitsandbytes.quant_state import PREFIX, QUANT_TYPES, QuantState, read_quant_state
 from zoquant.backends.bitsandbytes.weights import TABLES, NestedAbsmax, eight_bit, four_bit
-from zoquant.errors import UnsupportedLayoutError
 from zoquant.folder import Folder, FolderFormat, Layer
 from zoquant.folder.format import DENSE
 from zoquant.native import FieldSpec, PackedWeight, Values
@@ -155,10 +154,7 @@ def _check_row_major(folder: Folder, name: str) -> None:
     folder.expect(name, (), [torch.uint8])
     order = int(folder.read(name))
     if order != 0:
-        raise UnsupportedLayoutError(
-            f"{folder.path}: {name!r}: expected 0, rows in their order, got {order}: an order of some GPU's own that "
-            "bitsandbytes no longer reads either. Quantize the model again with bitsandbytes 0.45 or later."
-        )
+        raise folder.error(name, "0, rows in their order", f"{order}, an order of one GPU that nobody reads any more")
 
 
 def _check_config(folder: Folder, layers: Iterable[Layer]) -> None:

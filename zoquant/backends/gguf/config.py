@@ -15,7 +15,8 @@ from zoquant.backends.gguf.header import Header, TensorInfo
 from zoquant.backends.gguf.names import Architecture
 from zoquant.errors import CheckpointError
 
-_REFUSED = ("expert_count", "attention.scale", "logit_scale", "embedding_scale", "residual_scale")
+_REFUSED = ("attention.scale", "logit_scale", "embedding_scale", "residual_scale")
+_EXPERTS = ("qwen2moe", "qwen3moe", "mixtral")
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _DEFAULT_THETA = 10000.0
 
@@ -66,7 +67,7 @@ def config_of(header: Header, architecture: Architecture, rope_factors: Mapping[
         CheckpointError: a key is missing or contradicts the tensors, or zoquant cannot do what it asks for.
     """
     keys = Keys(header)
-    for key in _REFUSED:
+    for key in _REFUSED if architecture.name in _EXPERTS else (*_REFUSED, "expert_count"):
         if keys.get(key):
             raise keys.error(key, "no such key, for zoquant cannot run such a model", repr(keys.get(key)))
     config = _common(keys)
@@ -179,6 +180,47 @@ def _qwen3(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[f
     return {"attention_bias": "blk.0.attn_q.bias" in keys.header.tensors}
 
 
+def _qwen2moe(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    return {
+        **_experts(keys),
+        "shared_expert_intermediate_size": keys.integer("expert_shared_feed_forward_length"),
+        "norm_topk_prob": False,
+    }
+
+
+def _qwen3moe(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    bias = "blk.0.attn_q.bias" in keys.header.tensors
+    return {**_experts(keys), "attention_bias": bias, "norm_topk_prob": True}
+
+
+def _experts(keys: Keys) -> dict[str, Any]:
+    """Return what the kinds of Qwen say of their experts; which of them normalizes the weights is llama.cpp's."""
+    return {
+        "num_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": _experts_used(keys),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _mixtral(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    width = keys.integer("attention.key_length", keys.integer("rope.dimension_count", config["head_dim"]))
+    experts = {"num_local_experts": keys.integer("expert_count"), "num_experts_per_tok": _experts_used(keys)}
+    return {"head_dim": width, "sliding_window": None, **experts}
+
+
+def _experts_used(keys: Keys) -> int:
+    """Return how many experts a token is sent to; keys that weigh them otherwise than by a softmax are refused."""
+    for key, usual in (("expert_weights_scale", 1.0), ("expert_gating_func", 1), ("expert_group_count", 1)):
+        if keys.number(key, usual) not in (0, usual):
+            raise keys.error(key, f"{usual}, for zoquant knows no other", str(keys.get(key)))
+    used, count = keys.integer("expert_used_count"), keys.integer("expert_count")
+    if used > count:
+        raise keys.error("expert_used_count", f"at most {count}, the number of experts", str(used))
+    return used
+
+
 def _gemma2(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
     return {
         "query_pre_attn_scalar": _query_scale(keys, config),
@@ -234,6 +276,9 @@ _EXTRAS: Mapping[str, Callable[[Keys, dict[str, Any], Mapping[str, list[float]]]
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen2moe": _qwen2moe,
+    "qwen3moe": _qwen3moe,
+    "mixtral": _mixtral,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,

@@ -1,5 +1,7 @@
 """Reading tensors: a few megabytes at a time, so that a load needs hardly more memory than what it keeps."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,8 @@ from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.backends.gguf.header import TensorInfo
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
-from zoquant.native import QuantWeight
+from zoquant.native import PackedWeight, QuantWeight
+from zoquant.native.dense import DenseWeight
 
 CHUNK = 8 << 20
 """Bytes that are read at a time."""
@@ -24,8 +27,8 @@ class TensorReader:
         self.device = device
         self._buffer = bytearray()
 
-    def dense(self, tensor: TensorInfo) -> Tensor:
-        """Return plain numbers as float32 of the tensor's shape.
+    def dense(self, tensor: TensorInfo, *, as_stored: bool = False) -> Tensor:
+        """Return plain numbers of the tensor's shape, as float32 or in the dtype of the file.
 
         Raises:
             CheckpointError: the tensor is not F32, F16 or BF16.
@@ -33,7 +36,7 @@ class TensorReader:
         dtype = DENSE.get(tensor.type.name)
         if dtype is None:
             raise self._error(tensor, f"one of the types {', '.join(DENSE)}", tensor.type.name)
-        out = torch.empty(tensor.shape, dtype=torch.float32, device=self.device)
+        out = torch.empty(tensor.shape, dtype=dtype if as_stored else torch.float32, device=self.device)
         flat = out.view(-1)
         step = CHUNK // dtype.itemsize
         for start in range(0, flat.numel(), step):
@@ -41,6 +44,16 @@ class TensorReader:
             raw = self._read(tensor, start * dtype.itemsize, count * dtype.itemsize)
             flat[start : start + count].copy_(raw.view(dtype))
         return out
+
+    def stacked(self, tensor: TensorInfo) -> PackedWeight:
+        """Return the matrices `[experts, rows, columns]` of a tensor as one, each below the one before.
+
+        Raises:
+            CheckpointError: no codec knows the tensor's type.
+        """
+        if tensor.type.name in DENSE:
+            return DenseWeight(self.dense(tensor, as_stored=True).flatten(0, 1))
+        return self.packed(replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2])), None)
 
     def packed(self, tensor: TensorInfo, row_order: Tensor | None) -> QuantWeight:
         """Return a quantized matrix with its codes and fields as the file has them.

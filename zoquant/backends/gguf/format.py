@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ class GGUFFormat:
         return shard_paths(path)
 
     def index(self, path: Path) -> Mapping[str, Span]:
-        """Return the place of every continuous value: the fp16 fields of the blocks, norm vectors and biases.
+        """Return the place of every continuous value: the fp16 fields of the blocks, and plain numbers.
 
         Left out are values that the model holds in another form than the file: the norms of Gemma, to which the file
-        adds 1, and biases in llama.cpp's rope order.
+        adds 1, weights and biases in llama.cpp's rope order, and matrices of 16 bits, which become float32.
 
         Args:
             path: the file, or any shard.
@@ -85,26 +86,47 @@ class GGUFFormat:
 
 
 def _spans(header: Header, architecture: Architecture) -> Iterator[tuple[str, Span]]:
-    for tensor in header.tensors.values():
-        if tensor.name in architecture.rope_tensors:
+    for found in header.tensors.values():
+        if found.name in architecture.rope_tensors:
             continue
-        target = target_of(header.path, architecture, tensor.name)
+        target = target_of(header.path, architecture, found.name)
+        tensor = target.placed(found)
+        if tensor.type.name in CODECS or target.experts is not None:
+            _check_matrix(target, tensor)
         if tensor.type.name in CODECS:
-            yield from _block_spans(header, target, tensor)
-        elif tensor.type.name in DENSE and len(tensor.shape) == 1 and architecture.in_file_order(target):
-            dtype = DENSE[tensor.type.name]
-            span = Span("dense", tensor.file.name, tensor.offset, tensor.shape, (dtype.itemsize,), dtype, tensor.name)
-            yield f"{target.module}.{target.field}", span
+            yield from _block_spans(target, tensor)
+        elif tensor.type.name in DENSE and _is_held_as_stored(target, tensor) and architecture.in_file_order(target):
+            yield f"{target.module}.{target.field}", _dense_span(target, tensor)
 
 
-def _block_spans(header: Header, target: Target, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:
-    codec = CODECS[tensor.type.name]
-    if len(tensor.shape) != 2:
+def _is_held_as_stored(target: Target, tensor: TensorInfo) -> bool:
+    """Tell whether the model holds plain numbers in the precision of the file, or few enough to round them there."""
+    return tensor.type.name == "F32" or len(tensor.shape) == 1 or target.experts is not None
+
+
+def _check_matrix(target: Target, tensor: TensorInfo) -> None:
+    dimensions = 2 if target.experts is None else 3
+    if len(tensor.shape) != dimensions:
+        what = "a matrix" if target.experts is None else "[experts, rows, columns]"
         raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name!r}: expected a matrix for type {tensor.type.name}, "
+            f"{tensor.file}: tensor {tensor.name!r}: expected {what} for type {tensor.type.name}, "
             f"got shape {tensor.shape}. Convert the checkpoint again."
         )
-    groups = tensor.shape[1] // codec.block
+
+
+def _dense_span(target: Target, tensor: TensorInfo) -> Span:
+    dtype = DENSE[tensor.type.name]
+    shape = tensor.shape if target.experts is None else (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
+    strides = [dtype.itemsize]
+    for length in shape[:0:-1]:
+        strides.insert(0, strides[0] * length)
+    return Span("dense", tensor.file.name, tensor.offset, shape, tuple(strides), dtype, tensor.name)
+
+
+def _block_spans(target: Target, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:
+    """Yield the fields of a matrix; those of experts are one matrix, one below the other."""
+    codec = CODECS[tensor.type.name]
+    groups = tensor.shape[-1] // codec.block
     for field, start in zip(codec.fields, codec.offsets, strict=True):
         yield (
             f"{target.module}.{field.name}",
@@ -112,7 +134,7 @@ def _block_spans(header: Header, target: Target, tensor: TensorInfo) -> Iterator
                 role=field.role,
                 file=tensor.file.name,
                 offset=tensor.offset + start,
-                shape=(tensor.shape[0], groups),
+                shape=(prod(tensor.shape[:-1]), groups),
                 strides=(groups * codec.nbytes, codec.nbytes),
                 dtype=field.dtype,
                 tensor=tensor.name,

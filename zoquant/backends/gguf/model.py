@@ -5,7 +5,7 @@ plain ones float32 parameters. Every tensor of the file is used and every parame
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from zoquant.backends.gguf.header import Header, TensorInfo
 from zoquant.backends.gguf.names import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
-from zoquant.native import QuantEmbedding, QuantLinear
+from zoquant.native import QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, unfilled
 
 _ROPE_TOLERANCE = 1e-3
@@ -83,20 +83,35 @@ class _Filler:
         self.compute_dtype = compute_dtype
 
     def fill(self) -> None:
+        for path, matrices in self._stacked().items():
+            self._fill_experts(path, matrices)
         for path, parts in self._by_module().items():
             self._fill_module(path, parts)
         self._tie()
 
-    def _by_module(self) -> dict[str, dict[Field, Part]]:
-        modules: dict[str, dict[Field, Part]] = defaultdict(dict)
+    def _targets(self) -> Iterator[Part]:
         for name, info in self.header.tensors.items():
             if name not in self.architecture.rope_tensors:
                 target = target_of(self.header.path, self.architecture, name)
+                yield target, target.placed(info)
+
+    def _stacked(self) -> dict[str, dict[str, TensorInfo]]:
+        """Return by the path of a layer's experts the tensors that hold all of them, by the name of the matrix."""
+        experts: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+        for target, info in self._targets():
+            if target.experts is not None:
+                experts[target.experts][target.module.rpartition(".")[2]] = info
+        return experts
+
+    def _by_module(self) -> dict[str, dict[Field, Part]]:
+        modules: dict[str, dict[Field, Part]] = defaultdict(dict)
+        for target, info in self._targets():
+            if target.experts is None:
                 modules[target.module][target.field] = (target, info)
         return modules
 
     def _fill_module(self, path: str, parts: Mapping[Field, Part]) -> None:
-        module = self._module(path, parts)
+        module = self._module(path, next(iter(parts.values()))[1])
         for field, (_, info) in parts.items():
             self._check_shape(module, path, field, info)
         weight = parts.get("weight")
@@ -109,13 +124,31 @@ class _Filler:
                 raise _incomplete(self.header, [f"{path}.bias"])
             replace_module(self.model, path, self._native(module, weight, bias))
 
-    def _module(self, path: str, parts: Mapping[Field, Part]) -> nn.Module:
+    def _fill_experts(self, path: str, matrices: Mapping[str, TensorInfo]) -> None:
+        """Put native experts in the place of those of transformers, fused or in a list."""
+        from transformers.activations import ACT2FN
+
+        config: Any = self.model.config
+        count = getattr(config, "num_experts", None) or config.num_local_experts
+        width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        outer, inner = (count, width, config.hidden_size), (count, config.hidden_size, width)
+        self._module(path, next(iter(matrices.values())))
+        layers: dict[str, QuantLinear] = {}
+        for name, shape in (("gate_proj", outer), ("up_proj", outer), ("down_proj", inner)):
+            if name not in matrices:
+                raise _incomplete(self.header, [f"{path}.{name}.weight"])
+            if matrices[name].shape != shape:
+                raise self._contradiction(matrices[name], f"{path}.{name}.weight", shape)
+            layers[name] = QuantLinear(self.reader.stacked(matrices[name]), compute_dtype=self.compute_dtype)
+        experts = QuantExperts(*layers.values(), count=count, activation=ACT2FN[config.hidden_act])
+        replace_module(self.model, path, experts)
+
+    def _module(self, path: str, info: TensorInfo) -> nn.Module:
         try:
             return self.model.get_submodule(path)
         except AttributeError as error:
-            name = next(iter(parts.values()))[1].name
             raise CheckpointError(
-                f"{self.header.path}: tensor {name!r}: the model has no {path!r} to hold it. "
+                f"{info.file}: tensor {info.name!r}: the model has no {path!r} to hold it. "
                 "The file contradicts its metadata; convert the checkpoint again."
             ) from error
 
@@ -123,10 +156,13 @@ class _Filler:
         expected = getattr(module, field, None)
         if not isinstance(expected, Tensor) or tuple(expected.shape) != info.shape:
             wanted = tuple(expected.shape) if isinstance(expected, Tensor) else "no such tensor"
-            raise CheckpointError(
-                f"{info.file}: tensor {info.name!r} ({path}.{field}): expected {wanted}, got {info.shape}. "
-                "The file contradicts its metadata; convert the checkpoint again."
-            )
+            raise self._contradiction(info, f"{path}.{field}", wanted)
+
+    def _contradiction(self, info: TensorInfo, key: str, wanted: object) -> CheckpointError:
+        return CheckpointError(
+            f"{info.file}: tensor {info.name!r} ({key}): expected {wanted}, got {info.shape}. "
+            "The file contradicts its metadata; convert the checkpoint again."
+        )
 
     def _native(self, module: nn.Module, weight: Part, bias: Tensor | None) -> nn.Module:
         target, info = weight

@@ -6,11 +6,11 @@ transformers' classes. Checked against transformers' own mapping in the tests.
 
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from zoquant.backends.gguf.header import Header
+from zoquant.backends.gguf.header import Header, TensorInfo
 from zoquant.errors import CheckpointError
 
 Field = Literal["weight", "bias"]
@@ -25,6 +25,18 @@ _ATTENTION: Mapping[str, str] = {
     "attn_output": "self_attn.o_proj",
 }
 _MLP: Mapping[str, str] = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_EXPERTS: Mapping[str, str] = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+_SHARED_EXPERT: Mapping[str, str] = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 _QK_NORM: Mapping[str, str] = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _POST_NORM: Mapping[str, str] = {"ffn_norm": "post_attention_layernorm"}
 _FOUR_NORMS: Mapping[str, str] = {
@@ -47,6 +59,17 @@ class Target:
     module: str
     field: Field
     part: str
+
+    @property
+    def experts(self) -> str | None:
+        """The module of the experts that the tensor holds all at once, or None for another tensor."""
+        return self.module.rpartition(".")[0] if self.part.endswith("_exps") else None
+
+    def placed(self, tensor: TensorInfo) -> TensorInfo:
+        """Return a tensor in the shape that the model has it in: the gate of a shared expert is a matrix of one row."""
+        if self.part == "ffn_gate_inp_shexp" and len(tensor.shape) == 1:
+            return replace(tensor, shape=(1, *tensor.shape))
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,7 @@ class Architecture:
             return None
         number, part, what = match.groups()
         module = _TOP.get(part) if number is None else self.layer.get(part)
-        if module is None:
+        if module is None or (part.endswith("_exps") and what == "bias"):
             return None
         path = module if number is None else f"model.layers.{number}.{module}"
         return Target(path, "weight" if what == "weight" else "bias", part)
@@ -98,6 +121,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
         Architecture("qwen2", "qwen2", {**_ATTENTION, **_MLP, **_POST_NORM}),
         Architecture("qwen3", "qwen3", {**_ATTENTION, **_MLP, **_POST_NORM, **_QK_NORM}),
+        Architecture("qwen2moe", "qwen2_moe", {**_ATTENTION, **_EXPERTS, **_SHARED_EXPERT, **_POST_NORM}),
+        Architecture("qwen3moe", "qwen3_moe", {**_ATTENTION, **_EXPERTS, **_POST_NORM, **_QK_NORM}),
         Architecture("gemma2", "gemma2", {**_ATTENTION, **_MLP, **_FOUR_NORMS}, norm_offset=1.0),
         Architecture("gemma3", "gemma3_text", {**_ATTENTION, **_MLP, **_FOUR_NORMS, **_QK_NORM}, norm_offset=1.0),
         Architecture(
@@ -117,6 +142,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """`general.architecture` -> what zoquant knows of it."""
 
+_MIXTRAL = Architecture(
+    "mixtral", "mixtral", {**_ATTENTION, **_EXPERTS, **_POST_NORM}, permuted=frozenset({"attn_q", "attn_k"})
+)
+"""What the architecture `llama` is in a file with experts."""
+
 
 def architecture_of(header: Header) -> Architecture:
     """Return the architecture of a file.
@@ -130,7 +160,7 @@ def architecture_of(header: Header) -> Architecture:
             f"{header.path}: expected one of the architectures {', '.join(sorted(ARCHITECTURES))}, got {name!r}. "
             "zoquant cannot run or index this kind of model."
         )
-    return ARCHITECTURES[name]
+    return _MIXTRAL if name == "llama" and header.metadata.get("llama.expert_count") else ARCHITECTURES[name]
 
 
 def target_of(path: Path, architecture: Architecture, tensor: str) -> Target:

@@ -1,0 +1,1 @@
+"""AutoRound: the layers of GPTQ and AWQ under a config of its own."""

@@ -1,0 +1,154 @@
+"""Views of the AWQ layers of GPTQModel and AutoAWQ: `scales`, and `qzeros` where they are continuous.
+
+Source: gptqmodel 7.7.0, nn_modules/qlinear/torch_awq.py, torch_aten_kernel_awq.py, torch_fused_awq.py,
+torch_cpu_avx512_awq.py, gemm_awq.py, gemv_awq.py, gemv_fast_awq.py; autoawq 0.2.9, awq/modules/linear.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
+from zoquant.backends.awq.words import BITS, gemm_zeros
+from zoquant.backends.gptq.live import avx512_input, loaded_dtype, random_input
+from zoquant.backends.gptq.views import (
+    BufferView,
+    Int4PackView,
+    dequantize_pairs,
+    pairs_of,
+    pairs_or_scales,
+    zeros_of_pairs,
+)
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.protocol import ScaleView
+
+
+class GEMMBackend:
+    """`AwqTorchLinear`, `AwqGEMMLinear` and `AwqGEMMTritonLinear`, AutoAWQ's `WQLinear_GEMM`: they decode each time."""
+
+    name = "awq"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`.
+
+        Raises:
+            UnsupportedLayoutError: other than 4 bits.
+        """
+        _check_bits(module)
+        return [BufferView("scales", module, dtype=_scales(module).dtype)]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight, decoded from the layer's words."""
+        layer: Any = module
+        return gemm_weight(layer.qweight, layer.qzeros, layer.scales).dequantize()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype of the scales."""
+        layer: Any = module
+        return random_input(layer.in_features, layer.scales)
+
+
+class GEMVBackend(GEMMBackend):
+    """`AwqGEMVLinear` and AutoAWQ's `WQLinear_GEMV`."""
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight, decoded from the layer's words."""
+        layer: Any = module
+        groups = layer.in_features // layer.group_size
+        return gemv_weight(layer.qweight, layer.qzeros, layer.scales, groups=groups).dequantize()
+
+
+class FastBackend(GEMMBackend):
+    """`AwqGEMVFastLinear` and `LLMAwqLinear`, AutoAWQ's `WQLinear_GEMVFast`: their zeros are continuous."""
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the views of `scales` and of the zeros, both `[padded groups, out_features]`.
+
+        Raises:
+            UnsupportedLayoutError: other than 4 bits.
+        """
+        _check_bits(module)
+        names = ("scales", _zeros_name(module))
+        return [BufferView(name, module, dtype=getattr(module, name).dtype) for name in names]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight, decoded from the layer's words."""
+        layer: Any = module
+        groups = layer.in_features // layer.group_size
+        return fast_weight(layer.qweight, getattr(layer, _zeros_name(layer)), layer.scales, groups=groups).dequantize()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[1, 2, in_features]`: AutoAWQ's layer wants a batch."""
+        return super().sample_input(module).unsqueeze(0)
+
+
+class Int4PackBackend(GEMMBackend):
+    """GPTQModel's `TorchAtenAwqLinear` and `TorchFusedAwqLinear`: they pack scales with offsets when they first run."""
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`; it writes where the kernel reads.
+
+        Raises:
+            UnsupportedLayoutError: a scale of zero after the first forward.
+        """
+        _check_bits(module)
+        layer: Any = module
+        pairs = pairs_of(layer)
+        zeros = gemm_zeros(layer.qzeros, slice(None)).t() if pairs is None else zeros_of_pairs(pairs)
+        return [Int4PackView(layer, zeros)]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""
+        pairs = pairs_of(module)
+        return super().dequantize(module) if pairs is None else dequantize_pairs(module, pairs)
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
+        layer: Any = module
+        return random_input(layer.in_features, pairs_or_scales(layer))
+
+
+class AVX512Backend(GEMMBackend):
+    """GPTQModel's `TorchCpuAvx512AwqLinear`: it replaces its scales by a float32 copy when it first runs."""
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`, in the dtype that the model was loaded in.
+
+        Raises:
+            UnsupportedLayoutError: other than 4 bits.
+        """
+        _check_bits(module)
+        return [BufferView("scales", module, dtype=loaded_dtype(module))]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return GPTQModel's own dequantized weight."""
+        layer: Any = module
+        with torch.no_grad():
+            weight: Tensor = layer.dequantize_weight()
+        return weight.t().float()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
+        return avx512_input(module)
+
+
+def _check_bits(module: Any) -> None:
+    bits = getattr(module, "bits", getattr(module, "w_bit", BITS))
+    if bits != BITS:
+        raise UnsupportedLayoutError(
+            f"{type(module).__name__} holds codes of {bits} bits, expected 4: AWQ with other widths is GPTQModel's own "
+            "layout. Quantize the model to 4 bits, or to GPTQ."
+        )
+
+
+def _scales(module: Any) -> Tensor:
+    scales: Tensor = module.scales
+    return scales
+
+
+def _zeros_name(module: Any) -> str:
+    """Return the name of the zeros: GPTQModel's layers of llm-awq have another."""
+    name: str = getattr(module, "zeros_name", "qzeros")
+    return name

@@ -1,0 +1,1 @@
+"""GPTQ: checkpoints of AutoGPTQ and GPTQModel, and the layers of both libraries."""

@@ -1,0 +1,143 @@
+"""Checkpoints that AutoGPTQ and GPTQModel write: tensors in `weight`, the config in `config`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from zoquant.backends.gptq.config import GPTQConfig, Scheme, read_config
+from zoquant.backends.gptq.weight import gptq_weight
+from zoquant.errors import CheckpointError
+from zoquant.folder import Folder, FolderFormat, Layer
+from zoquant.folder.format import DENSE
+from zoquant.native import AffineWeight
+from zoquant.protocol import Role
+
+_WORD = 32
+
+
+class GPTQFormat(FolderFormat):
+    """2, 3, 4 and 8 bits, any group size, with and without act order, symmetric or not, zeros as v1 or v2."""
+
+    name = "gptq"
+    methods = frozenset({"gptq"})
+    library = "gptqmodel"
+
+    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+        """Return every matrix that has a `qweight`.
+
+        Raises:
+            CheckpointError: a tensor is missing, or its shape is none that the config allows.
+        """
+        return gptq_layers(folder, read_config(folder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQLayer(Layer):
+    """One matrix.
+
+    Attributes:
+        scheme: how it is quantized.
+        minus_one: whether `qzeros` holds zero − 1.
+    """
+
+    scheme: Scheme
+    minus_one: bool
+
+    def packed(self, folder: Folder) -> AffineWeight:
+        """Read the matrix.
+
+        Raises:
+            CheckpointError: `g_idx` names a group that there is not.
+        """
+        name = f"{self.path}.g_idx"
+        g_idx = folder.read(name) if name in folder.tensors else None
+        scales = folder.read(f"{self.path}.scales")
+        if g_idx is not None and (int(g_idx.min()) < 0 or int(g_idx.max()) >= scales.shape[0]):
+            raise folder.error(
+                name, f"groups from 0 to {scales.shape[0] - 1}", f"{int(g_idx.min())}, {int(g_idx.max())}"
+            )
+        return gptq_weight(
+            folder.read(f"{self.path}.qweight"),
+            folder.read(f"{self.path}.qzeros"),
+            scales,
+            g_idx,
+            bits=self.scheme.bits,
+            group_size=self.scheme.group(self.columns),
+            columns=self.columns,
+            minus_one=self.minus_one,
+        )
+
+
+def gptq_layers(folder: Folder, config: GPTQConfig) -> dict[str, Layer]:
+    """Return every matrix that has a `qweight`, by its path, checked against the config.
+
+    Raises:
+        CheckpointError: there is none, a tensor is missing, or its shape is none that the config allows.
+    """
+    layers: dict[str, Layer] = {path: _layer(folder, path, config) for path in quantized_paths(folder)}
+    if not layers:
+        raise folder.error("qweight", "a tensor of this name for each quantized layer", "none")
+    return layers
+
+
+def quantized_paths(folder: Folder) -> Iterator[str]:
+    """Yield the path of every module with a tensor `qweight`."""
+    for name in folder.tensors:
+        path, _, field = name.rpartition(".")
+        if field == "qweight":
+            yield path
+
+
+def _layer(folder: Folder, path: str, config: GPTQConfig) -> GPTQLayer:
+    errors: list[CheckpointError] = []
+    for scheme in config.schemes:
+        try:
+            return _checked(folder, path, scheme, config)
+        except CheckpointError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _checked(folder: Folder, path: str, scheme: Scheme, config: GPTQConfig) -> GPTQLayer:
+    """Return the layer, if its tensors have the shapes that a scheme gives them."""
+    scales, qweight, g_idx = (f"{path}.{name}" for name in ("scales", "qweight", "g_idx"))
+    rows = _length(folder, scales, axis=1)
+    columns = _length(folder, g_idx, axis=0) if g_idx in folder.tensors else None
+    if columns is None:
+        columns = _length(folder, qweight, axis=0) * _WORD // scheme.bits
+    if scheme.bits == 3 and (columns % _WORD or rows % _WORD):
+        raise folder.error(qweight, "multiples of 32 rows and columns for 3 bits", f"{rows} and {columns}")
+    groups = -(-columns // scheme.group(columns))
+    folder.expect(qweight, (words(columns, scheme.bits), rows), (torch.int32,))
+    folder.expect(f"{path}.qzeros", (groups, words(rows, scheme.bits)), (torch.int32,))
+    folder.expect(scales, (groups, rows), DENSE)
+    tensors = [f"{path}.{name}" for name in ("qweight", "qzeros", "scales")]
+    if g_idx in folder.tensors:
+        folder.expect(g_idx, (columns,), (torch.int32,))
+        tensors.append(g_idx)
+    kind = f"{scheme.bits}-bit g{scheme.group_size}" + (" act-order" if config.desc_act else "")
+    fields: dict[str, tuple[Role, str]] = {"scales": ("scale", scales)}
+    return GPTQLayer(
+        path=path,
+        rows=rows,
+        columns=columns,
+        type=kind,
+        tensors=tuple(tensors),
+        fields=fields,
+        scheme=scheme,
+        minus_one=config.minus_one,
+    )
+
+
+def words(count: int, bits: int) -> int:
+    """Return the words that hold some codes."""
+    return -(-count * bits // _WORD)
+
+
+def _length(folder: Folder, name: str, *, axis: int) -> int:
+    """Return one length of a tensor, at least 1."""
+    shape = folder.tensor(name).shape
+    if len(shape) <= axis or shape[axis] < 1:
+        raise folder.error(name, f"at least {axis + 1} dimensions, none of them empty", str(list(shape)))
+    return shape[axis]

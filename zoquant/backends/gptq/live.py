@@ -1,0 +1,185 @@
+"""Views of the layers of GPTQModel and AutoGPTQ: `scales`, whatever the kernel did to it.
+
+Source: gptqmodel 7.7.0, nn_modules/qlinear/torch.py, torch_aten_kernel.py, torch_fused.py, torch_cpu_avx512.py,
+tritonv2.py; auto-gptq 0.7.1, nn_modules/qlinear/qlinear_cuda.py, qlinear_cuda_old.py, qlinear_triton.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.backends.gptq.views import (
+    CENTRE,
+    BufferView,
+    Int4PackView,
+    dequantize_pairs,
+    pairs_of,
+    pairs_or_scales,
+    zeros_of_pairs,
+)
+from zoquant.backends.gptq.weight import gptq_weight
+from zoquant.backends.gptq.words import fields
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.protocol import ScaleView
+from zoquant.views import TensorView
+
+_IGNORES_G_IDX = "cuda-old"
+
+
+class TorchBackend:
+    """GPTQModel's `TorchLinear` and `TritonV2Linear`: both decode the words anew at each forward.
+
+    `TorchLinear` compiles that with inductor, which may take the scales for constants: the compiled function is taken
+    off the layer, and the eager one beneath it serves.
+    """
+
+    name = "gptq"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`."""
+        layer: Any = module
+        layer.__dict__.pop("dequantize_weight", None)
+        return [TensorView("scales", "scale", layer.scales)]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return GPTQModel's own dequantized weight, rounded to the dtype of the scales as its forward has it."""
+        layer: Any = module
+        with torch.no_grad():
+            weight: Tensor = type(layer).dequantize_weight(layer)
+        return weight.t().float()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype of the scales."""
+        layer: Any = module
+        return random_input(layer.in_features, layer.scales)
+
+
+class EmbeddingBackend(TorchBackend):
+    """GPTQModel's `TorchQuantEmbeddings`: its "input features" are the rows of the table."""
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the table, float32 `[rows, columns]`."""
+        return super().dequantize(module).t()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return the indices of rows spread over the table."""
+        layer: Any = module
+        return torch.arange(0, layer.in_features, max(1, layer.in_features // 7), device=layer.scales.device)
+
+
+class Int4PackBackend:
+    """GPTQModel's `TorchAtenLinear` and `TorchFusedLinear`: they pack scales with offsets at their first forward."""
+
+    name = "gptq"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`; it writes where the kernel reads.
+
+        Raises:
+            UnsupportedLayoutError: `TorchFusedLinear` with other zeros than 8, which it leaves out of its product, or
+                a scale of zero after the first forward.
+        """
+        layer: Any = module
+        pairs = pairs_of(layer)
+        zeros = _unpacked_zeros(layer) if pairs is None else zeros_of_pairs(pairs)
+        if type(layer).__name__ == "TorchFusedLinear" and not (layer.sym and bool((zeros == CENTRE).all())):
+            raise UnsupportedLayoutError(
+                "TorchFusedLinear leaves the zeros of asymmetric codes out of its product, expected zeros of 8. Load "
+                "the model with BACKEND.GPTQ_TORCH or BACKEND.GPTQ_TORCH_ATEN, or with zoquant.load(..., "
+                "runtime='native')."
+            )
+        return [Int4PackView(layer, zeros)]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""
+        layer: Any = module
+        pairs = pairs_of(layer)
+        if pairs is None:
+            with torch.no_grad():
+                weight: Tensor = layer.dequantize_weight()
+            return weight.t().float()
+        packed = dequantize_pairs(layer, pairs)
+        restored = torch.empty_like(packed)
+        restored[:, layer.ret_idx.long()] = packed
+        return restored
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
+        layer: Any = module
+        return random_input(layer.in_features, pairs_or_scales(layer))
+
+
+class AVX512Backend:
+    """GPTQModel's `TorchCpuAvx512Linear`: it replaces its scales by a float32 copy at its first forward."""
+
+    name = "gptq"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`, in the dtype that the model was loaded in."""
+        return [BufferView("scales", module, dtype=loaded_dtype(module))]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return GPTQModel's own dequantized weight."""
+        layer: Any = module
+        with torch.no_grad():
+            weight: Tensor = layer.dequantize_weight()
+        return weight.t().float()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
+        return avx512_input(module)
+
+
+class AutoGPTQBackend:
+    """AutoGPTQ's `QuantLinear` of the modules qlinear_cuda, qlinear_cuda_old and qlinear_triton."""
+
+    name = "gptq"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the view of `scales`, `[groups, out_features]`."""
+        layer: Any = module
+        return [TensorView("scales", "scale", layer.scales)]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight, decoded from the layer's words; AutoGPTQ has no function for it."""
+        layer: Any = module
+        return gptq_weight(
+            layer.qweight,
+            layer.qzeros,
+            layer.scales,
+            None if layer.QUANT_TYPE == _IGNORES_G_IDX else layer.g_idx,
+            bits=layer.bits,
+            group_size=layer.group_size,
+            columns=layer.infeatures,
+            minus_one=True,
+        ).dequantize()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype of the scales."""
+        layer: Any = module
+        return random_input(layer.infeatures, layer.scales)
+
+
+def random_input(columns: int, like: Tensor) -> Tensor:
+    """Return random numbers `[2, columns]`, the same every time, in the dtype and on the device of a tensor."""
+    return torch.randn(2, columns, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def loaded_dtype(module: Any) -> torch.dtype:
+    """Return the dtype that the scales of an AVX512 kernel had before its first forward."""
+    dtype: torch.dtype = getattr(module, "_dequant_scales_dtype", module.scales.dtype)
+    return dtype
+
+
+def avx512_input(module: Any) -> Tensor:
+    """Return an input for an AVX512 kernel, in the dtype that keeps it in the state that it is in."""
+    packed = module.linear_mode == "inference"
+    like = module.scales.new_empty(0, dtype=torch.bfloat16 if packed else loaded_dtype(module))
+    return random_input(module.in_features, like)
+
+
+def _unpacked_zeros(layer: Any) -> Tensor:
+    """Return the integer zeros of a layer that has not run, int32 `[groups, out_features]`."""
+    return fields(layer.qzeros, layer.bits, torch.arange(layer.out_features, device=layer.qzeros.device))

@@ -1,0 +1,72 @@
+"""Layers that only a GPU or Apple's hardware computes, or that give up their scales: each is refused with another way.
+
+What a write to them does was not checked on such hardware, and `attach` serves nothing that was not.
+
+Source: transformers 5.23.0, integrations; compressed-tensors 0.20.0, linear/compressed_linear.py; fp_quant 0.3.2,
+module/linear.py; sinq 0.2.0, sinqlinear_hf.py.
+"""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from torch import Tensor, nn
+
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.protocol import ScaleView
+from zoquant.registry import class_name
+
+_NATIVE = "Load the checkpoint with zoquant.load(..., runtime='native')"
+_OTHER = "Quantize the model in a format that `zoquant backends` lists"
+_INTEGRATIONS = "transformers.integrations"
+_DECOMPRESSED = "turns its weight into a plain matrix at its first forward, and its scales are dead then"
+_FP8 = "multiplies float8 on a GPU alone"
+
+WHY: dict[str, tuple[str, str]] = {
+    "compressed_tensors.linear.compressed_linear.CompressedLinear": (_DECOMPRESSED, _NATIVE),
+    f"{_INTEGRATIONS}.compressed_tensors.CompressedTensorsFP8Linear": (_FP8, _NATIVE),
+    f"{_INTEGRATIONS}.finegrained_fp8.FP8Linear": (_FP8, _NATIVE),
+    f"{_INTEGRATIONS}.finegrained_fp8.FP8GroupedLinear": (_FP8, _NATIVE),
+    f"{_INTEGRATIONS}.finegrained_fp8.FP8Experts": (_FP8, _NATIVE),
+    f"{_INTEGRATIONS}.fbgemm_fp8.FbgemmFp8Linear": (_FP8, _NATIVE),
+    f"{_INTEGRATIONS}.fbgemm_fp8.FbgemmFp8Llama4TextExperts": (_FP8, _OTHER),
+    f"{_INTEGRATIONS}.mxfp4.Mxfp4GptOssExperts": ("has scales that are powers of two, nothing to train", _NATIVE),
+    f"{_INTEGRATIONS}.nvfp4.NVFP4Linear": ("keeps its scales in the order of a Blackwell GPU, in float8", _OTHER),
+    f"{_INTEGRATIONS}.metal_quantization.MetalLinear": ("runs on Apple's hardware alone", _NATIVE),
+    "fp_quant.module.linear.FPQuantLinear": ("runs on a GPU alone, with scales in float8 or powers of two", _OTHER),
+    "sinq.sinqlinear_hf.SINQLinear": ("has scales for rows and columns at once, which zoquant does not read", _OTHER),
+}
+"""The dotted name of each such class -> why it is refused, and what to do instead."""
+
+
+class GPUOnlyBackend:
+    """Claims the layers above, so that `attach` says what to do instead of taking them for plain ones."""
+
+    name = "gpu-only"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Refuse the layer.
+
+        Raises:
+            UnsupportedLayoutError: always; it says why, and what to do instead.
+        """
+        self._refuse(module)
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Refuse the layer, as `open` does.
+
+        Raises:
+            UnsupportedLayoutError: always.
+        """
+        self._refuse(module)
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Refuse the layer, as `open` does.
+
+        Raises:
+            UnsupportedLayoutError: always.
+        """
+        self._refuse(module)
+
+    def _refuse(self, module: nn.Module) -> NoReturn:
+        why, instead = WHY[class_name(type(module))]
+        raise UnsupportedLayoutError(f"a {type(module).__name__} {why}. {instead}.")

@@ -1,0 +1,1 @@
+"""The experts of GPT-OSS in MXFP4."""

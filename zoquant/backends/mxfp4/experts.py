@@ -1,0 +1,63 @@
+"""The experts of GPT-OSS, each with two matrices of its own, so that one at a time is decoded.
+
+Source: transformers 5.23.0, models/gpt_oss/modeling_gpt_oss.py (`GptOssExperts`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.native.meta import replace_module
+
+PARTS = ("gate_up_proj", "down_proj")
+
+
+class RoutedExperts(nn.Module):
+    """Runs every token through the experts that its router chose.
+
+    Args:
+        experts: the module of transformers whose place it takes.
+    """
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        count, hidden, inner = experts.num_experts, experts.hidden_size, experts.intermediate_size
+        self.alpha, self.limit = float(experts.alpha), float(experts.limit)
+        sizes = {"gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}
+        for part, (columns, rows) in sizes.items():
+            linears = [nn.Linear(columns, rows, bias=False, device="meta") for _ in range(count)]
+            self.add_module(part, nn.ModuleList(linears))
+            self.register_parameter(f"{part}_bias", nn.Parameter(torch.empty(count, rows, device="meta")))
+
+    def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
+        """Return the weighted sum of what the chosen experts compute.
+
+        Args:
+            hidden_states: `[tokens, hidden]`.
+            router_indices: the experts of each token, int64 `[tokens, chosen]`.
+            routing_weights: how much each counts, `[tokens, chosen]`.
+        """
+        out = torch.zeros_like(hidden_states)
+        for expert in torch.unique(router_indices).tolist():
+            token, place = torch.where(router_indices == expert)
+            inner = self._gated(self._part("gate_up_proj", expert, hidden_states[token]))
+            y = self._part("down_proj", expert, inner) * routing_weights[token, place, None]
+            out.index_add_(0, token, y.to(out.dtype))
+        return out
+
+    def _part(self, part: str, expert: int, x: Tensor) -> Tensor:
+        y: Tensor = getattr(self, part)[expert](x) + getattr(self, f"{part}_bias")[expert]
+        return y
+
+    def _gated(self, both: Tensor) -> Tensor:
+        gate = both[..., ::2].clamp(max=self.limit)
+        up = both[..., 1::2].clamp(-self.limit, self.limit)
+        return (up + 1) * gate * torch.sigmoid(gate * self.alpha)
+
+
+def open_experts(model: nn.Module) -> None:
+    """Put `RoutedExperts` in the place of all experts of an empty model of transformers."""
+    for path, module in list(model.named_modules()):
+        if type(module).__name__ == "GptOssExperts":
+            replace_module(model, path, RoutedExperts(module))

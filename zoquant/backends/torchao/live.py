@@ -1,0 +1,74 @@
+"""Views of torchao's tensor subclasses, which stand in the place of the weight of a plain Linear or Embedding.
+
+Source: torchao 0.18.0, quantization/quantize_/workflows/ (`Int8Tensor`, `Float8Tensor`, `IntxUnpackedToInt8Tensor`,
+`Int4Tensor`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.backends.torchao.weights import blocks, int4_columns
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import AffineWeight
+from zoquant.protocol import ScaleView
+from zoquant.views import TensorView
+
+
+class TorchAOBackend:
+    """Serves modules whose weight is one of torchao's: views `weight_scale`, and a `weight_zero_point` that is no code.
+
+    Claimed by the class of the weight.
+    """
+
+    name = "torchao"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return views of the tensors within the weight; its forward reads them at every call.
+
+        Raises:
+            UnsupportedLayoutError: the weight is that of several experts, or also scales the activations.
+        """
+        weight = _weight(module)
+        inner = {"weight_scale": weight.scale, "weight_zero_point": getattr(weight, "zero_point", None)}
+        return [TensorView(field.name, field.role, inner[field.name]) for field in _packed(weight).fields]
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight by the layout of the file, float32 `[out_features, in_features]`."""
+        with torch.no_grad():
+            return _packed(_weight(module)).dequantize()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return an input `[2, in_features]` in the dtype of the weight, or the first indices of an embedding.
+
+        A layer that also rounds its input to 8 bits gets what survives that: an Int8Tensor numbers in bfloat16, which
+        is as coarse, an IntxUnpackedToInt8Tensor zeros and ones.
+        """
+        weight = _weight(module)
+        if isinstance(module, nn.Embedding):
+            return torch.arange(min(4, module.num_embeddings), device=weight.device)
+        x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        if getattr(weight, "act_quant_kwargs", None) is not None:
+            return x.to(weight.device, torch.bfloat16)
+        if getattr(weight, "activation_quantization", None) is not None:
+            x = (x > 0).to(x.dtype)
+        return x.to(weight.device, weight.dtype)
+
+
+def _weight(module: nn.Module) -> Any:
+    weight: Any = module.weight
+    if weight.dim() != 2 or getattr(weight, "act_pre_scale", None) is not None:
+        what = "is no matrix" if weight.dim() != 2 else "multiplies the activations with a scale of their own"
+        raise UnsupportedLayoutError(
+            f"torchao: the {type(weight).__name__} of {type(module).__name__} {what}, which zoquant does not follow. "
+            "Leave the layer out of attach with exclude=, or quantize it in another way."
+        )
+    return weight
+
+
+def _packed(weight: Any) -> AffineWeight:
+    if type(weight).__name__ == "Int4Tensor":
+        return int4_columns(weight.qdata, weight.scale, weight.zero_point)
+    return blocks(weight.qdata, weight.scale, getattr(weight, "zero_point", None))

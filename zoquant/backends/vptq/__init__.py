@@ -1,0 +1,1 @@
+"""VPTQ: vectors along the outputs from learned centroids, with residuals, outlier columns and a column permutation."""
