@@ -1,6 +1,7 @@
 """Adapters of peft: only they are views, their keys are the names of their files, and what is trained reloads."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.peft.models import IDS, KINDS, TARGETS, adapted, configs, logits, tra
 from zoquant.backends.peft.live import lora_on_native, prompts_on_native
 from zoquant.errors import NoViewsError, UnsupportedLayoutError
 from zoquant.native import QuantLinear
+from zoquant.testing.tensors import codes_of
 
 peft = pytest.importorskip("peft")
 
@@ -152,3 +154,47 @@ def test_a_projected_prefix_is_refused() -> None:
 def test_an_adapter_is_no_view_unless_asked_for() -> None:
     with pytest.raises(NoViewsError, match="no view has a role in"):
         zoquant.attach(adapted("lora"))
+
+
+def hqq_linear(linear: nn.Linear) -> nn.Module:
+    quantize = pytest.importorskip("hqq.core.quantize")
+    config = quantize.BaseQuantizeConfig(nbits=4, group_size=16, axis=1)
+    layer: nn.Module = quantize.HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu")
+    return layer
+
+
+def nf4_linear(linear: nn.Linear) -> nn.Module:
+    bnb = pytest.importorskip("bitsandbytes")
+    layer = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
+    layer.weight = bnb.nn.Params4bit(linear.weight.detach().clone(), requires_grad=False, quant_type="nf4")
+    layer.support_avx512bf16_for_cpu = False  # its kernel takes no rows of less than 64
+    moved: nn.Module = layer.to("cpu")
+    return moved
+
+
+@pytest.mark.parametrize(("quantized", "kind"), [(hqq_linear, "HqqLoraLinear"), (nf4_linear, "Linear4bit")])
+def test_lora_on_the_layers_of_other_libraries(tmp_path: Path, quantized: Any, kind: str) -> None:
+    """Only the adapter is a view, whatever the base; its codes stay, and what is trained reloads."""
+
+    def base() -> nn.Module:
+        model: Any = tiny_llama()
+        attention = model.model.layers[0].self_attn
+        attention.q_proj, attention.v_proj = quantized(attention.q_proj), quantized(attention.v_proj)
+        model.is_loaded_in_4bit = quantized is nf4_linear  # as transformers says it, which peft goes by
+        return model  # type: ignore[no-any-return]
+
+    model = adapted("lora", base())
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert type(layer).__name__ == kind
+    codes = codes_of(layer.base_layer, [])
+    assert codes
+    before = logits(model)
+    views = trained(model)
+    assert {view.role for view in views} == {"adapter"}
+    assert len(views) == 4
+    assert not torch.equal(logits(model), before)
+    after = codes_of(layer.base_layer, [])
+    assert all(torch.equal(after[name], value) for name, value in codes.items())
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(base(), str(tmp_path)).eval()
+    assert torch.equal(logits(again), logits(model))

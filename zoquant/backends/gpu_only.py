@@ -3,7 +3,7 @@
 What a write to them does was not checked on such hardware, and `attach` serves nothing that was not.
 
 Source: transformers 5.23.0, integrations; compressed-tensors 0.20.0, linear/compressed_linear.py; fp_quant 0.3.2,
-module/linear.py; sinq 0.2.0, sinqlinear_hf.py.
+module/linear.py; flute 0.4.2, integrations/higgs.py; spqr_quant 0.2.0, inference.py; sinq 0.2.0, sinqlinear_hf.py.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,14 @@ WHY: dict[str, tuple[str, str]] = {
     f"{_INTEGRATIONS}.mxfp4.Mxfp4GptOssExperts": ("has scales that are powers of two, nothing to train", _NATIVE),
     f"{_INTEGRATIONS}.nvfp4.NVFP4Linear": ("keeps its scales in the order of a Blackwell GPU, in float8", _OTHER),
     f"{_INTEGRATIONS}.metal_quantization.MetalLinear": ("runs on Apple's hardware alone", _NATIVE),
+    f"{_INTEGRATIONS}.higgs.HiggsLinear": (
+        "keeps its codes in an order that FLUTE tunes for one GPU, and turns its inputs by a Hadamard matrix there",
+        _OTHER,
+    ),
+    "spqr_quant.inference.QuantizedLinear": (
+        "keeps its numbers in 8 bits of every word, at no byte of their own, and multiplies on a GPU alone",
+        _OTHER,
+    ),
     "fp_quant.module.linear.FPQuantLinear": ("runs on a GPU alone, with scales in float8 or powers of two", _OTHER),
     "sinq.sinqlinear_hf.SINQLinear": ("has scales for rows and columns at once, which zoquant does not read", _OTHER),
 }
