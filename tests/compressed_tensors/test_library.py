@@ -1,6 +1,7 @@
 """compressed-tensors itself: what it writes is read, and what zoquant exports it reads."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("compressed_tensors")
 pytestmark = pytest.mark.slow
 HALF = {"w4a16-asym": torch.float16, "fp8-block": torch.float16, "nvfp4": torch.bfloat16, "mxfp4": torch.bfloat16}
 """The dtype of scales, where it is not float32. compressed-tensors 0.20.0 decompresses FP4 to bfloat16 always."""
+FIXTURES = Path(os.environ.get("ZOQUANT_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 5e-3}
 """compressed-tensors rounds the weights to the dtype of their scales; native layers do not."""
 
@@ -81,6 +83,14 @@ def test_activations_are_what_native_leaves_out(tmp_path: Path) -> None:
     path = library.write(tmp_path, "w8a8", torch.float32)
     error = distance(theirs(path, dequantize=False), ours(path))
     assert 1e-3 < error < 2e-2
+
+
+@pytest.mark.parametrize("name", ["ct_w4a16_sym_g128", "ct_fp8_channel", "ct_w8_channel"])
+def test_fixtures(name: str) -> None:
+    """Checkpoints that compressed-tensors wrote elsewhere, in float32: the logits agree to 1e-6."""
+    if not (FIXTURES / name).exists():
+        pytest.skip(f"no fixtures in {FIXTURES}")
+    assert distance(ours(FIXTURES / name), theirs(FIXTURES / name)) < 1e-6
 
 
 @pytest.mark.parametrize("name", KINDS)
