@@ -1,0 +1,1 @@
+"""Real-size checkpoints, quantized on a CPU by the libraries themselves."""
