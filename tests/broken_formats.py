@@ -41,9 +41,10 @@ class WritesWhileReading(ToyFormat):
     """Stamps the file whenever its index is read."""
 
     def index(self, path: Path) -> Mapping[str, Span]:
-        data, stamps = path.read_bytes(), (b'"dtype": "float16"', b'"dtype" :"float16"')
-        old, new = stamps if stamps[0] in data else stamps[::-1]
-        path.write_bytes(data.replace(old, new))
+        data = path.read_bytes()
+        stamps = (b'"dtype": "float16"', b'"dtype" :"float16"', b'"dtype":"float16" ')
+        number = next(number for number, stamp in enumerate(stamps) if stamp in data)
+        path.write_bytes(data.replace(stamps[number], stamps[(number + 1) % 3]))
         return super().index(path)
 
 

@@ -95,6 +95,8 @@ def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 _OVER_ANY = (
+    "bnb.Linear4bit",
+    "bnb.Linear8bitLt",
     "gptq.GPTQLoraLinear",
     "awq.AwqLoraLinear",
     "aqlm.AqlmLoraLinear",
