@@ -72,7 +72,8 @@ class FolderFormat(ABC):
 
     def claims(self, quantization: Mapping[str, Any]) -> bool:
         """Tell from what the config says of quantization whether the checkpoint is of this kind."""
-        return quantization.get("quant_method") in self.methods
+        method = quantization.get("quant_method")
+        return isinstance(method, str) and method in self.methods
 
     def sniff(self, path: Path) -> bool:
         """Tell whether `path` is a folder whose config names this format."""

@@ -104,6 +104,8 @@ def _open(path: Path) -> Folder:
         raise CheckpointError(f"{path}: expected {' or '.join(TENSORS)}, got neither. Get the whole adapter.")
     tensors = (read_safetensors if files[0].suffix == ".safetensors" else read_archive)(files[0])[0]
     folder = Folder(path, config, {}, tensors, {}, {})
+    if not isinstance(config.get("peft_type"), str):
+        raise folder.error("peft_type", "a kind of adapter in adapter_config.json", repr(config.get("peft_type"))[:80])
     for name, tensor in tensors.items():
         if tensor.dtype not in DENSE:
             raise folder.error(name, "float32, float16 or bfloat16", str(tensor.dtype).removeprefix("torch."))

@@ -1,0 +1,1 @@
+"""Damaged checkpoints against every parser of a registered format: see `python -m fuzz --help`."""
