@@ -43,7 +43,7 @@ class WritesWhileReading(ToyFormat):
     def index(self, path: Path) -> Mapping[str, Span]:
         data = path.read_bytes()
         stamps = (b'"dtype": "float16"', b'"dtype" :"float16"', b'"dtype":"float16" ')
-        number = next(number for number, stamp in enumerate(stamps) if stamp in data)
+        number = next((number for number, stamp in enumerate(stamps) if stamp in data), 0)
         path.write_bytes(data.replace(stamps[number], stamps[(number + 1) % 3]))
         return super().index(path)
 
