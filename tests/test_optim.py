@@ -521,3 +521,14 @@ def test_a_damaged_state_changes_nothing() -> None:
         optimizer.load_state_dict(state)
     assert same(bits(optimizer.views), before)
     assert optimizer.steps == 2
+
+
+def test_zeros_that_cannot_move_in_relative_space_are_named() -> None:
+    model = torch.nn.Linear(4, 4)
+    torch.nn.init.zeros_(model.bias)
+    views = attach(model, roles=("dense",))
+    with pytest.warns(UserWarning, match=r"1 of the views, such as bias, are zero everywhere.*space='absolute'"):
+        ZOSGD(views)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ZOSGD(views, space="absolute")

@@ -15,6 +15,7 @@ from zoquant.errors import BaseMismatchError, LossError
 from zoquant.estimators import ESTIMATORS, Clip, Estimator, RobustClip, TwoPoint, clipped
 from zoquant.noise import Kind, Noise, as_noise, step_seed
 from zoquant.objective import Closure, loss_of, mean_loss
+from zoquant.protocol import PLAIN_ROLES
 from zoquant.rules import SGD, Rule
 from zoquant.trajectory import Trajectory
 from zoquant.update import Mover, Step
@@ -108,6 +109,8 @@ class ZOSGD(torch.optim.Optimizer):
                 f"ZOSGD: space is 'absolute', but {first} share their delta, which is only right in relative space. "
                 "Attach with coupled=False."
             )
+        if space == "relative":
+            _warn_of_zeros(views)
         if any(bool(buffer.delta.any()) for buffer in views.buffers):
             raise BaseMismatchError(
                 "ZOSGD: the views hold a delta, expected their base: a trajectory replays from the base alone. Call "
@@ -396,6 +399,17 @@ class ZOSGD(torch.optim.Optimizer):
 
 
 _AS = "as in the trajectory"
+
+
+def _warn_of_zeros(views: Views) -> None:
+    """Say which plain weights cannot move: relative to zero every step is zero."""
+    still = [view.name for view in views if view.role in PLAIN_ROLES and not views.base(view.name).any()]
+    if still:
+        warnings.warn(
+            f"{len(still)} of the views, such as {still[0]}, are zero everywhere and cannot move in relative space. "
+            "Set space='absolute'.",
+            stacklevel=3,
+        )
 
 
 def _plain(value: object) -> object:
