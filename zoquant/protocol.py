@@ -235,3 +235,12 @@ class Runtimes(Protocol):
     def runtimes(self) -> Mapping[str, str]:
         """Return for `"native"` and `"vendor"` a word that begins with yes or no, and why."""
         ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """What a format has besides, if it knows why certain checkpoints cannot be read by anyone."""
+
+    def explain(self, path: Path) -> str:
+        """Return why nobody reads this checkpoint and what to do, or nothing. Never raises for a readable path."""
+        ...

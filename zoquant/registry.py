@@ -20,8 +20,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from zoquant.errors import CheckpointError, RegistryError
-from zoquant.protocol import Backend, Format
+from zoquant.errors import CheckpointError, RegistryError, UnsupportedLayoutError
+from zoquant.protocol import Backend, Explains, Format
 
 BACKENDS = "zoquant.backends"
 FORMATS = "zoquant.formats"
@@ -105,6 +105,17 @@ def backend_for(cls: type) -> Backend | None:
     return cast(Backend, _load(BACKENDS, name)) if name in backends() else None
 
 
+def backend_named(claimed: str) -> Backend:
+    """Return the backend that claims a class by its dotted name, whether or not the class can be imported here.
+
+    Raises:
+        RegistryError: nothing claims this name.
+    """
+    if claimed not in backends():
+        raise RegistryError(f"no backend claims {claimed!r}. `zoquant backends` lists what is claimed.")
+    return cast(Backend, _load(BACKENDS, claimed))
+
+
 def plain_backend() -> Backend:
     """Return the backend of the plain parameters of any module: the one that claims `torch.nn.Module`.
 
@@ -140,6 +151,7 @@ def format_of(path: Path) -> Format:
 
     Raises:
         CheckpointError: nothing lies there, or no format knows it.
+        UnsupportedLayoutError: no format reads it, and one says why nobody can.
         RegistryError: two formats claim it.
     """
     if not path.exists():
@@ -149,6 +161,9 @@ def format_of(path: Path) -> Format:
         names = " and ".join(sorted(candidate.name for candidate in found))
         raise RegistryError(f"{path}: claimed by the formats {names}. Uninstall one of the packages.")
     if not found:
+        reasons = [why for each in all_formats() if isinstance(each, Explains) and (why := each.explain(path))]
+        if reasons:
+            raise UnsupportedLayoutError(f"{path}: {reasons[0]}")
         raise CheckpointError(
             f"{path}: not a checkpoint that zoquant knows, expected one of {', '.join(sorted(formats()))}. "
             "Is the file whole? `zoquant backends` lists what can be read."

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from zoquant.backends.refused import explain
 from zoquant.errors import CheckpointError
 from zoquant.folder import Folder, FolderFormat, Layer, open_folder
 from zoquant.folder.checkpoint import CONFIG, HQQ_ARCHIVE
@@ -33,6 +34,10 @@ class UnquantizedFormat(FolderFormat):
     def claims(self, quantization: Mapping[str, Any]) -> bool:
         """Tell whether nothing is said of quantization."""
         return not quantization
+
+    def explain(self, path: Path) -> str:
+        """Return why a quantized folder that no format claims is not read."""
+        return explain(path)
 
     def layers(self, folder: Folder) -> Mapping[str, Layer]:
         """Return nothing: no matrix is quantized."""

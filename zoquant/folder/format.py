@@ -78,7 +78,7 @@ class FolderFormat(ABC):
     def sniff(self, path: Path) -> bool:
         """Tell whether `path` is a folder whose config names this format."""
         try:
-            return path.is_dir() and self.claims(_quantization(path))
+            return path.is_dir() and self.claims(quantization_of(path))
         except CheckpointError:
             return False
 
@@ -179,7 +179,12 @@ def dense_tensors(folder: Folder, layers: Mapping[str, Layer]) -> Iterator[str]:
             yield name
 
 
-def _quantization(path: Path) -> Mapping[str, Any]:
+def quantization_of(path: Path) -> Mapping[str, Any]:
+    """Return what the config of a folder says of its quantization; may be empty.
+
+    Raises:
+        CheckpointError: the config is damaged.
+    """
     config = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
     said = config.get("quantization_config")
     if said is None and (path / QUANTIZE_CONFIG).exists():

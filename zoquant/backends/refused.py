@@ -1,0 +1,35 @@
+"""Methods of quantization whose folders zoquant does not read, each with its reason.
+
+Source: transformers 5.23.0, quantizers and integrations; flute 0.4.2, integrations/higgs.py; spqr_quant 0.2.0,
+inference.py; fp_quant 0.3.2, module/linear.py.
+"""
+
+from pathlib import Path
+
+from zoquant.errors import CheckpointError
+from zoquant.folder.format import quantization_of
+
+_INSTEAD = "Quantize the model in a format that `zoquant backends` lists."
+_NO_SCALE = "its scales are powers of two or float8, behind a Hadamard turn that a GPU computes: no step is small"
+
+WHY: dict[str, str] = {
+    "higgs": "FLUTE tunes the order of its codes for one GPU, and a Hadamard matrix turns its inputs there",
+    "spqr": "its numbers are 8 bits in the middle of every 64-bit word, at no bytes of their own",
+    "fp_quant": _NO_SCALE,
+    "fouroversix": _NO_SCALE,
+    "nvfp4": "transformers makes it while loading a plain model and cannot load it again: load the plain model",
+    "gemma": "the bits of its layers follow from patterns in the config alone, and it rounds inputs and outputs",
+}
+"""The `quant_method` of config.json -> why its folders are not read."""
+
+
+def explain(path: Path) -> str:
+    """Return why a folder is not read and what to do, or nothing."""
+    try:
+        method = quantization_of(path).get("quant_method") if path.is_dir() else None
+    except CheckpointError:
+        return ""
+    if not isinstance(method, str):
+        return ""
+    why = WHY.get(method, "no format claims it")
+    return f"quantized by the method {method[:40]!r}, which zoquant does not read: {why}. {_INSTEAD}"
