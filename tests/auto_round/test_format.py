@@ -47,7 +47,8 @@ def test_both_names_are_claimed(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("packing_format", "auto_round:fp8"), ("packing_format", 3), ("act_bits", 8), ("bits", 8),
+        ("packing_format", "auto_round:fp8"), ("packing_format", 3),
+        ("packing_format", ["auto_round"]), ("act_bits", 8), ("bits", 8),
         ("rotation_config", {"kind": "hadamard"}),
     ],
 )  # fmt: skip

@@ -129,6 +129,7 @@ def test_old_autogptq_file_names_and_configs(tmp_path: Path) -> None:
         ("bits", 8), ("bits", 5), ("bits", "4"), ("bits", True), ("group_size", 64), ("group_size", 0),
         ("group_size", None), ("checkpoint_format", "marlin"), ("checkpoint_format", "bitblas"),
         ("is_marlin_format", True), ("checkpoint_format", 7),
+        ("checkpoint_format", ["gptq"]),
     ],
 )  # fmt: skip
 def test_lying_configs_are_refused(tmp_path: Path, key: str, value: object) -> None:

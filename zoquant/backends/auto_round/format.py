@@ -44,6 +44,6 @@ class AutoRoundFormat(FolderFormat):
             raise folder.error("rotation_config", "none: inputs are not rotated", "one")
         if packing == _AWQ:
             return awq_layers(folder)
-        if packing not in _MINUS_ONE:
+        if not isinstance(packing, str) or packing not in _MINUS_ONE:
             raise folder.error("packing_format", ", ".join([*_MINUS_ONE, _AWQ]), repr(packing)[:60])
         return gptq_layers(folder, GPTQConfig(read_schemes(folder, BITS), _MINUS_ONE[packing], desc_act=False))

@@ -54,7 +54,7 @@ def read_config(folder: Folder) -> GPTQConfig:
     """
     said = folder.quantization
     kind = said.get("checkpoint_format") or said.get("format") or "gptq"
-    if kind not in _MINUS_ONE or said.get("is_marlin_format"):
+    if not isinstance(kind, str) or kind not in _MINUS_ONE or said.get("is_marlin_format"):
         raise folder.error(
             "checkpoint_format", "gptq or gptq_v2; a kernel's own order of words has to be converted back", repr(kind)
         )
