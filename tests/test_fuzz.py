@@ -40,6 +40,15 @@ def test_found_a_method_that_cannot_be_looked_up(tmp_path: Path) -> None:
     assert not format_named("gptq").sniff(path)
 
 
+@pytest.mark.parametrize(("name", "key"), [("gptq", "checkpoint_format"), ("auto-round", "packing_format")])
+def test_found_a_layout_that_cannot_be_looked_up(name: str, key: str, tmp_path: Path) -> None:
+    target = make_target(name, tmp_path)
+    said = json.loads(target.files["config.json"])["quantization_config"]
+    path = changed(target, "config.json", quantization_config={**said, key: ["gptq"]})
+    with pytest.raises(CheckpointError, match=key):
+        format_named(name).index(path)
+
+
 def test_found_an_adapter_of_no_kind(tmp_path: Path) -> None:
     path = changed(make_target("peft", tmp_path), "adapter_config.json", peft_type=None)
     with pytest.raises(CheckpointError, match="peft_type"):

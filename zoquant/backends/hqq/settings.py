@@ -53,7 +53,7 @@ def read_matrix(folder: Folder, words: str, at: str) -> Matrix:
     kind, size = setting(folder, f"{at}packing"), setting(folder, f"{at}group_size")
     if not _is_shape(shape):
         raise folder.error(f"{at}shape", "rows and columns", f"{shape!r:.80}")
-    if kind not in PACKINGS:
+    if not isinstance(kind, str) or kind not in PACKINGS:
         raise folder.error(f"{at}packing", f"one of {', '.join(PACKINGS)}", f"{kind!r:.80}")
     if axis not in (0, 1):
         raise folder.error(f"{at}axis", "0 or 1", f"{axis!r:.80}")

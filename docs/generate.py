@@ -1,0 +1,142 @@
+"""Write docs/formats.md from the registry: `python -m docs.generate`.
+
+What stands there of a format comes from its class and its module, from the index of the sample that its tests use, from
+docs/formats/<name>.md if there is more to say, and from benchmarks/results/formats.json for what was run.
+"""
+
+import inspect
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from docs.matrix import matrix, table
+from fuzz.targets import make_target
+from zoquant.backends.native_only import NativeOnlyFormat
+from zoquant.doctor import extras, library
+from zoquant.protocol import PLAIN_ROLES, Format, Span
+from zoquant.registry import all_formats, backend_named, backends, format_named
+
+ROOT = Path(__file__).parent
+PAGE = ROOT / "formats.md"
+RESULTS = ROOT.parent / "benchmarks" / "results" / "formats.json"
+_INTRO = """# Formats
+
+<!-- Written by `make docs`; what is said by hand stands in the docstrings of the formats and in docs/formats/. -->
+
+Every format opens on zoquant's own layers, without its library, and is exported to the very bytes that it had but those
+of the moved values. `zoquant doctor` says which libraries are found on a machine; `zoquant inspect` says what is in a
+checkpoint. Names of values are those of the test's sample; sections say what else there is.
+"""
+
+
+def main() -> None:
+    """Write the page, or with `--check` only tell whether it is what the registry gives."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if PAGE.read_text(encoding="utf-8") == text else f"{PAGE} is stale: run `make docs`.")
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def page() -> str:
+    """Return the text of the page."""
+    found, live = list(all_formats()), _live_classes()
+    rows = [_row(each, live) for each in found]
+    head = ["format", "files", "continuous values", "live classes", "native", "vendor library", "status"]
+    parts = [_INTRO, table(head, rows), *(_section(each, live) for each in found), _others(found, live)]
+    if RESULTS.exists():
+        parts.append(matrix(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def _row(found: Format, live: Mapping[str, Sequence[str]]) -> list[str]:
+    index = _index_of(found.name)
+    values = sorted({(span.role, key.rpartition(".")[2]) for key, span in index.items() if span.role != "dense"})
+    named = ", ".join(f"`{name}` ({role})" for role, name in values)
+    status = (
+        "tuned and exported" if values or found.name == "dense" else "runs; only what is not quantized can be tuned"
+    )
+    if {role for role, _ in values} and {role for role, _ in values} <= set(PLAIN_ROLES):
+        named = "every tensor (adapter)"
+    if not values:
+        named = "every tensor (dense)" if found.name == "dense" else "none"
+    classes = live.get(found.name, ())
+    counted = _counted(classes) if classes else "none"
+    return [f"[{found.name}](#{found.name})", _files(found), named, counted, "yes", _vendor(found), status]
+
+
+def _index_of(name: str) -> Mapping[str, Span]:
+    """Return the index of a format's sample."""
+    with TemporaryDirectory() as folder:
+        target = make_target(name, Path(folder))
+        return format_named(name).index(target.path)
+
+
+def _files(found: Format) -> str:
+    methods = sorted(getattr(found, "methods", ()))
+    if methods:
+        return f"folders whose `quant_method` is {' or '.join(f'`{method}`' for method in methods)}"
+    return (inspect.getdoc(type(found).sniff) or "").splitlines()[0].removeprefix("Tell whether `path` is ").rstrip(".")
+
+
+def _vendor(found: Format) -> str:
+    name = getattr(found, "library", "")
+    if isinstance(found, NativeOnlyFormat):
+        return f"none: {found.reason}"
+    if not name:
+        return "none"
+    extra = extras().get(library(name).distribution)
+    return f"{name} (`zoquant[{extra}]`)" if extra else name
+
+
+def _live_classes() -> dict[str, list[str]]:
+    """Return the claimed classes by the name of their backend, that of a format and what follows it left out."""
+    classes: defaultdict[str, list[str]] = defaultdict(list)
+    names = {each.name for each in all_formats()}
+    for claimed in sorted(backends()):
+        name = backend_named(claimed).name
+        classes[next((known for known in names if name.startswith(f"{known}-")), name)].append(claimed)
+    return classes
+
+
+def _counted(classes: Iterable[str]) -> str:
+    counts: defaultdict[str, int] = defaultdict(int)
+    for name in classes:
+        counts[library(name).name] += 1
+    return ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+
+
+def _section(found: Format, live: Mapping[str, Sequence[str]]) -> str:
+    module = inspect.getmodule(type(found))
+    parts = [f"## {found.name}\n", _told(inspect.getdoc(type(found))), _told(inspect.getdoc(module))]
+    classes = live.get(found.name, ())
+    if classes:
+        parts.append(f"Live layers: {', '.join(f'`{name}`' for name in classes)}.\n")
+    notes = ROOT / "formats" / f"{found.name}.md"
+    if notes.exists():
+        parts.append(notes.read_text(encoding="utf-8"))
+    return "\n".join(part for part in parts if part)
+
+
+def _told(text: str | None) -> str:
+    return f"{text.strip()}\n" if text else ""
+
+
+def _others(found: Sequence[Format], live: Mapping[str, Sequence[str]]) -> str:
+    """Return the live classes that belong to no format: zoquant's own layers, and those that are refused."""
+    names = {each.name for each in found}
+    rows = list(_other_rows(names, live))
+    return "## Other live classes\n\n" + table(["backend", "what it says", "classes"], rows)
+
+
+def _other_rows(names: set[str], live: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    for name, classes in sorted(live.items()):
+        if name not in names:
+            told = (inspect.getdoc(type(backend_named(classes[0]))) or "").splitlines()[0]
+            yield [name, told, ", ".join(f"`{each}`" for each in classes)]
+
+
+if __name__ == "__main__":
+    main()
