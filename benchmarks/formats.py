@@ -56,12 +56,12 @@ def main() -> None:
 
 def measure(path: Path, steps: int, runtime: Any) -> dict[str, Any]:
     """Take one checkpoint through the whole way and return its row, by the names of `RUN`."""
-    model, tokenizer = zoquant.load(path, runtime=runtime, compute_dtype=torch.float32, device=CPU)
+    model, tokenizer = zoquant.load(path, runtime=runtime, device=CPU)
     task = Classification(read_rows(reviews("train")), TEMPLATE, tokenizer, CPU)
     views = zoquant.attach(model)
     before = _loss(task, model)
     seconds = _train(task, model, views, steps)
-    after, tuned = _loss(task, model), _logits(task, model)
+    after = _loss(task, model)
     with TemporaryDirectory() as folder:
         delta, out = Path(folder, "delta.safetensors"), Path(folder, path.name)
         zoquant.save_delta(delta, views)
@@ -70,6 +70,7 @@ def measure(path: Path, steps: int, runtime: Any) -> dict[str, Any]:
         keys = views.keys
         del model, views
         gc.collect()
+        tuned = _with_delta(path, delta, task)
         exported = zoquant.export(path, delta=delta, out=out)
         zero = zoquant.export(path, delta=Path(folder, "zero.safetensors"), out=Path(folder, f"zero-{path.name}"))
         found = format_of(path)
@@ -124,12 +125,20 @@ def _logits(task: Classification, model: nn.Module) -> Tensor:
     return logits
 
 
+def _with_delta(path: Path, delta: Path, task: Classification) -> Tensor:
+    """Return the logits of the base with a delta on zoquant's layers, whichever runtime trained it."""
+    model, _ = zoquant.load(path, runtime="native", compute_dtype=torch.float32, device=CPU)
+    zoquant.load_delta(delta, zoquant.attach(model))
+    return _logits(task, model)
+
+
 def _reloaded(path: Path, runtime: Any, task: Classification, expected: Tensor) -> str:
-    """Return how far the logits of an exported checkpoint are from those that were trained, relative to their norm."""
+    """Return how far the logits of an exported checkpoint are from those expected, relative to their norm."""
     try:
         model, _ = zoquant.load(path, runtime=runtime, compute_dtype=torch.float32, device=CPU)
     except (ZoquantError, ImportError) as error:
-        return f"not run: {' '.join(str(error).split()).rpartition(': ')[2][:120]}"
+        reason = " ".join(str(error).split()).removeprefix(f"{path}: ").partition(". ")[0]
+        return f"not run: {reason}"
     return f"{float((_logits(task, model) - expected).norm() / expected.norm()):.1e}"
 
 
