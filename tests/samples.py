@@ -20,6 +20,8 @@ from tests.metal import samples as metal
 from tests.mxfp4 import samples as mxfp4
 from tests.peft import samples as peft
 from tests.quanto import samples as quanto
+from tests.quark import samples as quark
+from tests.sinq import samples as sinq
 from tests.torchao import samples as torchao
 from tests.toy import toy_layer
 from tests.vptq import samples as vptq
@@ -76,6 +78,8 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     **dict.fromkeys(WHY, gpu_only),
     **torchao.BACKEND_SAMPLES,
     **quanto.BACKEND_SAMPLES,
+    **quark.BACKEND_SAMPLES,
+    **sinq.BACKEND_SAMPLES,
     **peft.BACKEND_SAMPLES,
 }
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
@@ -94,6 +98,8 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **compressed_tensors.FORMAT_SAMPLES,
     **fp8.FORMAT_SAMPLES,
     **metal.FORMAT_SAMPLES,
+    **quark.FORMAT_SAMPLES,
+    **sinq.FORMAT_SAMPLES,
     **mxfp4.FORMAT_SAMPLES,
     **bitnet.FORMAT_SAMPLES,
 }

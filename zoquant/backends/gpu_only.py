@@ -3,7 +3,8 @@
 What a write to them does was not checked on such hardware, and `attach` serves nothing that was not.
 
 Source: transformers 5.23.0, integrations; compressed-tensors 0.20.0, linear/compressed_linear.py; fp_quant 0.3.2,
-module/linear.py; flute 0.4.2, integrations/higgs.py; spqr_quant 0.2.0, inference.py; sinq 0.2.0, sinqlinear_hf.py.
+module/linear.py; flute 0.4.2, integrations/higgs.py; spqr_quant 0.2.0, inference.py; sinq 0.2.0, sinqlinear_hf.py;
+amd-quark 0.13, qparamslinear.py.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,11 @@ WHY: dict[str, tuple[str, str]] = {
         _OTHER,
     ),
     "fp_quant.module.linear.FPQuantLinear": ("runs on a GPU alone, with scales in float8 or powers of two", _OTHER),
-    "sinq.sinqlinear_hf.SINQLinear": ("has scales for rows and columns at once, which zoquant does not read", _OTHER),
+    "quark.torch.export.nn.modules.qparamslinear.QParamsLinearWithRotation": (
+        "turns its input before it multiplies, so that it does not multiply with one matrix",
+        _OTHER,
+    ),
+    "sinq.sinqlinear_hf.SINQExperts": ("holds all experts of a layer, which zoquant does not read", _OTHER),
 }
 """The dotted name of each such class -> why it is refused, and what to do instead."""
 

@@ -1,6 +1,6 @@
 """Matrices of four- and six-bit floating-point codes with one scale for each short run of columns: MXFP4, MXFP6, NVFP4.
 
-Source: OCP Microscaling Formats (MX) v1.0, sections 5.3.2 (E2M3) and 5.3.3 (E2M1): sign, exponent, mantissa, bias 1.
+Source: OCP Microscaling Formats (MX) v1.0, sections 5.3.2 (E2M3, E3M2) and 5.3.3 (E2M1): sign, exponent, mantissa.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,6 @@ def float_table(exponent_bits: int, mantissa_bits: int) -> Tensor:
 
 
 E2M1 = float_table(2, 1)
-E2M3 = float_table(2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,8 @@ class MicrofloatLayer(Layer):
         codes: tensor of the codes, `[rows, bytes]`, the lowest bits of a byte first.
         scale: tensor of the scales.
         grid: how they lie over the matrix.
-        bits: bits of a code: 4 for E2M1, 6 for E2M3.
+        bits: bits of a code: 4 for E2M1, 6 for E2M3 and E3M2.
+        exponent_bits: how many of them are the exponent.
         whole: tensor of the scale of the whole matrix, or empty.
         decode_whole: what turns that into a factor.
     """
@@ -55,6 +55,7 @@ class MicrofloatLayer(Layer):
     scale: str
     grid: ScaleGrid
     bits: int = 4
+    exponent_bits: int = 2
     whole: str = ""
     decode_whole: Decode = Tensor.float
 
@@ -67,4 +68,5 @@ class MicrofloatLayer(Layer):
         if self.whole:
             one = ScaleGrid(self.rows, self.columns, self.rows, self.columns)
             scales.append(one.values(spec_of(self, folder, self.whole), folder.read(self.whole), self.decode_whole))
-        return TableWeight(self.type, codes, E2M1 if self.bits == 4 else E2M3, *scales)
+        table = float_table(self.exponent_bits, self.bits - 1 - self.exponent_bits)
+        return TableWeight(self.type, codes, table, *scales)

@@ -43,7 +43,11 @@ class HQQFormat(FolderFormat):
         if not path.is_dir() or super().sniff(path):
             return path.is_dir()
         try:
-            return (path / HQQ_ARCHIVE).exists() or any(name.endswith(".W_q") for name in open_folder(path).tensors)
+            if (path / HQQ_ARCHIVE).exists():
+                return True
+            folder = open_folder(path)
+            other = folder.quantization.keys() & {"quant_method", "quantization_method"}
+            return not other and any(name.endswith(".W_q") for name in folder.tensors)
         except CheckpointError:
             return False
 
