@@ -102,14 +102,14 @@ def test_only_the_experts_that_were_hit_are_decoded(tmp_path: Path, arch: str, m
     decoded: dict[int, set[int]] = {}
 
     def watch(packed: PackedWeight) -> None:
-        original, height = packed.decode_rows, packed.rows // 6
+        original, height = packed.decode_rows_to, packed.rows // 6
 
-        def decode_rows(rows: slice) -> Tensor:
+        def decode_rows_to(rows: slice, dtype: torch.dtype) -> Tensor:
             assert rows.start // height == (rows.stop - 1) // height
             decoded.setdefault(id(packed), set()).add(rows.start // height)
-            return original(rows)
+            return original(rows, dtype)
 
-        monkeypatch.setattr(packed, "decode_rows", decode_rows)
+        monkeypatch.setattr(packed, "decode_rows_to", decode_rows_to)
 
     for name in ("gate_proj", "up_proj", "down_proj"):
         watch(experts.get_submodule(f"{name}.packed"))

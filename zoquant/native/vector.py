@@ -37,10 +37,7 @@ class VectorWeight(PackedWeight):
         return (*scale, self.codebook_spec)
 
     def value(self, name: str) -> Tensor:
-        if name == self.codebook_spec.name:
-            return self.codebooks
-        assert self.scale is not None
-        return self.scale.data
+        return self.codebooks if self.scale is None or name == self.codebook_spec.name else self.scale.data
 
     def decode_rows(self, rows: Rows) -> Tensor:
         index = indices(rows, self.rows, self.codes.device)
