@@ -157,9 +157,8 @@ def _matrix(folder: Folder, name: str) -> tuple[int, int]:
 
 def _shape(folder: Folder, path: str, model: nn.Module | None) -> tuple[int, int]:
     """Return the shape that the model of config.json gives a layer: the file keeps its groups alone."""
-    assert model is not None  # layers() builds it for these types
     try:
-        module = model.get_submodule(path)
+        module = nn.Module() if model is None else model.get_submodule(path)  # layers() builds it for these types
     except AttributeError as error:
         raise folder.error(f"{QMAP}: {path}", "a layer of the model", "none") from error
     if not isinstance(module, nn.Linear):
