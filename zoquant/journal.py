@@ -5,7 +5,7 @@
     n bytes    the header: JSON
     4 bytes    CRC-32 of all bytes before
     records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
-               probes beyond `seeds` of the header have no seed of their own: their derivatives stand behind the others
+               where `seeds` in the header is below `probes`, the last derivatives have no seed before them
 
 The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone. A
 record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
@@ -50,7 +50,8 @@ class Journal:
         self.path = path
         self.count = 0
         self._seeds = probes if seeds is None else seeds
-        head = encode_header({**header, "probes": probes, "seeds": self._seeds})
+        fewer = {"seeds": self._seeds} if self._seeds != probes else {}
+        head = encode_header({**header, "probes": probes, **fewer})
         self._record = _record(probes, self._seeds)
         self._salt = zlib.crc32(head[:-4])
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -125,7 +126,8 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
     header, start = _decode_header(path, data)
-    record = _record(header["probes"], header["seeds"])
+    seeds = header.get("seeds", header["probes"])
+    record = _record(header["probes"], seeds)
     salt, size = zlib.crc32(data[: start - 4]), record.size + 4
     rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
     whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
@@ -135,7 +137,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
             f"{path}: the record of step {good} at byte {start + good * size} is damaged, but a later one is whole. "
             "Use a copy of the file."
         )
-    return header, [_decode(path, number, record, header["seeds"], row) for number, row in enumerate(rows[:good])]
+    return header, [_decode(path, number, record, seeds, row) for number, row in enumerate(rows[:good])]
 
 
 def encode_header(header: dict[str, Any]) -> bytes:

@@ -121,7 +121,7 @@ class ZOSGD(torch.optim.Optimizer):
             )
         run = Trajectory(
             views.fingerprints(), space, as_noise(noise), views.coupled, estimator.name, rule, float(decay),
-            self.subspace,
+            subspace=self.subspace,
         )  # fmt: skip
         run.header()  # refuses a rule that no file could name
         super().__init__([buffer.delta for buffer in views.buffers], {"lr": lr, "eps": eps, "clip": clip})

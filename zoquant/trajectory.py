@@ -39,9 +39,9 @@ class Trajectory:
         estimator: name of the estimator that measured the derivatives; replay does not need it.
         rule: update rule.
         decay: pull back to the base, per unit of lr.
+        steps: the steps, in order. A step that was undone has derivatives of 0.
         subspace: what a direction is made of: a number for each value, or one for each row and column, see
             `zoquant.factors`.
-        steps: the steps, in order. A step that was undone has derivatives of 0.
     """
 
     base: dict[str, str]
@@ -51,8 +51,8 @@ class Trajectory:
     estimator: str = "two-point"
     rule: Rule = field(default_factory=SGD)
     decay: float = 0.0
-    subspace: Subspace = "values"
     steps: list[Step] = field(default_factory=list)
+    subspace: Subspace = "values"
 
     @property
     def probes(self) -> int:
@@ -147,7 +147,7 @@ class Trajectory:
             raise CheckpointError(f"{what}: the header is not that of a trajectory: {error} Update zoquant.") from error
         return cls(
             cast(dict[str, str], base), cast(Space, space), noise, bool(coupled), str(state.get("estimator")), rule,
-            cast(float, decay), cast(Subspace, subspace), steps,
+            cast(float, decay), steps, cast(Subspace, subspace),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
