@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_engine import bits, same
+from tests.test_factors import drawn
 from tests.toy import ToyModel, toy_batch, toy_layer, toy_model, write_toy
 from zoquant import ZOSGD, BatchedZO, Trajectory, Views, attach, buffer, export, replay, save_delta
 from zoquant.errors import BaseMismatchError, LossError, ShapeError, UnsupportedLayoutError
@@ -35,7 +36,7 @@ class Engine:
     split: bool
 
     def optimizer(self, model: nn.Module, **changes: Any) -> BatchedZO:
-        lr = LR[self.rule.name] * (0.05 if self.estimator.name in ("fzoo", "group-relative") else 1)
+        lr = LR[self.rule.name] * (0.05 if self.estimator.name == "fzoo" and self.rule.gain(2) > 1 else 1)
         chosen: dict[str, Any] = {"lr": lr, "eps": 1e-2, "seed": 4, "directions": 4, "split": self.split}
         chosen |= {"estimator": self.estimator, "rule": self.rule, **changes}
         return BatchedZO(attach(model, roles=ROLES), **chosen)
@@ -258,7 +259,7 @@ def test_every_example_has_a_direction_of_its_own() -> None:
             mover.advance(optimizer.trajectory.steps[:3])
             assert all(same_bits(views.delta(key), at[key]) for key in views.keys)
             moved = mover.buffers[0].delta
-            moved.add_(mover.factors[0].directions([seed], Noise())[0], alpha=eps)  # type: ignore[attr-defined]
+            moved.add_(drawn(mover.factors[0], seed), alpha=eps)  # type: ignore[attr-defined]
             mover.advance([])
             views.write()
             torch.testing.assert_close(losses_of(written)(1)[number], seen[0][row], rtol=1e-5, atol=1e-6)

@@ -111,6 +111,11 @@ def moved(views: Views, seed: int = 3) -> FactorMover:
     return mover
 
 
+def drawn(factors: FactorBuffer, seed: int) -> Tensor:
+    """Return the direction of a seed."""
+    return factors.source_of(Noise()).draw(seed, 0, torch.empty_like(factors.delta))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_probe_is_what_the_written_values_give(layout: str) -> None:
     layer = linear(LAYOUTS[layout]())
@@ -127,7 +132,7 @@ def test_a_probe_is_what_the_written_values_give(layout: str) -> None:
     center = mover.factors[0].delta.clone()
     for row, (seed, length) in enumerate(evaluations):
         if seed is not None:
-            mover.factors[0].delta.copy_(center + length * mover.factors[0].directions([seed], Noise())[0])
+            mover.factors[0].delta.copy_(center + length * drawn(mover.factors[0], seed))
             mover.advance([])
             views.write()
             assert (layer(x)[row] - before[row]).norm() > 1e-3 * before[row].norm()
@@ -143,7 +148,7 @@ def test_the_derivative_is_that_of_full_scales_along_the_sum(layout: str) -> Non
     with Probing(mover.factors, Noise(), [(7, eps), (7, -eps)]):
         y = layer(torch.cat([x[:1], x[:1]]))
     factors = mover.factors[0].layers[0]
-    z = mover.factors[0].directions([7], Noise())[0]
+    z = drawn(mover.factors[0], 7)
     sums = z[factors.rows][:, None] + z[factors.columns]
     weight = layer.packed.dequantize().double()
     direction = weight * sums[factors.grid.rows][:, factors.grid.columns].double()
@@ -211,7 +216,7 @@ def test_a_vendors_layer_is_probed_through_its_own_forward() -> None:
         x = torch.randn(1, COLUMNS).expand(2, -1)
         with Probing(mover.factors, Noise(), [(7, 0.1), (None, 0.0)]):
             y = layer(x)
-        mover.factors[0].delta.add_(mover.factors[0].directions([7], Noise())[0], alpha=0.1)
+        mover.factors[0].delta.add_(drawn(mover.factors[0], 7), alpha=0.1)
         mover.advance([])
         views.write()
         torch.testing.assert_close(y[0], layer(x)[0])

@@ -108,14 +108,6 @@ class FactorBuffer:
                 self._source = NoiseSource(keys, counts, noise, self.device)
         return self._source
 
-    def directions(self, seeds: Sequence[int], noise: Noise) -> Tensor:
-        """Return some directions of u and v, float32 `[len(seeds), n]`."""
-        source = self.source_of(noise)
-        drawn = torch.empty(len(seeds), self.delta.numel(), dtype=torch.float32, device=self.device)
-        for seed, out in zip(seeds, drawn, strict=True):
-            source.draw(seed, 0, out)
-        return drawn
-
     def compose(self, delta: Tensor) -> None:
         """Write the delta of all views."""
         for layer in self.layers:

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.factors import FactorBuffer, LayerFactors, bounded
+from zoquant.native.workspace import scratch
 from zoquant.noise import Noise
 
 Block = tuple[int | None, float]
@@ -41,8 +42,8 @@ class Probing:
         rows = _Rows(len(blocks))
         self._scalings = []
         for buffer in buffers:
-            probes = _Probes.draw(buffer, noise, blocks)
-            self._scalings += [_Scaling(layer, probes, rows) for layer in buffer.layers]
+            found = ratios(buffer, noise, blocks)
+            self._scalings += [_Scaling(layer, found, rows) for layer in buffer.layers]
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "Probing":
@@ -86,34 +87,26 @@ class Probing:
                 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Probes:
-    """u and v of a device as every block sees them.
+def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tensor:
+    """Return what a probe multiplies each row and column with: the probed factors over the present ones.
 
-    Attributes:
-        values: u and v, float32 `[n]`.
-        directions: float32 `[directions, n]`.
-        which: the direction of each block, int64 `[blocks]`.
-        lengths: its signed length, float32 `[blocks, 1]`; 0 for theta itself.
+    Args:
+        buffer: u and v.
+        noise: distribution of the directions.
+        blocks: the evaluation of each block.
+
+    Returns:
+        float32 `[blocks, n]`, in the layout of `buffer.delta`.
     """
-
-    values: Tensor
-    directions: Tensor
-    which: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def draw(cls, buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> "_Probes":
-        seeds = list(dict.fromkeys(seed or 0 for seed, _ in blocks))
-        which = torch.tensor([seeds.index(seed or 0) for seed, _ in blocks], device=buffer.device)
-        lengths = torch.tensor([[0.0 if seed is None else length] for seed, length in blocks], device=buffer.device)
-        return cls(buffer.delta, buffer.directions(seeds, noise), which, lengths)
-
-    def ratio(self, place: slice) -> Tensor:
-        """Return the probed factors over the present ones, float32 `[blocks, numbers]`."""
-        values = self.values[place]
-        probed = values + self.lengths * self.directions[self.which, place]
-        return (1 + bounded(probed)) / (1 + bounded(values))
+    source, u = buffer.source_of(noise), buffer.delta
+    present = (1 + bounded(u)).reciprocal_()
+    found = torch.ones(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
+    z = torch.empty_like(u)
+    for out, (seed, length) in zip(found, blocks, strict=True):
+        if seed is not None:
+            torch.add(u, source.draw(seed, 0, z).mul_(length), out=out)
+            out.copy_(bounded(out)).add_(1).mul_(present)
+    return found
 
 
 @dataclass
@@ -127,9 +120,9 @@ class _Rows:
 class _Scaling:
     """The two hooks of one layer."""
 
-    def __init__(self, factors: LayerFactors, probes: _Probes, rows: _Rows) -> None:
+    def __init__(self, factors: LayerFactors, ratios: Tensor, rows: _Rows) -> None:
         self.factors, self.rows, self.called = factors, rows, False
-        self._probes = probes
+        self._ratios = ratios
 
     def scale_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -139,29 +132,28 @@ class _Scaling:
                 f"{self.factors.layer.path}: called without a tensor as first argument, which is what a batched probe "
                 "scales. Leave the layer out with attach(model, exclude=...)."
             )
-        self._check_rows(args[0])
+        self._check_rows(x := args[0])
         self.called = True
-        columns = self._probes.ratio(self.factors.columns)[:, self.factors.grid.columns]
-        return (self._scaled(args[0], columns), *args[1:]), kwargs
+        columns = self._ratios[:, self.factors.columns].index_select(1, self.factors.grid.columns)
+        scaled = scratch(tuple(x.shape), x.dtype, x.device, "probe")
+        torch.mul(self._blocks(x), _beside(columns, x), out=self._blocks(scaled))
+        return (scaled, *args[1:]), kwargs
 
-    def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+    def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor):
             raise UnsupportedLayoutError(
                 f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
-        rows = self._probes.ratio(self.factors.rows)[:, self.factors.grid.rows]
+        rows = _beside(self._ratios[:, self.factors.rows].index_select(1, self.factors.grid.rows), output)
+        self._blocks(output).mul_(rows)
         bias = getattr(module, "bias", None)
-        return self._scaled(output, rows, bias if isinstance(bias, Tensor) else None)
+        if isinstance(bias, Tensor):
+            self._blocks(output).addcmul_(bias.to(output.dtype), (1 - rows).to(output.dtype))
 
-    def _scaled(self, x: Tensor, factors: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return x, less its bias, times the factors of each block of rows."""
-        blocks = x.view(self.rows.blocks, -1, *x.shape[1:])
-        factors = factors.view(self.rows.blocks, *[1] * (x.dim() - 1), -1)
-        scaled: Tensor = blocks * factors
-        if bias is not None:
-            scaled += bias * (1 - factors)
-        return scaled.flatten(0, 1).to(x.dtype)
+    def _blocks(self, x: Tensor) -> Tensor:
+        """Return `[rows, ...]` as `[blocks, rows of a block, ...]`, of the same memory."""
+        return x.view(self.rows.blocks, -1, *x.shape[1:])
 
     def _check_rows(self, x: Tensor) -> None:
         found = x.shape[0] if x.dim() > 1 else 0
@@ -173,3 +165,8 @@ class _Scaling:
                 "closure repeats its batch as often as it is told, the layer sees tokens that were flattened or "
                 "gathered, as an expert does: leave it out with attach(model, exclude=...)."
             )
+
+
+def _beside(factors: Tensor, x: Tensor) -> Tensor:
+    """Return `[blocks, width]` as `[blocks, 1, ..., width]`, to multiply the blocks of x."""
+    return factors.view(len(factors), *[1] * (x.dim() - 1), -1)
