@@ -46,6 +46,7 @@ class LayerFactors:
         rows: where u lies in the buffer.
         columns: where v lies in the buffer.
         places: where the delta of each view lies in the buffer of its views, and whether it is transposed.
+        in_order: whether output n of the layer is row n of the grid.
     """
 
     layer: Layer
@@ -53,6 +54,7 @@ class LayerFactors:
     rows: slice
     columns: slice
     places: tuple[tuple[slice, bool], ...]
+    in_order: bool
 
     def compose(self, factors: Tensor, delta: Tensor) -> None:
         """Write (1 + u)(1 + v) − 1 into the delta of the layer's views."""
@@ -88,7 +90,8 @@ class FactorBuffer:
             rows = slice(start, start + grid.shape[0])
             columns = slice(start + padded(grid.shape[0]), start + padded(grid.shape[0]) + grid.shape[1])
             places = {place.start: (place, grid.transposed) for place, grid in found}
-            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values())))
+            in_order = torch.equal(grid.rows, torch.arange(grid.shape[0], device=self.device))
+            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values()), in_order))
             start = columns.start + padded(grid.shape[1])
         with torch.inference_mode(False):
             self.delta = torch.zeros(start, dtype=torch.float32, device=self.device)

@@ -145,8 +145,10 @@ class _Scaling:
                 f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
-        rows = _beside(self._ratios[:, self.factors.rows].index_select(1, self.factors.grid.rows), output)
-        self._blocks(output).mul_(rows)
+        rows = self._ratios[:, self.factors.rows]
+        if not self.factors.in_order:
+            rows = rows.index_select(1, self.factors.grid.rows)
+        self._blocks(output).mul_(rows := _beside(rows, output))
         bias = getattr(module, "bias", None)
         if isinstance(bias, Tensor):
             self._blocks(output).addcmul_(bias.to(output.dtype), (1 - rows).to(output.dtype))
