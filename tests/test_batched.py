@@ -170,7 +170,10 @@ BAD_LOSSES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "a number": (lambda losses: float(losses.mean()), "returned a float, expected a tensor of one loss"),
     "a scalar": (lambda losses: losses.mean(), r"returned shape \[\], expected a tensor of one loss"),
     "a matrix": (lambda losses: losses[:, None], r"returned shape \[16, 1\]"),
-    "too few": (lambda losses: losses[:-1], r"returned shape \[15\], .* multiple of 8: 2 times the batch, 4 directions"),
+    "too few": (
+        lambda losses: losses[:-1],
+        r"returned shape \[15\], .* multiple of 8: 2 times the batch, 4 directions",
+    ),
     "none": (lambda losses: losses[:0], r"returned shape \[0\]"),
     "NaN": (lambda losses: losses.index_fill(0, torch.tensor([3]), torch.nan), "the loss is nan"),
 }

@@ -15,7 +15,15 @@ from zoquant.backends.hqq.weights import striped
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.factors import FactorBuffer, FactorMover
 from zoquant.native import (
-    AffineWeight, FieldSpec, PackedWeight, PlainCodes, QuantEmbedding, QuantLinear, QuantWeight, TableWeight, Values,
+    AffineWeight,
+    FieldSpec,
+    PackedWeight,
+    PlainCodes,
+    QuantEmbedding,
+    QuantLinear,
+    QuantWeight,
+    TableWeight,
+    Values,
     VectorWeight,
 )  # fmt: skip
 from zoquant.native.values import column_groups, flat_groups, per_row, row_groups, tall_groups, whole
@@ -152,7 +160,9 @@ def test_the_derivative_is_that_of_full_scales_along_the_sum(layout: str) -> Non
     sums = z[factors.rows][:, None] + z[factors.columns]
     weight = layer.packed.dequantize().double()
     direction = weight * sums[factors.grid.rows][:, factors.grid.columns].double()
-    torch.testing.assert_close(((y[0] - y[1]) / (2 * eps)).double(), x[0].double() @ direction.t(), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        ((y[0] - y[1]) / (2 * eps)).double(), x[0].double() @ direction.t(), rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("layout", NO_GRIDS)
@@ -229,7 +239,9 @@ def refused(model: nn.Module, match: str, **filters: Any) -> None:
 
 
 def test_refuses_what_it_cannot_scale() -> None:
-    refused(toy_model(), r"layers.l0 \(native\): layers.l0.m is not attached, but its weights are scaled by .* together")
+    refused(
+        toy_model(), r"layers.l0 \(native\): layers.l0.m is not attached, but its weights are scaled by .* together"
+    )
     embedding = nn.ModuleDict({"emb": QuantEmbedding(blocks())})
     refused(embedding, r"emb \(native\): its values are no rows and columns .*exclude='emb\.\*'")
     packed = blocks()
