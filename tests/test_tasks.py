@@ -200,7 +200,8 @@ def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
     optimizer.step(closure)
     assert seen[0].shape == (8,)
     moved = (seen[0] - plain.repeat(2)).abs() > 1e-3
-    assert moved[plain.repeat(2) > 0.01].all() and moved.any()
+    assert moved[plain.repeat(2) > 0.01].all()
+    assert moved.any()
     for number, evaluation in enumerate(optimizer.trajectory.steps[0].directions):
         alone = optimizer.loss_at(
             zoquant.optim.Evaluation(evaluation, 0.1),
