@@ -18,7 +18,7 @@ from tests.toy import ToyModel, toy_batch, toy_loss, toy_model, write_toy
 from zoquant import ZOSGD, Noise, Trajectory, Views, attach, buffer, export, load_delta, replay, save_delta
 from zoquant.buffer import SPACES, Space
 from zoquant.errors import LossError
-from zoquant.estimators import FZOO, Estimator, OneSided, RobustClip, TwoPoint
+from zoquant.estimators import FZOO, Estimator, GroupRelative, OneSided, RobustClip, TwoPoint
 from zoquant.noise import KINDS, UNITS
 from zoquant.objective import mean_loss
 from zoquant.protocol import Role
@@ -27,7 +27,7 @@ from zoquant.testing.tensors import same_bits
 from zoquant.views import TensorView
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-ESTIMATORS: list[Estimator] = [TwoPoint(), OneSided(), FZOO()]
+ESTIMATORS: list[Estimator] = [TwoPoint(), OneSided(), FZOO(), GroupRelative()]
 RULES: list[Rule] = [SGD(), Momentum(), Sign(), Adam()]
 LR = {"sgd": 1e-2, "momentum": 1e-3, "sign": 3e-3, "adam": 3e-3}
 

@@ -17,8 +17,8 @@ LAYERS = (
     ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "objective", "rules", "estimators"),
     ("source", "layout", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
-    ("update", "journal", "delta", "trajectory"),
-    ("optim",),
+    ("update", "journal", "delta", "factors", "trajectory"),
+    ("optim", "probing", "batched"),
     ("presets",),
 )
 """The core from the bottom up: a module imports from its own line and those before it."""

@@ -337,7 +337,7 @@ def test_rates_are_checked_at_every_step(model: ToyModel, name: str, value: floa
         ({"estimator": FZOO()}, "ZOSGD: probes is 1, expected at least 2."),
         (
             {"estimator": "two-point"},
-            "ZOSGD: estimator is 'two-point', expected one of ['two-point', 'one-sided', 'fzoo'].",
+            "ZOSGD: estimator is 'two-point', expected one of ['two-point', 'one-sided', 'fzoo', 'group-relative'].",
         ),
         ({"rule": "sgd"}, "rule is 'sgd', expected one of sgd, momentum, sign, adam."),
         ({"decay": -1.0}, "ZOSGD: decay is -1.0, expected at least 0."),

@@ -168,3 +168,43 @@ def test_soft_caps_are_kept(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyP
 
 def test_written_rows_are_read(tmp_path: Path) -> None:
     assert read_rows(write_rows(tmp_path / "rows.jsonl")) == ROWS
+
+
+@pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
+def test_losses_of_a_repeated_batch(loaded: tuple[Any, Any], labels: str) -> None:
+    model, tokenizer = loaded
+    data = task(tokenizer, labels)
+    batch = data.batch([0, 5, 9])
+    losses = data.losses(model, batch)
+    assert losses.shape == (3,)
+    torch.testing.assert_close(losses.mean(), data.loss(model, batch))
+    torch.testing.assert_close(data.losses(model, batch.repeat(2)), losses.repeat(2))
+
+
+@pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
+def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
+    """A label of several tokens takes a row a word: all rows of an example share its direction."""
+    model, tokenizer = loaded
+    data = task(tokenizer, labels)
+    batch = data.batch([0, 5, 9, 11])
+    views = zoquant.attach(model, exclude=("*embed_tokens*", "*lm_head*"))
+    optimizer = zoquant.BatchedZO(views, directions=4, eps=0.1, lr=0.0)
+    with torch.no_grad():
+        plain = data.losses(model, batch)
+    seen: list[torch.Tensor] = []
+
+    def closure(repeat: int) -> torch.Tensor:
+        seen.append(data.losses(model, batch.repeat(repeat)))
+        return seen[0]
+
+    optimizer.step(closure)
+    assert seen[0].shape == (8,)
+    moved = (seen[0] - plain.repeat(2)).abs() > 1e-3
+    assert moved[plain.repeat(2) > 0.01].all()
+    assert moved.any()
+    for number, evaluation in enumerate(optimizer.trajectory.steps[0].directions):
+        alone = optimizer.loss_at(
+            zoquant.optim.Evaluation(evaluation, 0.1),
+            lambda repeat, n=number: data.losses(model, data.batch([[0, 5, 9, 11][n]]).repeat(repeat)),  # type: ignore[arg-type, misc]
+        )
+        assert alone == pytest.approx(float(seen[0][number]), rel=1e-4)

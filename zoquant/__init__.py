@@ -5,6 +5,7 @@ from importlib.metadata import version
 import zoquant.backends  # noqa: F401  now, so that its first import cannot replace the function of that name
 from zoquant import errors, estimators, presets, rules, testing
 from zoquant.attach import BoundView, Views, attach
+from zoquant.batched import BatchedZO
 from zoquant.calibration import Calibration
 from zoquant.delta import Delta, load_delta, save_delta
 from zoquant.export import export
@@ -20,6 +21,7 @@ __version__ = version("zoquant")
 __all__ = [
     "ZOSGD",
     "Backend",
+    "BatchedZO",
     "BoundView",
     "BytesView",
     "Calibration",

@@ -1,6 +1,7 @@
 """From a model to its views: find the layers, open them, and check that a write reaches the forward."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import overload
@@ -14,18 +15,48 @@ from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
 from zoquant.fingerprint import fingerprint
 from zoquant.layout import view_count
 from zoquant.noise import Kind, Noise
-from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
+from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Grid, Gridded, Role, ScaleView
 from zoquant.streamed import StreamedBuffer
 from zoquant.verify import verify_layer
 from zoquant.views import check_value
 
 
-class BoundView:
-    """A backend's view under its key. Everything else is the backend's."""
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer of a model that has views.
 
-    def __init__(self, key: str, view: ScaleView, backend: str) -> None:
+    Attributes:
+        path: its path in the model.
+        module: the layer itself.
+        backend: the backend that claims it.
+        tied: paths of other layers that read the same values; their views are those of this one.
+    """
+
+    path: str
+    module: nn.Module
+    backend: Backend
+    tied: list[str] = field(default_factory=list)
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Return, by key, the grids of the views that together scale the weights; see `zoquant.protocol.Gridded`."""
+        if not isinstance(self.backend, Gridded):
+            return {}
+        return {_key(self.path, name): grid for name, grid in self.backend.grids(self.module).items()}
+
+
+class BoundView:
+    """A backend's view under its key. Everything else is the backend's.
+
+    Attributes:
+        name: the key.
+        backend: name of the backend.
+        layer: the layer that the view belongs to; None for a view without a model.
+    """
+
+    def __init__(self, key: str, view: ScaleView, backend: str, layer: Layer | None = None) -> None:
         self.name = key
         self.backend = backend
+        self.layer = layer
         self._view = view
 
     @property
@@ -213,22 +244,25 @@ def attach(
         if role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected some of {', '.join(ROLES)}.")
     found: list[BoundView] = []
-    seen: set[tuple[int, int] | None] = set()
+    seen: dict[tuple[int, int] | None, Layer] = {}
     layers = 0
     for path, module, backend in claimed(model, plain="dense" in roles):
         layers += 1
+        layer = Layer(path, module, backend)
         opened = _open(path, module, backend)
         if "dense" in roles:
             opened += _bias(path, module, opened)
-        taken = [view for view in opened if view.role in roles and _wanted(_key(path, view), include, exclude)]
+        taken = [view for view in opened if view.role in roles and _wanted(_key(path, view.name), include, exclude)]
         fresh = [view for view in taken if _storage(view) not in seen]
         for view in fresh:
-            _check_values(_key(path, view), view, backend)
+            _check_values(_key(path, view.name), view, backend)
         checked = [view for view in fresh if view.role not in PLAIN_ROLES]
         if verify and checked:
             verify_layer(path, module, backend, checked)
-        seen.update(place for place in map(_storage, opened) if place is not None)
-        found.extend(BoundView(_key(path, view), view, backend.name) for view in fresh)
+        for place in filter(None, map(_storage, opened)):
+            if seen.setdefault(place, layer) is not layer:
+                seen[place].tied.append(path)
+        found.extend(BoundView(_key(path, view.name), view, backend.name, layer) for view in fresh)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude))
     return Views(found, coupled=coupled, streamed=model if streamed else None)
@@ -270,8 +304,8 @@ def _open(path: str, module: nn.Module, backend: Backend) -> list[ScaleView]:
         raise UnsupportedLayoutError(f"{path or type(module).__name__}: {error}") from error
 
 
-def _key(path: str, view: ScaleView) -> str:
-    return f"{path}.{view.name}" if path else view.name
+def _key(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _storage(view: ScaleView) -> tuple[int, int] | None:

@@ -100,8 +100,32 @@ class FZOO:
         return tuple((loss - losses[0]) / (eps * spread) if spread else 0.0 for loss in losses[1:])
 
 
-ESTIMATORS: dict[str, type[TwoPoint] | type[OneSided] | type[FZOO]] = {
-    estimator.name: estimator for estimator in (TwoPoint, OneSided, FZOO)
+@dataclass(frozen=True)
+class GroupRelative:
+    """d_k = δ_k / s, with δ_k = L(theta + ε z_k) − L(theta − ε z_k) and s the standard deviation of δ over n probes.
+
+    s is taken over n. A step does not depend on the scale of the loss, nor on ε: in g = 1/n · Σ d_k · z_k the weights
+    are of size 1. If all δ are equal the derivatives are 0. GRZO divides g by another 2ε, which is part of lr here, and
+    adds a small number to s.
+
+    Source: GRZO (arXiv 2606.02857), after its abstract and a description by others; the paper itself was not at hand.
+    """
+
+    name: ClassVar[str] = "group-relative"
+    least_probes: ClassVar[int] = 2
+    bias_order: ClassVar[int] = 2
+
+    def points(self, probes: int) -> list[Point]:
+        return TwoPoint().points(probes)
+
+    def derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
+        differences = [plus - minus for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
+        spread = statistics.pstdev(differences)
+        return tuple(difference / spread if spread else 0.0 for difference in differences)
+
+
+ESTIMATORS: dict[str, type[TwoPoint] | type[OneSided] | type[FZOO] | type[GroupRelative]] = {
+    estimator.name: estimator for estimator in (TwoPoint, OneSided, FZOO, GroupRelative)
 }
 
 

@@ -5,6 +5,7 @@
     n bytes    the header: JSON
     4 bytes    CRC-32 of all bytes before
     records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
+               where `seeds` in the header is below `probes`, the last derivatives have no seed before them
 
 The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone.
 A record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
@@ -37,16 +38,21 @@ class Journal:
         header: what to write before the records: anything JSON can hold.
         probes: directions a step.
         steps: the first steps.
+        seeds: seeds a step: as many as probes, or one.
 
     Raises:
         WriteError: the file could not be written.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], probes: int, steps: list[Step]) -> None:
+    def __init__(
+        self, path: Path, header: dict[str, Any], probes: int, steps: list[Step], *, seeds: int | None = None
+    ) -> None:
         self.path = path
         self.count = 0
-        head = encode_header({**header, "probes": probes})
-        self._record = _record(probes)
+        self._seeds = probes if seeds is None else seeds
+        fewer = {"seeds": self._seeds} if self._seeds != probes else {}
+        head = encode_header({**header, "probes": probes, **fewer})
+        self._record = _record(probes, self._seeds)
         self._salt = zlib.crc32(head[:-4])
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with writing(path):
@@ -93,8 +99,9 @@ class Journal:
         self.close()
 
     def _encode(self, step: Step) -> bytes:
-        pairs = [part for pair in zip(step.seeds, step.derivatives, strict=True) for part in pair]
-        body = self._record.pack(self.count, step.lr, *pairs)
+        paired = step.derivatives[: self._seeds]
+        pairs = [part for pair in zip(step.seeds, paired, strict=True) for part in pair]
+        body = self._record.pack(self.count, step.lr, *pairs, *step.derivatives[self._seeds :])
         self.count += 1
         return body + _LENGTH.pack(zlib.crc32(body, self._salt))
 
@@ -119,7 +126,8 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
     header, start = _decode_header(path, data)
-    record = _record(header["probes"])
+    seeds = header.get("seeds", header["probes"])
+    record = _record(header["probes"], seeds)
     salt, size = zlib.crc32(data[: start - 4]), record.size + 4
     rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
     whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
@@ -129,7 +137,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
             f"{path}: the record of step {good} at byte {start + good * size} is damaged, but a later one is whole. "
             "Use a copy of the file."
         )
-    return header, [_decode(path, number, record, row) for number, row in enumerate(rows[:good])]
+    return header, [_decode(path, number, record, seeds, row) for number, row in enumerate(rows[:good])]
 
 
 def encode_header(header: dict[str, Any]) -> bytes:
@@ -154,15 +162,16 @@ def _decode_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
     return header, end + 4
 
 
-def _record(probes: int) -> struct.Struct:
-    return struct.Struct("<Id" + "Qd" * probes)
+def _record(probes: int, seeds: int) -> struct.Struct:
+    return struct.Struct("<Id" + "Qd" * seeds + "d" * (probes - seeds))
 
 
-def _decode(path: Path, number: int, record: struct.Struct, row: bytes) -> Step:
-    found, lr, *pairs = record.unpack(row[:-4])
+def _decode(path: Path, number: int, record: struct.Struct, seeds: int, row: bytes) -> Step:
+    found, lr, *rest = record.unpack(row[:-4])
+    pairs, others = rest[: 2 * seeds], rest[2 * seeds :]
     if found != number:
         raise CheckpointError(f"{path}: record {number} is of step {found}. Use a copy of the file.")
-    return Step(tuple(pairs[::2]), tuple(pairs[1::2]), lr)
+    return Step(tuple(pairs[::2]), (*pairs[1::2], *others), lr)
 
 
 def _write(file: int, data: bytes) -> None:

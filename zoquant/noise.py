@@ -107,6 +107,12 @@ def step_seed(seed: int, step: int, probe: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+def child_seed(seed: int, number: int) -> int:
+    """Return the 63-bit seed of one of the directions of a step that has one seed for all of them."""
+    text = f"{seed}/{number}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
 @cache
 def gaussian_table() -> npt.NDArray[np.float32]:
     """Return 65,536 quantiles of the standard normal, float32, rounded to multiples of 2⁻²⁰: portable."""

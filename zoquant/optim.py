@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 
@@ -13,12 +13,13 @@ from zoquant.buffer import SPACES, Space
 from zoquant.calibration import Calibration, Plan, calibrate
 from zoquant.errors import BaseMismatchError, LossError
 from zoquant.estimators import ESTIMATORS, Clip, Estimator, RobustClip, TwoPoint, clipped
+from zoquant.factors import Subspace
 from zoquant.noise import Kind, Noise, as_noise, step_seed
 from zoquant.objective import Closure, loss_of, mean_loss
 from zoquant.protocol import PLAIN_ROLES
 from zoquant.rules import SGD, Rule
 from zoquant.trajectory import Trajectory
-from zoquant.update import Mover, Step
+from zoquant.update import Step, directions_of
 
 _MOVED_WARNING = 0.5
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -32,7 +33,8 @@ class StepResult:
         loss: mean of the losses of its evaluations.
         derivative: mean over its directions of the derivative, as measured, before clipping.
         clipped: whether a derivative was cut.
-        moved: share of the stored values that the first probe of the run changed, after the cast to their dtype.
+        moved: share of the stored values that the first probe of the run changed, after the cast to their dtype; 1
+            where probes are not stored.
         lr: learning rate of this step.
         step: number of this step, from 0.
     """
@@ -81,6 +83,8 @@ class ZOSGD(torch.optim.Optimizer):
         BaseMismatchError: the views hold a delta already.
     """
 
+    subspace: ClassVar[Subspace] = "values"
+
     def __init__(
         self,
         views: Views,
@@ -117,8 +121,9 @@ class ZOSGD(torch.optim.Optimizer):
                 "views.reset() first, or go on with the run's trajectory: ZOSGD(...).resume(trajectory)."
             )
         run = Trajectory(
-            views.fingerprints(), space, as_noise(noise), views.coupled, estimator.name, rule, float(decay)
-        )
+            views.fingerprints(), space, as_noise(noise), views.coupled, estimator.name, rule, float(decay),
+            subspace=self.subspace,
+        )  # fmt: skip
         run.header()  # refuses a rule that no file could name
         super().__init__([buffer.delta for buffer in views.buffers], {"lr": lr, "eps": eps, "clip": clip})
         self.views = views
@@ -168,7 +173,7 @@ class ZOSGD(torch.optim.Optimizer):
             ValueError: a scheduler set a rate out of its range.
         """
         _, eps, _ = self._rates()
-        seeds = self._seeds()
+        seeds = directions_of(self._seeds(), self.probes)
         return [
             Evaluation(None, 0.0) if point.probe is None else Evaluation(seeds[point.probe], point.sign * eps)
             for point in self.estimator.points(self.probes)
@@ -261,7 +266,7 @@ class ZOSGD(torch.optim.Optimizer):
             _check("choose", name, name in ("lr", "eps", "clip"), "some of lr, eps and clip")
         batches = [closure] if callable(closure) else list(closure)
         lr, eps, clip = self._rates()
-        noise, seed = self.trajectory.noise, self.seed
+        seed = self.seed
 
         def loss(direction: int | None, length: float, batch: int) -> float:
             at = None if direction is None else step_seed(seed, -1, direction)
@@ -269,7 +274,7 @@ class ZOSGD(torch.optim.Optimizer):
 
         try:
             found = calibrate(Plan(
-                loss, len(batches), lambda length: self.views.share_moved(step_seed(seed, -1), length, noise.kind),
+                loss, len(batches), lambda length: self._share_moved(step_seed(seed, -1), length),
                 self._unit(), self.estimator, self.trajectory.rule, self.probes, eps, lr, clip, choose, schedule,
             ))  # fmt: skip
         finally:
@@ -290,7 +295,7 @@ class ZOSGD(torch.optim.Optimizer):
         _check(
             "probes", self.probes, self.probes == (trajectory.probes or self.probes), f"{trajectory.probes!r}, {_AS}"
         )
-        for name in ("noise", "space", "estimator", "rule", "decay"):
+        for name in ("noise", "space", "subspace", "estimator", "rule", "decay"):
             got, expected = getattr(self.trajectory, name), getattr(trajectory, name)
             _check(name, got, got == expected, f"{expected!r}, {_AS}")
         trajectory.check(self.views)
@@ -319,9 +324,11 @@ class ZOSGD(torch.optim.Optimizer):
         Raises:
             BaseMismatchError: the state belongs to another base. Nothing has changed.
             CheckpointError: the state is damaged. Nothing has changed.
+            ValueError: the state is that of another kind of optimizer. Nothing has changed.
         """
         trajectory = Trajectory.from_dict(state_dict["trajectory"], "state_dict")
         trajectory.check(self.views)
+        _check("subspace", self.subspace, self.subspace == trajectory.subspace, f"{trajectory.subspace!r}, {_AS}")
         _check("estimator", trajectory.estimator, trajectory.estimator in ESTIMATORS, f"one of {[*ESTIMATORS]}")
         self.estimator = ESTIMATORS[trajectory.estimator]()
         self.views.space = trajectory.space
@@ -336,7 +343,7 @@ class ZOSGD(torch.optim.Optimizer):
     def _follow(self, trajectory: Trajectory) -> None:
         """Take over a trajectory: deltas, and what the rule remembers, become what its steps leave."""
         self.trajectory = trajectory
-        self._mover = Mover(self.views, trajectory.noise, trajectory.rule, trajectory.decay)
+        self._mover = trajectory.mover(self.views)
         self._mover.reset()
         self._mover.advance(trajectory.steps)
 
@@ -388,7 +395,7 @@ class ZOSGD(torch.optim.Optimizer):
                 )
 
     def _measure_moved(self, seed: int, eps: float) -> float:
-        moved = self.views.share_moved(seed, eps, self.trajectory.noise.kind)
+        moved = self._share_moved(seed, eps)
         if moved < _MOVED_WARNING:
             warnings.warn(
                 f"a probe of eps={eps:g} changes only {moved:.1%} of the values once they are stored; the rest is lost "
@@ -396,6 +403,9 @@ class ZOSGD(torch.optim.Optimizer):
                 stacklevel=3,
             )
         return moved
+
+    def _share_moved(self, seed: int, eps: float) -> float:
+        return self.views.share_moved(seed, eps, self.trajectory.noise.kind)
 
 
 _AS = "as in the trajectory"

@@ -91,6 +91,44 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """How the values of a view lie over the matrix of its layer, as rows and columns of a grid.
+
+    Attributes:
+        shape: rows and columns of the grid.
+        rows: for every output of the layer its row of the grid, int64 `[out_features]`.
+        columns: for every input its column, int64 `[in_features]`.
+        transposed: whether the view is stored `[columns, rows]`, as in GPTQ; its own shape is of no account.
+    """
+
+    shape: tuple[int, int]
+    rows: Tensor
+    columns: Tensor
+    transposed: bool = False
+
+    def same(self, other: "Grid") -> bool:
+        """Tell whether two grids lie over the matrix alike, however their views are stored."""
+        alike = self.shape == other.shape and self.rows.shape == other.rows.shape
+        return alike and torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+
+
+@runtime_checkable
+class Gridded(Protocol):
+    """What a backend has besides, if it can say how values scale the rows and columns of a layer's matrix.
+
+    Batched probes rest on it: they scale the inputs and outputs of a layer instead of its values.
+    """
+
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return, by local name, the grids of the views that together scale the weights.
+
+        Multiplying all of them by the same number multiplies every weight of the layer by it. Empty where there are
+        none, or where the module is no product of an input with a matrix.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Span:
     """Where the values of one key lie in the files of a checkpoint.

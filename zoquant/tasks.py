@@ -85,6 +85,10 @@ class Batch:
     lengths: Tensor
     labels: Tensor
 
+    def repeat(self, times: int) -> "Batch":
+        """Return the batch so many times one below the other, as `BatchedZO` asks for."""
+        return Batch(self.ids.repeat(times, 1), self.lengths.repeat(times), self.labels.repeat(times))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -182,6 +186,10 @@ class Classification:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the label words, a scalar."""
         return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the label words of each example, float32 `[examples]`."""
+        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels, reduction="none")
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from zoquant.attach import Views
 from zoquant.buffer import SPACES, Space
 from zoquant.delta import Delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
+from zoquant.factors import SUBSPACES, FactorMover, Subspace
 from zoquant.files import load_tensors, save_tensors
 from zoquant.fingerprint import check_base
 from zoquant.journal import Journal, is_journal, read_journal
@@ -38,6 +40,8 @@ class Trajectory:
         rule: update rule.
         decay: pull back to the base, per unit of lr.
         steps: the steps, in order. A step that was undone has derivatives of 0.
+        subspace: what a direction is made of: a number for each value, or one for each row and column, see
+            `zoquant.factors`.
     """
 
     base: dict[str, str]
@@ -48,11 +52,12 @@ class Trajectory:
     rule: Rule = field(default_factory=SGD)
     decay: float = 0.0
     steps: list[Step] = field(default_factory=list)
+    subspace: Subspace = "values"
 
     @property
     def probes(self) -> int:
         """Directions a step; 0 before the first."""
-        return len(self.steps[0].seeds) if self.steps else 0
+        return len(self.steps[0].derivatives) if self.steps else 0
 
     def prefix(self, steps: int) -> "Trajectory":
         """Return the trajectory as it was after so many steps, or all of them if there are fewer."""
@@ -73,6 +78,7 @@ class Trajectory:
             "estimator": self.estimator,
             "rule": rule_to_dict(self.rule),
             "decay": self.decay,
+            "subspace": self.subspace,
             "base": dict(self.base),
         }
 
@@ -80,12 +86,15 @@ class Trajectory:
         """Return plain tensors, strings and dicts that `torch.load(weights_only=True)` reads.
 
         Returns:
-            int64 `seeds` and float64 `derivatives` `[steps, probes]`, float64 `lr` `[steps]`, and the header.
+            int64 `seeds` `[steps, probes]` or `[steps, 1]`, float64 `derivatives` `[steps, probes]`, float64 `lr`
+            `[steps]`, and the header.
         """
-        shape = (len(self.steps), self.probes)
+        count, seeds = len(self.steps), self._seeds(self.probes)
         return {
-            "seeds": torch.tensor([s.seeds for s in self.steps], dtype=torch.int64).view(shape),
-            "derivatives": torch.tensor([s.derivatives for s in self.steps], dtype=torch.float64).view(shape),
+            "seeds": torch.tensor([s.seeds for s in self.steps], dtype=torch.int64).view(count, seeds),
+            "derivatives": torch.tensor([s.derivatives for s in self.steps], dtype=torch.float64).view(
+                count, self.probes
+            ),
             "lr": torch.tensor([s.lr for s in self.steps], dtype=torch.float64),
             **self.header(),
         }
@@ -105,7 +114,11 @@ class Trajectory:
         seeds, derivatives, lr = (state.get(name) for name in _TENSORS)
         if seeds is None or derivatives is None or lr is None:
             raise CheckpointError(f"{what}: expected {', '.join(_TENSORS)}. Is the file whole?")
-        fits = seeds.dim() == 2 and seeds.shape == derivatives.shape and seeds.shape[:1] == lr.shape
+        fits = (
+            seeds.dim() == derivatives.dim() == 2
+            and seeds.shape[1] in (1, derivatives.shape[1])
+            and seeds.shape[:1] == derivatives.shape[:1] == lr.shape
+        )
         typed = (seeds.dtype, derivatives.dtype, lr.dtype) == (torch.int64, torch.float64, torch.float64)
         if not (fits and typed and (seeds >= 0).all()):
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
@@ -122,16 +135,20 @@ class Trajectory:
                     f"{what}: trajectory of {name.replace('_', ' ')} {state.get(name)}, expected {expected}. Replay it "
                     "with the zoquant that wrote it, and use its delta here."
                 )
-        base, space, coupled, decay = (state.get(name) for name in ("base", "space", "coupled", "decay"))
+        base, space, coupled, decay, subspace = (
+            state.get(name) for name in ("base", "space", "coupled", "decay", "subspace")
+        )
         typed = isinstance(base, dict) and isinstance(coupled, bool) and isinstance(decay, float)
-        if not (typed and space in SPACES):
+        if not (typed and space in SPACES and subspace in SUBSPACES):
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         try:
             noise, rule = Noise(**state["noise"]), rule_from_dict(state["rule"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{what}: the header is not that of a trajectory: {error} Update zoquant.") from error
-        base, decay = cast(dict[str, str], base), cast(float, decay)
-        return cls(base, cast(Space, space), noise, bool(coupled), str(state.get("estimator")), rule, decay, steps)
+        return cls(
+            cast(dict[str, str], base), cast(Space, space), noise, bool(coupled), str(state.get("estimator")), rule,
+            cast(float, decay), steps, cast(Subspace, subspace),
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that holds what `to_dict` returns.
@@ -153,7 +170,8 @@ class Trajectory:
         Raises:
             WriteError: the file could not be written.
         """
-        return Journal(Path(path), {"kind": "trajectory", **self.header()}, probes, self.steps)
+        header = {"kind": "trajectory", **self.header()}
+        return Journal(Path(path), header, probes, self.steps, seeds=self._seeds(probes))
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
@@ -184,6 +202,24 @@ class Trajectory:
         check_base(what, self.base, here)
         check_base("these views", here, self.base)
 
+    def mover(self, views: Views, deltas: Sequence[Tensor] | None = None) -> Mover:
+        """Return what moves deltas as the steps of this run say.
+
+        Args:
+            views: views of the same base.
+            deltas: the deltas to move, one a buffer of the views; None for those of the views.
+
+        Raises:
+            UnsupportedLayoutError: the run moved rows and columns, and a layer of these views has none.
+        """
+        if self.subspace == "values":
+            return Mover(views.buffers, self.noise, self.rule, self.decay, deltas=deltas)
+        return FactorMover(views, self.noise, self.rule, self.decay, deltas=deltas)
+
+    def _seeds(self, probes: int) -> int:
+        """Return how many seeds a step keeps: those of the directions of rows and columns are drawn from one."""
+        return probes if self.subspace == "values" else 1
+
     def delta(self, views: Views) -> Delta:
         """Return what the run added to its base. The views, and their model, stay as they are.
 
@@ -195,7 +231,7 @@ class Trajectory:
         """
         self.check(views)
         deltas = [torch.zeros_like(buffer.delta) for buffer in views.buffers]
-        Mover(views, self.noise, self.rule, self.decay, deltas=deltas).advance(self.steps)
+        self.mover(views, deltas).advance(self.steps)
         values = {
             view.name: delta[buffer.slice_of(index)].view(view.shape).cpu()
             for buffer, delta in zip(views.buffers, deltas, strict=True)
@@ -223,7 +259,7 @@ def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | No
     run = trajectory if isinstance(trajectory, Trajectory) else Trajectory.load(trajectory)
     run.check(views, what)
     done = run.steps[:steps]
-    mover = Mover(views, run.noise, run.rule, run.decay)
+    mover = run.mover(views)
     mover.reset()
     views.space = run.space
     mover.advance(done)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from zoquant.attach import Views
-from zoquant.noise import Noise
+from zoquant.noise import Noise, child_seed
 from zoquant.rules import SGD, Rule
 from zoquant.source import NoiseSource
 
@@ -19,6 +19,11 @@ class Step:
     """One step: its directions, the derivative along each as it was applied, and the learning rate.
 
     A step whose derivatives are all 0 moves nothing, and no rule remembers it: a step that was undone is one.
+
+    Attributes:
+        seeds: the seed of each direction, or one that those of all directions are drawn from.
+        derivatives: the derivative along each direction, as it was applied.
+        lr: learning rate.
     """
 
     seeds: tuple[int, ...]
@@ -26,25 +31,52 @@ class Step:
     lr: float
 
     @property
+    def directions(self) -> tuple[int, ...]:
+        """The seed of each direction."""
+        return directions_of(self.seeds, len(self.derivatives))
+
+    @property
     def amounts(self) -> list[float]:
         """The weight of each direction in g, the mean over the probes."""
-        return [derivative / len(self.seeds) for derivative in self.derivatives]
+        return [derivative / len(self.derivatives) for derivative in self.derivatives]
+
+
+def directions_of(seeds: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Return the seeds of `count` directions: these, or if it is one for several, those drawn from it."""
+    if len(seeds) == count:
+        return seeds
+    return tuple(child_seed(seeds[0], number) for number in range(count))
+
+
+class Movable(Protocol):
+    """A vector of trained numbers on one device, walked in stretches that fit the cache."""
+
+    device: torch.device
+    delta: Tensor
+
+    def tiles(self) -> list[slice]:
+        """Return the stretches."""
+        ...
+
+    def source_of(self, noise: Noise) -> NoiseSource:
+        """Return what draws directions of this vector."""
+        ...
 
 
 class Mover:
-    """Moves deltas, and holds what the rule remembers.
+    """Moves vectors of trained numbers, and holds what the rule remembers.
 
     Args:
-        views: the views.
+        buffers: what holds the numbers, such as the buffers of views.
         noise: distribution of the directions.
         rule: update rule.
         decay: pull back to the base, per unit of lr.
-        deltas: the deltas to move, one a buffer; None for those of the views.
+        deltas: the vectors to move, one a buffer; None for the buffers' own.
     """
 
     def __init__(
         self,
-        views: Views,
+        buffers: Sequence[Movable],
         noise: Noise,
         rule: Rule,
         decay: float = 0.0,
@@ -54,8 +86,8 @@ class Mover:
         self.rule = rule
         self.noise = noise
         self.decay = decay
-        self.buffers = views.buffers
-        self.deltas = [buffer.delta for buffer in views.buffers] if deltas is None else list(deltas)
+        self.buffers = buffers
+        self.deltas = [buffer.delta for buffer in buffers] if deltas is None else list(deltas)
         with torch.inference_mode(False):
             self.states = [[torch.zeros_like(delta) for _ in range(rule.states)] for delta in self.deltas]
         self.count = 0
@@ -73,7 +105,7 @@ class Mover:
         among threads. Neither shows in the result: every element goes through the same operations in the same order.
         """
         live = [step for step in steps if any(step.derivatives)]
-        seeds = [seed for step in live for seed in step.seeds]
+        seeds = [seed for step in live for seed in step.directions]
         for number, buffer in enumerate(self.buffers):
             source = buffer.source_of(self.noise)
             source.prepare(seeds)

@@ -11,6 +11,10 @@ from tests.hqq.samples import hqq_linear
 from zoquant import ZOSGD, attach
 from zoquant.backends.hqq.live import HQQBackend
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.factors import FactorMover
+from zoquant.noise import Noise
+from zoquant.probing import Probing
+from zoquant.rules import SGD
 from zoquant.testing.tensors import same_bits
 
 pytest.importorskip("hqq", reason="hqq is not installed")
@@ -166,3 +170,22 @@ def test_a_layer_without_weights() -> None:
         UnsupportedLayoutError, match=r"it is not initialized\. Load the weights, or call initialize\(\)"
     ):
         attach(nn.ModuleDict({"a": HQQLinear(None, None, initialize=False)}))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("nbits", [8, 4, 3])
+def test_a_batched_probe_is_what_written_scales_give(nbits: int, axis: int) -> None:
+    layer: Any = hqq_linear(nbits, axis=axis, group_size=8, bias=True)
+    views = attach(nn.ModuleDict({"a": layer}))
+    if axis == 0:  # 48 groups for 16 columns: three rows of the grid
+        assert views[0].shape == (1, 48)
+    mover, x = FactorMover(views, Noise(), SGD()), HQQBackend().sample_input(layer)[:1]
+    with Probing(mover.factors, Noise(), [(7, 0.1), (None, 0.0)]), torch.no_grad():
+        probed, plain = layer(x.expand(2, -1))
+    u = mover.factors[0].delta
+    u.add_(mover.factors[0].source_of(Noise()).draw(7, 0, torch.empty_like(u)), alpha=0.1)
+    mover.advance([])
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], plain)
+        views.write()
+        torch.testing.assert_close(layer(x)[0], probed)

@@ -1,6 +1,5 @@
 """How a small tensor of scales lies over its matrix: each of its numbers belongs to a block of rows and columns."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +7,7 @@ from torch import Tensor
 
 from zoquant.native import FieldSpec, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import indices
-
-Decode = Callable[[Tensor], Tensor]
-"""Turns numbers as stored into float32 factors."""
+from zoquant.native.values import Decode, indices
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,12 @@ class ScaleGrid:
         def place(stored: Tensor, rows: Rows) -> Tensor:
             grid = stored.reshape(self.shape)
             if self.shape[0] == 1:
-                return decode(grid)
+                return grid
             if self.height == 1:
-                return decode(grid[rows])
-            return decode(grid[indices(rows, self.rows, stored.device) // self.height])
+                return grid[rows]
+            return grid[indices(rows, self.rows, stored.device) // self.height]
 
-        return Values(spec, data, place, group_of=group_of)
+        return Values(spec, data, place, group_of=group_of, decode=decode)
 
 
 def reciprocal(stored: Tensor) -> Tensor:

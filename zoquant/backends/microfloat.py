@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.bit_stream import BitStream
-from zoquant.backends.grids import Decode, ScaleGrid, power_of_two
+from zoquant.backends.grids import ScaleGrid, power_of_two
 from zoquant.backends.scaled import POWERS, spec_of
 from zoquant.folder import Folder, Layer
 from zoquant.native import PackedWeight, PackedWords, TableWeight
+from zoquant.native.values import Decode
 
 COARSE_NOTE = "its scales are float8, in steps of 6 to 12 %"
 """Why the scales of NVFP4 are not trained: a step that moves them at all is too long."""

@@ -1,13 +1,13 @@
 """Views of zoquant's own layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.native import QuantEmbedding, QuantLinear
-from zoquant.protocol import ScaleView
+from zoquant.protocol import Grid, ScaleView
 from zoquant.views import TensorView
 
 
@@ -22,6 +22,10 @@ class NativeBackend:
         return [
             TensorView(field.name, field.role, packed.value(field.name), dtype=field.dtype) for field in packed.fields
         ]
+
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return the grids of a linear layer's fields; a lookup table multiplies no input."""
+        return module.packed.grids() if isinstance(module, QuantLinear) else {}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight, float32 `[out_features, in_features]`; for a lookup table `[rows, columns]`, scaled."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoquant.backends.grids import Decode, ScaleGrid, power_of_two
+from zoquant.backends.grids import ScaleGrid, power_of_two
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.folder import Folder, Layer, StoredTensor
 from zoquant.native import AffineWeight, Codes, FieldSpec, PackedWeight, PlainCodes
+from zoquant.native.values import Decode
 
 POWERS = (torch.uint8, torch.float8_e8m0fnu)
 """The dtypes of scales that are powers of two."""

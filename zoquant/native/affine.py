@@ -1,5 +1,7 @@
 """`w = (code − zero) · scale − shift`: GPTQ, AWQ, HQQ, plain int8, and with float8 codes the FP8 formats."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values
 from zoquant.native.words import Codes
 from zoquant.native.workspace import scratch
+from zoquant.protocol import Grid
 
 
 class AffineWeight(PackedWeight):
@@ -35,6 +38,15 @@ class AffineWeight(PackedWeight):
 
     def value(self, name: str) -> Tensor:
         return next(values.data for values in self._values() if values.spec is not None and values.spec.name == name)
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Return the grid of the scale, and that of the shift: a zero point lies within what is scaled."""
+        found = {
+            values.spec.name if values.spec else "": values.grid(self.rows, self.columns)
+            for values in (self.scale, self.shift)
+            if values is not None
+        }
+        return {name: grid for name, grid in found.items() if grid is not None} if all(found.values()) else {}
 
     def decode_rows(self, rows: Rows) -> Tensor:
         codes = self.codes.read(rows)

@@ -1,6 +1,6 @@
 """Linear and embedding layers over packed words: the weights exist one tile at a time, while they are multiplied."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.packed import PackedWeight, Rows, rounded
 from zoquant.native.workspace import scratch
+from zoquant.protocol import Grid
 
 
 class QuantWeight(PackedWeight):
@@ -48,6 +49,15 @@ class QuantWeight(PackedWeight):
         """Return the storage of one continuous field."""
         tensor: Tensor = getattr(self, name)
         return tensor
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Return the grids of all fields: the weights are linear in them together."""
+        values = {field.name: self.value(field.name) for field in self.codec.fields}
+        if any(value.dim() != 2 for value in values.values()):
+            return {}
+        rows = torch.arange(self.rows, device=self.device) if self.row_order is None else self.row_order
+        columns = torch.arange(self.columns, device=self.device) // self.codec.block
+        return {name: Grid((value.shape[0], value.shape[1]), rows, columns) for name, value in values.items()}
 
     def decode_rows(self, rows: Rows) -> Tensor:
         """Decode some rows of the matrix, see `PackedWeight.decode_rows`."""

@@ -1,13 +1,14 @@
 """What every native matrix has in common: rows are decoded a tile at a time, and never kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.native.codec import FieldSpec
 from zoquant.native.workspace import scratch
+from zoquant.protocol import Grid
 
 TILE = 1 << 20
 """Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
@@ -60,6 +61,10 @@ class PackedWeight(nn.Module, ABC):
             `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
         return rounded(self.decode_rows(rows), dtype)
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Return the grids of the fields that together scale the weights, see `zoquant.protocol.Gridded`."""
+        return {}
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,7 @@
 """`w = table[code] · scale`: a scalar codebook that is part of the format, as NF4, FP4."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values
 from zoquant.native.words import Codes
 from zoquant.native.workspace import scratch
+from zoquant.protocol import Grid
 
 
 class TableWeight(PackedWeight):
@@ -36,6 +39,14 @@ class TableWeight(PackedWeight):
 
     def value(self, name: str) -> Tensor:
         return next(values.data for values in self._values() if values.spec is not None and values.spec.name == name)
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Return the grid of the first scale that has one: each of them scales all weights by itself."""
+        for values in self._values():
+            found = values.grid(self.rows, self.columns)
+            if values.spec is not None and found is not None:
+                return {values.spec.name: found}
+        return {}
 
     def decode_rows(self, rows: Rows) -> Tensor:
         codes = self.codes.read(rows)

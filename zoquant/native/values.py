@@ -7,9 +7,13 @@ from torch import Tensor, nn
 
 from zoquant.native.codec import FieldSpec
 from zoquant.native.packed import Rows
+from zoquant.protocol import Grid
 
 Place = Callable[[Tensor, Rows], Tensor]
-"""Takes a tensor of the file and some rows of the matrix; returns their part, `[len(rows) or 1, groups]`."""
+"""Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`."""
+
+Decode = Callable[[Tensor], Tensor]
+"""Turns numbers as stored into factors."""
 
 
 class Values(nn.Module):
@@ -21,24 +25,81 @@ class Values(nn.Module):
         place: which of them belong to some rows of the matrix: one of the functions below.
         group_of: for every column of the matrix its group, int64 `[columns]`; None where groups are equal runs of
             columns, as many as `place` returns.
+        decode: what turns the numbers that `place` picked into factors; None where they are factors as they are.
     """
 
     data: Tensor
     group_of: Tensor | None
 
-    def __init__(self, spec: FieldSpec | None, data: Tensor, place: Place, *, group_of: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        spec: FieldSpec | None,
+        data: Tensor,
+        place: Place,
+        *,
+        group_of: Tensor | None = None,
+        decode: Decode | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.place = place
+        self.decode = decode
         self.register_buffer("data", data)
         self.register_buffer("group_of", group_of)
 
     def at(self, rows: Rows) -> Tensor:
         """Return the numbers of some rows, float32 `[len(rows) or 1, groups, 1]`; groups divide the columns."""
         part = self.place(self.data, rows)
+        if self.decode is not None:
+            part = self.decode(part)
         if self.group_of is not None:
             part = part[:, self.group_of]
         return part.to(torch.float32).unsqueeze(-1)
+
+    def grid(self, rows: int, columns: int) -> Grid | None:
+        """Return how the numbers lie over a matrix; None if they are no grid, or no factors of its weights.
+
+        Args:
+            rows: rows of the matrix.
+            columns: columns of the matrix.
+        """
+        decoded_elsewhere = type(self).at is not Values.at
+        if self.spec is None or decoded_elsewhere or not (self.decode is None or _is_linear(self.decode, self.data)):
+            return None
+        return grid_of(self.data, self.place, rows, columns, group_of=self.group_of)
+
+
+def grid_of(data: Tensor, place: Place, rows: int, columns: int, *, group_of: Tensor | None = None) -> Grid | None:
+    """Return the grid that a place makes of a tensor, found by sending the numbers of its elements through it.
+
+    Args:
+        data: the tensor of the file.
+        place: which of its elements belong to some rows of the matrix.
+        rows: rows of the matrix.
+        columns: columns of the matrix.
+        group_of: for every column its group, see `Values`.
+
+    Returns:
+        None if the elements do not form rows and columns, one each.
+    """
+    numbers = torch.arange(data.numel(), device=data.device).view(data.shape)
+    picked = place(numbers, slice(0, rows)).expand(rows, -1)
+    r, c = (torch.unique(line, return_inverse=True)[1] for line in (picked[:, 0], picked[0]))
+    if group_of is None:
+        group_of = torch.arange(picked.shape[1], device=data.device).repeat_interleave(columns // picked.shape[1])
+    shape = (int(r.max()) + 1, int(c.max()) + 1)
+    if shape[0] * shape[1] != data.numel():
+        return None
+    for transposed, expected in ((False, r[:, None] * shape[1] + c), (True, c * shape[0] + r[:, None])):
+        if torch.equal(picked, expected):
+            return Grid(shape, r, c[group_of], transposed)
+    return None
+
+
+def _is_linear(decode: Decode, data: Tensor) -> bool:
+    """Whether four times the stored number is four times the factor: so it is not for a reciprocal or an exponent."""
+    one, four = decode(torch.tensor([1, 4], device=data.device).to(data.dtype)).float().tolist()
+    return bool(four == 4 * one)
 
 
 def row_groups(data: Tensor, rows: Rows) -> Tensor:

@@ -1,11 +1,15 @@
 """`w = scale · Σ_k codebook_k[code_k]`: a codebook of small vectors, as AQLM, VPTQ, HIGGS."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from zoquant.native.codec import FieldSpec
 from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values, indices
+from zoquant.protocol import Grid
 
 
 class VectorWeight(PackedWeight):
@@ -38,6 +42,13 @@ class VectorWeight(PackedWeight):
 
     def value(self, name: str) -> Tensor:
         return self.codebooks if self.scale is None or name == self.codebook_spec.name else self.scale.data
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Return the grid of the scale."""
+        found = None if self.scale is None else self.scale.grid(self.rows // self.height, self.columns)
+        if self.scale is None or self.scale.spec is None or found is None:
+            return {}
+        return {self.scale.spec.name: replace(found, rows=found.rows.repeat_interleave(self.height))}
 
     def decode_rows(self, rows: Rows) -> Tensor:
         index = indices(rows, self.rows, self.codes.device)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.bitnet.codes import QUARTERS, QuarterCodes
-from zoquant.backends.grids import Decode, ScaleGrid, reciprocal
+from zoquant.backends.grids import ScaleGrid, reciprocal
 from zoquant.backends.scaled import check_grid, check_matrix, spec_of
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.folder import Folder, FolderFormat, Layer
 from zoquant.folder.format import DENSE
 from zoquant.native import AffineWeight, PackedWeight
+from zoquant.native.values import Decode
 from zoquant.protocol import Summary
 
 _ACTIVATIONS = "activations: rounded to int8 for each token by transformers, left in floating point by native layers"

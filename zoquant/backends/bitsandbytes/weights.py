@@ -79,8 +79,9 @@ def eight_bit(codes: Tensor, scale: Tensor) -> AffineWeight:
         codes: int8 `[rows, columns]`.
         scale: `SCB`, the largest magnitude of each row, `[rows]`.
     """
-    return AffineWeight("int8", PlainCodes(codes), Values(FieldSpec("SCB", "scale", scale.dtype), scale, _over_127))
+    values = Values(FieldSpec("SCB", "scale", scale.dtype), scale, per_row, decode=_over_127)
+    return AffineWeight("int8", PlainCodes(codes), values)
 
 
-def _over_127(data: Tensor, rows: Rows) -> Tensor:
-    return per_row(data, rows) / 127
+def _over_127(stored: Tensor) -> Tensor:
+    return stored / 127

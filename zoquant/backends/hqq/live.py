@@ -5,14 +5,16 @@
 Source: hqq 0.2.8.post1, hqq/core/quantize.py (`Quantizer.dequantize`, `HQQLinear`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoquant.backends.hqq.weights import axis_groups
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.protocol import Role, ScaleView
+from zoquant.native.values import grid_of
+from zoquant.protocol import Grid, Role, ScaleView
 from zoquant.views import MemberView
 
 _PARTS: tuple[Role, ...] = ("scale", "zero")
@@ -42,6 +44,15 @@ class HQQBackend:
         meta: dict[str, Any] = getattr(module, "meta", None) or {}
         _refuse(meta)
         return [view for name in _PARTS for view in _views(meta, name)]
+
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return the grid of `scale`; none where it is quantized, or where its groups straddle rows."""
+        meta: dict[str, Any] = getattr(module, "meta", None) or {}
+        if meta.get("quant_scale"):
+            return {}
+        scale, (rows, columns) = meta["scale"], meta["shape"]
+        found = grid_of(scale, axis_groups(int(meta["axis"]), rows, columns, scale.numel()), rows, columns)
+        return {} if found is None else {"scale": found}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return hqq's own dequantized weight, rounded to the compute dtype as its forward has it, float32."""

@@ -1,0 +1,174 @@
+"""Probes without a write: hooks scale what goes into a layer and what comes out, row by row of the batch.
+
+The rows of a batch are cut into equal blocks of neighbours, one for each evaluation. At u and v, the block of the
+evaluation u + ε a, v + ε b is multiplied by
+
+    x ← x ⊙ (1 + v + ε b) / (1 + v)
+    y ← (y − bias) ⊙ (1 + u + ε a) / (1 + u) + bias,
+
+which is what the written values would give before they are rounded to their dtype. Kernel and model stay as they are.
+
+Source: many perturbations in one batch are P-RGE's and EGGROLL's, of low rank there; here they are rows plus columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from zoquant.errors import ShapeError, UnsupportedLayoutError
+from zoquant.factors import FactorBuffer, LayerFactors, bounded
+from zoquant.native.workspace import scratch
+from zoquant.noise import Noise
+
+Block = tuple[int | None, float]
+"""The evaluation of a block of rows: seed of the direction and signed length; without a seed theta itself."""
+
+
+class Probing:
+    """A context manager: within it, every block of rows sees the probe of its evaluation.
+
+    Args:
+        buffers: u and v of all layers.
+        noise: distribution of the directions.
+        blocks: the evaluation of each block, in the order of the rows.
+    """
+
+    def __init__(self, buffers: Sequence[FactorBuffer], noise: Noise, blocks: Sequence[Block]) -> None:
+        rows = _Rows(len(blocks))
+        self._scalings = []
+        for buffer in buffers:
+            found = ratios(buffer, noise, blocks)
+            self._scalings += [_Scaling(layer, found, rows) for layer in buffer.layers]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "Probing":
+        try:
+            for scaling in self._scalings:
+                module = scaling.factors.layer.module
+                self._handles.append(module.register_forward_pre_hook(scaling.scale_input, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(scaling.scale_output))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def check(self, losses: int) -> None:
+        """Refuse a forward whose rows are not those of the losses, or that went past a layer.
+
+        Args:
+            losses: how many losses the forward gave; each may stand for several neighbouring rows.
+
+        Raises:
+            ShapeError: the layers saw a number of rows that is no multiple of it.
+            UnsupportedLayoutError: a layer was not called, so its probe had no effect.
+        """
+        for scaling in self._scalings:
+            rows, name = scaling.rows.count, scaling.factors.layer.path
+            if not scaling.called:
+                raise UnsupportedLayoutError(
+                    f"{name}: was not called in the forward, so a batched probe does not reach it: it is not used, or "
+                    f"its weights are read in another way. Leave it out: attach(model, exclude='{name}.*')."
+                )
+            if rows % losses:
+                raise ShapeError(
+                    f"{name}: its input has {rows} rows, expected a multiple of the {losses} losses. The first "
+                    "dimension of what goes into a layer has to be the batch."
+                )
+
+
+def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tensor:
+    """Return what a probe multiplies each row and column with: the probed factors over the present ones.
+
+    Args:
+        buffer: u and v.
+        noise: distribution of the directions.
+        blocks: the evaluation of each block.
+
+    Returns:
+        float32 `[blocks, n]`, in the layout of `buffer.delta`.
+    """
+    source, u = buffer.source_of(noise), buffer.delta
+    present = (1 + bounded(u)).reciprocal_()
+    found = torch.ones(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
+    z = torch.empty_like(u)
+    for out, (seed, length) in zip(found, blocks, strict=True):
+        if seed is not None:
+            torch.add(u, source.draw(seed, 0, z).mul_(length), out=out)
+            out.copy_(bounded(out)).add_(1).mul_(present)
+    return found
+
+
+@dataclass
+class _Rows:
+    """How many rows the batch has: as many as the first layer saw, a multiple of the blocks."""
+
+    blocks: int
+    count: int = 0
+
+
+class _Scaling:
+    """The two hooks of one layer."""
+
+    def __init__(self, factors: LayerFactors, ratios: Tensor, rows: _Rows) -> None:
+        self.factors, self.rows, self.called = factors, rows, False
+        self._ratios = ratios
+
+    def scale_input(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not args or not isinstance(args[0], Tensor):
+            raise UnsupportedLayoutError(
+                f"{self.factors.layer.path}: called without a tensor as first argument, which is what a batched probe "
+                "scales. Leave the layer out with attach(model, exclude=...)."
+            )
+        self._check_rows(x := args[0])
+        self.called = True
+        columns = self._ratios[:, self.factors.columns].index_select(1, self.factors.grid.columns)
+        scaled = scratch(tuple(x.shape), x.dtype, x.device, "probe")
+        torch.mul(self._blocks(x), _beside(columns, x), out=self._blocks(scaled))
+        return (scaled, *args[1:]), kwargs
+
+    def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise UnsupportedLayoutError(
+                f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
+                "out with attach(model, exclude=...)."
+            )
+        rows = self._ratios[:, self.factors.rows]
+        if not self.factors.in_order:
+            rows = rows.index_select(1, self.factors.grid.rows)
+        self._blocks(output).mul_(rows := _beside(rows, output))
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor):
+            self._blocks(output).addcmul_(bias.to(output.dtype), (1 - rows).to(output.dtype))
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """Return `[rows, ...]` as `[blocks, rows of a block, ...]`, of the same memory."""
+        return x.view(self.rows.blocks, -1, *x.shape[1:])
+
+    def _check_rows(self, x: Tensor) -> None:
+        found = x.shape[0] if x.dim() > 1 else 0
+        self.rows.count = self.rows.count or found
+        if found != self.rows.count or not found or found % self.rows.blocks:
+            raise ShapeError(
+                f"{self.factors.layer.path}: its input is {list(x.shape)}, expected {self.rows.count or 'some'} rows "
+                f"of a batch first, a multiple of {self.rows.blocks}: each block of rows has its own probe. If the "
+                "closure repeats its batch as often as it is told, the layer sees tokens that were flattened or "
+                "gathered, as an expert does: leave it out with attach(model, exclude=...)."
+            )
+
+
+def _beside(factors: Tensor, x: Tensor) -> Tensor:
+    """Return `[blocks, width]` as `[blocks, 1, ..., width]`, to multiply the blocks of x."""
+    return factors.view(len(factors), *[1] * (x.dim() - 1), -1)
