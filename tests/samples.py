@@ -13,6 +13,8 @@ from tests.awq import samples as awq
 from tests.bitnet import samples as bitnet
 from tests.bitsandbytes import samples as bitsandbytes
 from tests.compressed_tensors import samples as compressed_tensors
+from tests.eetq import samples as eetq
+from tests.exl3 import samples as exl3
 from tests.fp8 import samples as fp8
 from tests.gptq import samples as gptq
 from tests.hqq import samples as hqq
@@ -99,6 +101,8 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **fp8.FORMAT_SAMPLES,
     **metal.FORMAT_SAMPLES,
     **quark.FORMAT_SAMPLES,
+    **eetq.FORMAT_SAMPLES,
+    **exl3.FORMAT_SAMPLES,
     **sinq.FORMAT_SAMPLES,
     **mxfp4.FORMAT_SAMPLES,
     **bitnet.FORMAT_SAMPLES,

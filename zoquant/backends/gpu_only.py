@@ -4,7 +4,7 @@ What a write to them does was not checked on such hardware, and `attach` serves 
 
 Source: transformers 5.23.0, integrations; compressed-tensors 0.20.0, linear/compressed_linear.py; fp_quant 0.3.2,
 module/linear.py; flute 0.4.2, integrations/higgs.py; spqr_quant 0.2.0, inference.py; sinq 0.2.0, sinqlinear_hf.py;
-amd-quark 0.13, qparamslinear.py.
+amd-quark 0.13, qparamslinear.py; EETQ, modules/qlinear.py; exllamav3, integration/transformers.py.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ _OTHER = "Quantize the model in a format that `zoquant backends` lists"
 _INTEGRATIONS = "transformers.integrations"
 _DECOMPRESSED = "turns its weight into a plain matrix at its first forward, and its scales are dead then"
 _FP8 = "multiplies float8 on a GPU alone"
+_EETQ = "multiplies int8 on a GPU alone"
 
 WHY: dict[str, tuple[str, str]] = {
     "compressed_tensors.linear.compressed_linear.CompressedLinear": (_DECOMPRESSED, _NATIVE),
@@ -46,6 +47,10 @@ WHY: dict[str, tuple[str, str]] = {
         "turns its input before it multiplies, so that it does not multiply with one matrix",
         _OTHER,
     ),
+    f"{_INTEGRATIONS}.eetq.EetqLinear": (_EETQ, _NATIVE),
+    "eetq.modules.qlinear.W8A16Linear": (_EETQ, _NATIVE),
+    "eetq.modules.qlinear.EetqLinear": (_EETQ, _NATIVE),
+    "exllamav3.integration.transformers.Exl3HfLinear": ("multiplies on a GPU alone", _NATIVE),
     "sinq.sinqlinear_hf.SINQExperts": ("holds all experts of a layer, which zoquant does not read", _OTHER),
 }
 """The dotted name of each such class -> why it is refused, and what to do instead."""
