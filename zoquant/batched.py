@@ -1,7 +1,7 @@
 """Descent along rows and columns: all probes of a step in one forward, and no value written for any of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, cast, ClassVar
 
 import torch
 from torch import Tensor
@@ -165,8 +165,8 @@ class BatchedZO(ZOSGD):
 
     def _losses(self, closure: RowLosses, blocks: Sequence[Evaluation], repeat: int) -> list[float]:
         """Return the mean loss of each block of rows, from one forward."""
-        assert isinstance(self._mover, FactorMover)
-        with Probing(self._mover.factors, self.trajectory.noise, blocks) as probing, torch.no_grad():
+        factors = cast(FactorMover, self._mover).factors
+        with Probing(factors, self.trajectory.noise, blocks) as probing, torch.no_grad():
             losses = closure(repeat)
         if not (isinstance(losses, Tensor) and losses.dim() == 1 and len(losses) and len(losses) % len(blocks) == 0):
             got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
