@@ -1,7 +1,7 @@
 """Descent along rows and columns: all probes of a step in one forward, and no value written for any of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
