@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from docs.matrix import matrix, table
 from fuzz.targets import make_target
 from zoquant.backends.native_only import NativeOnlyFormat
+from zoquant.backends.refused import WHY
 from zoquant.doctor import extras, library
 from zoquant.protocol import PLAIN_ROLES, Format, Span
 from zoquant.registry import all_formats, backend_named, backends, format_named
@@ -45,10 +46,17 @@ def page() -> str:
     found, live = list(all_formats()), _live_classes()
     rows = [_row(each, live) for each in found]
     head = ["format", "files", "continuous values", "live classes", "native", "vendor library", "status"]
-    parts = [_INTRO, table(head, rows), *(_section(each, live) for each in found), _others(found, live)]
+    parts = [_INTRO, table(head, rows), *(_section(each, live) for each in found), _others(found, live), _refused()]
     if RESULTS.exists():
         parts.append(matrix(json.loads(RESULTS.read_text(encoding="utf-8"))))
     return "\n".join(parts)
+
+
+def _refused() -> str:
+    """Return the folders that nobody reads, each with its reason."""
+    return "## Folders that zoquant refuses\n\n" + table(
+        ["quant_method", "why"], [[f"`{name}`", why] for name, why in WHY.items()]
+    )
 
 
 def _row(found: Format, live: Mapping[str, Sequence[str]]) -> list[str]:
