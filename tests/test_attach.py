@@ -1,5 +1,6 @@
 """From a model to its views, and what is refused on the way."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -239,3 +240,19 @@ def test_set_delta_reset_and_theta(model: ToyModel) -> None:
 
 def test_a_plain_tensor_view_is_a_scale_view() -> None:
     assert isinstance(TensorView("d", "scale", torch.ones(1)), ScaleView)
+
+
+def test_layers_that_nobody_claims_are_named() -> None:
+    class Stranger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("qweight", torch.zeros(4, 4, dtype=torch.int32))
+
+    model = toy_model()
+    model.add_module("stranger", Stranger())
+    with pytest.warns(UserWarning, match=r"no backend claims stranger \(tests\.test_attach\..*Stranger\), which hold"):
+        attach(model)
+    del model.stranger
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attach(model)

@@ -1,5 +1,6 @@
 """From a model to its views: find the layers, open them, and check that a write reaches the forward."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,6 +20,9 @@ from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Grid, Gridded, Role, S
 from zoquant.streamed import StreamedBuffer
 from zoquant.verify import verify_layer
 from zoquant.views import check_value
+
+_CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
+"""The dtypes of packed words; int64 is what models keep positions in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +269,30 @@ def attach(
         found.extend(BoundView(_key(path, view.name), view, backend.name, layer) for view in fresh)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude))
+    _warn_of_unclaimed(model)
     return Views(found, coupled=coupled, streamed=model if streamed else None)
+
+
+def _warn_of_unclaimed(model: nn.Module) -> None:
+    """Name the layers that hold codes and belong to no backend: they stay as they are."""
+    inside = {path for path, _, _ in claimed(model)}
+    unclaimed = [
+        f"{path} ({registry.class_name(type(module))})"
+        for path, module in model.named_modules()
+        if not inside & {path, *_ancestors(path)} and _holds_codes(module)
+    ]
+    if unclaimed:
+        more = f" and {len(unclaimed) - 3} more" if len(unclaimed) > 3 else ""
+        warnings.warn(
+            f"no backend claims {', '.join(unclaimed[:3])}{more}, which hold integer codes: these layers stay as they "
+            "are. `zoquant backends` lists what is claimed.",
+            stacklevel=3,
+        )
+
+
+def _holds_codes(module: nn.Module) -> bool:
+    held = [*module._parameters.values(), *module._buffers.values()]
+    return any(tensor is not None and tensor.dim() >= 2 and tensor.dtype in _CODES for tensor in held)
 
 
 def claimed(model: nn.Module, *, plain: bool = False) -> Iterator[tuple[str, nn.Module, Backend]]:
