@@ -107,7 +107,7 @@ class FlatBuffer:
 
     def base(self, index: int) -> Tensor:
         """Return the values that view number `index` had at attach time, float32, in its shape. A copy."""
-        return self._gather(self.views[index], lambda chunk, plane: plane.base.float())
+        return self._gather(self.views[index], lambda chunk, plane: plane.base).float()
 
     def theta(self, index: int) -> Tensor:
         """Return theta of view number `index`, float32, in the shape of the view, before the cast to its dtype."""
