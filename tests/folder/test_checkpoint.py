@@ -123,6 +123,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"'b': expected the name of a file",
     ),
     "absolute": (rewritten(lambda names: names.update(b="/etc/passwd")), r"expected the name of a file in this folder"),
+    "too long": (rewritten(lambda names: names.update(b="x" * 256)), r"'b': expected the name of a file"),
+    "unprintable": (rewritten(lambda names: names.update(b="a\0\ud800")), r"'b': expected the name of a file"),
     "not there": (rewritten(lambda names: names.update(z=names["b"])), r"'z': expected it in model-"),
     "no map": (lambda path: (path / "model.safetensors.index.json").write_text("{}"), r"'weight_map'"),
     "no object": (lambda path: (path / "config.json").write_text("[]"), r"expected a JSON object, got list"),

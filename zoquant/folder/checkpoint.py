@@ -21,6 +21,8 @@ HQQ_ARCHIVE = "qmodel.pt"
 ARCHIVES = ("pytorch_model.bin", HQQ_ARCHIVE)
 """Files of torch.save."""
 MAX_JSON = 64 << 20
+MAX_NAME = 255
+"""Bytes of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:
         raise CheckpointError(f"{path / index}: 'weight_map': expected names of tensors and files. Get it again.")
     shards: dict[str, set[str]] = {}
     for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        if not _is_plain_name(file):
             raise CheckpointError(
                 f"{path / index}: {name!r}: expected the name of a file in this folder, got {file!r:.80}."
             )
@@ -202,6 +204,13 @@ def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:
         if not (path / file).is_file():
             raise CheckpointError(f"{path}: expected the shard {file}, as {index} says, got none. Get that file too.")
         yield path / file, names
+
+
+def _is_plain_name(file: Any) -> bool:
+    """Whether this can be the name of a file in the folder itself, on any system."""
+    if not isinstance(file, str) or not file.isprintable() or file in ("", ".", ".."):
+        return False
+    return Path(file).name == file and len(file.encode()) <= MAX_NAME
 
 
 def _check_shard(path: Path, file: Path, names: set[str] | None, found: Mapping[str, StoredTensor]) -> None:
