@@ -43,9 +43,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name in sorted(zoquant.formats()):
         if given.only is None or name in given.only:
-            found = {**files_of(name), "live": live(name), "library": library(name) if given.library else NOT_RUN}
+            found = files_of(name)
+            found["live"] = live(name, found.pop("vendor", ""))
+            found["library"] = library(name) if given.library else NOT_RUN
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": {}, "runs": []}
             found["real size"] = real_size(name, results["runs"])
+            if found["library"] == NOT_RUN:
+                found["library"] = reloaded(name, results["runs"])
             results["cells"][name] = better(results["cells"].get(name, {}), found)
             print(name, results["cells"][name], flush=True)
             write_text(RESULTS, json.dumps(results, indent=1) + "\n")
@@ -71,17 +75,25 @@ def files_of(name: str) -> dict[str, str]:
         return {
             "inspect": outcome(partial(case.format.summarize, case.path)) or "works",
             "native": outcome(case.open) or "works",
+            "vendor": case.format.summarize(case.path).runtimes.get("vendor", ""),
             "conformance": f"fails: {', '.join(failed)}" if failed else f"works: {len(outcomes)} checks",
             "export": exports[0] if exports else "works",
         }
 
 
-def live(name: str) -> str:
-    """Return what came of the kit on the classes that live in the same package as a format."""
-    family = zoquant.formats()[name].target.partition(":")[0].rpartition(".")[0]
-    claims = [claim for claim in zoquant.backends().values() if _package(claim) == family != "zoquant.backends"]
+def live(name: str, vendor: str) -> str:
+    """Return what came of the kit on the classes whose backends lie beside a format.
+
+    Args:
+        name: the format.
+        vendor: what `inspect` says of the library's runtime, which is why there is no such class.
+    """
+    module = zoquant.formats()[name].target.partition(":")[0]
+    family = f"zoquant.backends.{name}" if module.count(".") == 2 else module.rpartition(".")[0]
+    claims = [claim for claim in zoquant.backends().values() if claim.target.startswith((f"{family}.", f"{family}:"))]
     if not claims:
-        return "refused: no layer of a library serves its scales"
+        why = vendor.removeprefix("no: ")
+        return f"{NOT_RUN}: {why}" if "installed" in vendor else f"refused: {why}"
     kinds = [one_class(claim) for claim in claims]
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -122,6 +134,15 @@ def real_size(name: str, runs: Any) -> str:
     return NOT_RUN
 
 
+def reloaded(name: str, runs: Any) -> str:
+    """Return how near the library's logits were after the run of real size, if there was one."""
+    for run in runs:
+        distance = run["logits, reloaded by the library"]
+        if run["format"] == name and not distance.startswith("not run"):
+            return f"works: logits within {distance} at real size"
+    return NOT_RUN
+
+
 def outcome(work: Callable[[], object]) -> str:
     """Return why some work failed or was skipped; empty where it did not."""
     try:
@@ -129,10 +150,6 @@ def outcome(work: Callable[[], object]) -> str:
     except (ZoquantError, AssertionError, ImportError, pytest.skip.Exception) as error:
         return f"fails: {_line(error)}"
     return ""
-
-
-def _package(claim: Claim) -> str:
-    return claim.target.partition(":")[0].rpartition(".")[0]
 
 
 def _line(error: BaseException) -> str:

@@ -60,6 +60,8 @@ def test_transformers_reads_the_same(tmp_path: Path, name: str) -> None:
     import transformers
 
     pytest.importorskip("accelerate")
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.skip("transformers 4 cannot dequantize these folders")
     path = write(tmp_path / "m", name)
     model, _ = zoquant.load(path, compute_dtype=torch.float32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

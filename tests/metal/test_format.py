@@ -21,8 +21,7 @@ Q = "model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_weights(tmp_path: Path, bits: int, size: int, dtype: torch.dtype) -> None:
-    from transformers.integrations.metal_quantization import _affine_dequantize_tensor
-
+    metal = pytest.importorskip("transformers.integrations.metal_quantization")
     folder = open_folder(write(tmp_path / "m", bits, size, dtype))
     layers = FORMAT.layers(folder)
     assert len(layers) == 7
@@ -31,7 +30,7 @@ def test_weights(tmp_path: Path, bits: int, size: int, dtype: torch.dtype) -> No
         packed = layer.packed(folder)
         np.testing.assert_allclose(packed.dequantize().double().numpy(), expected, rtol=1e-5, atol=1e-8)
         words, scales, offsets = tensors.values()
-        theirs = _affine_dequantize_tensor(words, scales, offsets, size, bits)
+        theirs = metal._affine_dequantize_tensor(words, scales, offsets, size, bits)
         torch.testing.assert_close(packed.dequantize(), theirs, rtol=1e-5, atol=1e-8)
         assert [field.name for field in packed.fields] == ["scales", "qbiases"]
         assert torch.equal(packed.value("qbiases"), offsets)

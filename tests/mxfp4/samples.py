@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +21,8 @@ def write(folder: Path) -> Path:
     """Write config.json and model.safetensors."""
     import transformers
 
+    if not hasattr(transformers, "GptOssConfig"):
+        pytest.skip("this transformers has no GPT-OSS")
     config = transformers.GptOssConfig(**SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -37,7 +37,7 @@ class BitNetBackend:
                 f"bitnet: {type(module).__name__} quantizes plain weights in every forward and has no scale. Load the "
                 "model with quantization_mode='offline'."
             )
-        if layer.rms_norm is not None:
+        if getattr(layer, "rms_norm", None) is not None:  # transformers 4 has none
             raise UnsupportedLayoutError(
                 f"bitnet: {type(module).__name__} normalizes its input, so it does not multiply with one matrix. Load "
                 "the model with use_rms_norm=False."
