@@ -48,9 +48,10 @@ def main() -> None:
             found["library"] = library(name) if given.library else NOT_RUN
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": {}, "runs": []}
             found["real size"] = real_size(name, results["runs"])
-            if found["library"] == NOT_RUN:
-                found["library"] = reloaded(name, results["runs"])
-            results["cells"][name] = better(results["cells"].get(name, {}), found)
+            cells = better(results["cells"].get(name, {}), found)
+            if cells["library"] == NOT_RUN:
+                cells["library"] = reloaded(name, results["runs"])
+            results["cells"][name] = cells
             print(name, results["cells"][name], flush=True)
             write_text(RESULTS, json.dumps(results, indent=1) + "\n")
 
