@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 
 from fuzz.byte_mutations import mutate_bytes
 from fuzz.choices import Choices
@@ -20,7 +21,7 @@ def mutate_archive(content: bytes, choices: Choices) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error):
         return mutate_bytes(content, choices)
     if how == 0 or not members:
         return mutate_bytes(content, choices)
