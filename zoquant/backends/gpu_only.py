@@ -7,13 +7,7 @@ module/linear.py; flute 0.4.2, integrations/higgs.py; spqr_quant 0.2.0, inferenc
 amd-quark 0.13, qparamslinear.py; EETQ, modules/qlinear.py; exllamav3, integration/transformers.py.
 """
 
-from collections.abc import Sequence
-from typing import NoReturn
-
-from torch import Tensor, nn
-
-from zoquant.errors import UnsupportedLayoutError
-from zoquant.protocol import ScaleView
+from zoquant.backends.refused_layers import RefusedLayersBackend
 from zoquant.registry import class_name
 
 _NATIVE = "Load the checkpoint with zoquant.load(..., runtime='native')"
@@ -56,35 +50,12 @@ WHY: dict[str, tuple[str, str]] = {
 """The dotted name of each such class -> why it is refused, and what to do instead."""
 
 
-class GPUOnlyBackend:
+class GPUOnlyBackend(RefusedLayersBackend):
     """Claims the layers above, so that `attach` says what to do instead of taking them for plain ones."""
 
     name = "gpu-only"
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Refuse the layer.
-
-        Raises:
-            UnsupportedLayoutError: always; it says why, and what to do instead.
-        """
-        self._refuse(module)
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
-        self._refuse(module)
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
-        self._refuse(module)
-
-    def _refuse(self, module: nn.Module) -> NoReturn:
-        why, instead = WHY[class_name(type(module))]
-        raise UnsupportedLayoutError(f"a {type(module).__name__} {why}. {instead}.")
+    def reason(self, cls: type) -> str:
+        """Return why a class is refused, and what to do instead."""
+        why, instead = WHY[class_name(cls)]
+        return f"a {cls.__name__} {why}. {instead}."

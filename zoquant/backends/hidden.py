@@ -6,13 +6,7 @@ They arrange the scales anew for a GPU, or hand them to C++, when the model is l
 Source: gptqmodel 7.7.0, nn_modules/qlinear; auto-gptq 0.7.1, nn_modules/qlinear; autoawq 0.2.9, awq/modules/linear.
 """
 
-from collections.abc import Sequence
-from typing import NoReturn
-
-from torch import Tensor, nn
-
-from zoquant.errors import UnsupportedLayoutError
-from zoquant.protocol import ScaleView
+from zoquant.backends.refused_layers import RefusedLayersBackend
 from zoquant.registry import class_name
 
 _GPTQ = "GPTQModel.load(..., backend=BACKEND.GPTQ_TORCH), or GPTQConfig(bits=..., backend='gptq_torch') in transformers"
@@ -46,39 +40,15 @@ INSTEAD: dict[str, str] = {
 """The dotted name of each such class -> how to load the model instead."""
 
 
-class HiddenScalesBackend:
+class HiddenScalesBackend(RefusedLayersBackend):
     """Claims the kernels above, so that `attach` says what to do instead of finding no layers."""
 
     name = "hidden-scales"
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Refuse the layer.
-
-        Raises:
-            UnsupportedLayoutError: always; it names the kernel to use instead.
-        """
-        self._refuse(module)
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
-        self._refuse(module)
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
-        self._refuse(module)
-
-    def _refuse(self, module: nn.Module) -> NoReturn:
-        kernel = type(module)
-        raise UnsupportedLayoutError(
-            f"the kernel {kernel.__module__.rpartition('.')[2]}.{kernel.__name__} keeps its scales in an order of its "
-            f"own, expected one that reads them as the file has them. Load the model with "
-            f"{INSTEAD[class_name(kernel)]}, or with zoquant.load(..., runtime='native')."
+    def reason(self, cls: type) -> str:
+        """Return which kernel to load instead."""
+        return (
+            f"the kernel {cls.__module__.rpartition('.')[2]}.{cls.__name__} keeps its scales in an order of its own, "
+            f"expected one that reads them as the file has them. Load the model with {INSTEAD[class_name(cls)]}, or "
+            "with zoquant.load(..., runtime='native')."
         )
