@@ -1,13 +1,15 @@
 """Logits of a causal language model, only where they are needed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from zoquant.native import QuantLinear
+from zoquant.packing import pack, packable, packed_states, worth_packing
 
 
-def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
+def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
     """Return the last hidden states of a causal transformers model, `[batch, length, width]`.
 
     Padding stands at the end of a row, where a causal model's earlier positions do not see it, so no mask is needed.
@@ -15,8 +17,12 @@ def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
     Args:
         model: a causal language model of transformers.
         ids: token ids, int64 `[batch, length]`.
+        lengths: tokens of each row: where much of the batch is padding and the model can, rows are packed, and the
+            states of padding are zero. None: the rows are computed as they are.
     """
     body: Any = model.base_model
+    if lengths is not None and worth_packing(lengths, ids.shape[1]) and packable(model, ids.shape[1]):
+        return packed_states(body, ids, pack(lengths, ids.shape[1]))
     states: Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
     return states
 

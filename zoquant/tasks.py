@@ -79,15 +79,18 @@ class Batch:
         ids: int64 `[rows, length]`; with label words of one token a row is an example, else an example and a word.
         lengths: tokens of the prompt, int64 `[examples]`.
         labels: index of the true label, int64 `[examples]`.
+        rows: tokens of each row.
     """
 
     ids: Tensor
     lengths: Tensor
     labels: Tensor
+    rows: tuple[int, ...]
 
     def repeat(self, times: int) -> "Batch":
         """Return the batch so many times one below the other, as `BatchedZO` asks for."""
-        return Batch(self.ids.repeat(times, 1), self.lengths.repeat(times), self.labels.repeat(times))
+        lengths, labels = self.lengths.repeat(times), self.labels.repeat(times)
+        return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Classification:
             line[: len(row)] = torch.tensor(row)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         labels = torch.tensor([self.labels[i] for i in examples], device=self.device)
-        return Batch(ids.to(self.device), lengths, labels)
+        return Batch(ids.to(self.device), lengths, labels, tuple(map(len, rows)))
 
     def batch_of_step(self, seed: int, step: int, size: int) -> Batch:
         """Return the batch of one training step: a pure function of seed and step, so that a run can go on anywhere.
@@ -175,9 +178,15 @@ class Classification:
         for start in range(0, len(order), size):
             yield self.batch(order[start : start + size])
 
-    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`."""
-        states = hidden_states(model, batch.ids)
+    def scores(self, model: nn.Module, batch: Batch, *, packed: bool = True) -> Tensor:
+        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`.
+
+        Args:
+            model: a causal language model.
+            batch: some examples.
+            packed: whether short rows may share one; not where a hook moves every row in a direction of its own.
+        """
+        states = hidden_states(model, batch.ids, batch.rows if packed else None)
         if self._single:
             last = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
             return logits_at(model, last, self._tokens)
@@ -188,8 +197,8 @@ class Classification:
         return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the cross-entropy over the label words of each example, float32 `[examples]`."""
-        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels, reduction="none")
+        """Return the cross-entropy over the label words of each example, float32 `[examples]`; rows stay as they are."""
+        return nn.functional.cross_entropy(self.scores(model, batch, packed=False), batch.labels, reduction="none")
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:

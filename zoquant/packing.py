@@ -1,0 +1,133 @@
+"""Short sequences share a row, each seeing itself alone, so that a batch computes tokens and hardly any padding."""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_SAME = 2e-2
+_WORTH = 0.9
+
+log = logging.getLogger("zoquant")
+_packable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which sequence lies where.
+
+    Attributes:
+        source: int64 `[rows, length]`: index of each token in the padded batch, flattened; -1 where there is none.
+        positions: int64 `[rows, length]`: place of each token in its own sequence, from 0.
+        sequences: int64 `[rows, length]`: number of the sequence a token belongs to, -1 where there is none.
+    """
+
+    source: Tensor
+    positions: Tensor
+    sequences: Tensor
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Return what to add to the scores of the attention, `[rows, 1, length, length]`: 0 or the least number.
+
+        A token sees itself and those before it of its own sequence. Unused places see each other, so that no row of the
+        softmax is empty.
+        """
+        same = self.sequences[:, :, None] == self.sequences[:, None, :]
+        length = self.sequences.shape[1]
+        seen = same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
+        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def pack(lengths: Sequence[int], width: int, room_of_row: int | None = None) -> Packing:
+    """Put sequences into as few rows as first-fit-decreasing finds.
+
+    Args:
+        lengths: tokens of each sequence, at least 1.
+        width: length of a row of the padded batch.
+        room_of_row: length of a packed row; None for the longest sequence.
+    """
+    longest = room_of_row or max(lengths)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((row for row, free in enumerate(room) if free >= lengths[number]), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(longest)
+        rows[place].append(number)
+        room[place] -= lengths[number]
+    source, positions, sequences = (torch.full((len(rows), longest), fill) for fill in (-1, 0, -1))
+    for row, members in enumerate(rows):
+        start = 0
+        for number in members:
+            here = slice(start, start := start + lengths[number])
+            steps = torch.arange(lengths[number])
+            source[row, here], positions[row, here], sequences[row, here] = number * width + steps, steps, number
+    return Packing(source, positions, sequences)
+
+
+def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
+    """Return the last hidden states as of the padded batch, `[batch, length, width]`, zero at its padding.
+
+    Args:
+        body: the model without its head.
+        ids: token ids of the padded batch, int64 `[batch, length]`.
+        packing: where they go.
+    """
+    source = packing.source.to(ids.device)
+    used = source >= 0
+    tokens = ids.reshape(-1)[source.clamp(min=0)]
+    moved = Packing(source, packing.positions.to(ids.device), packing.sequences.to(ids.device))
+    dtype = body.get_input_embeddings()(tokens[:1, :1]).dtype
+    states = body(
+        input_ids=tokens, attention_mask=moved.mask(dtype), position_ids=moved.positions, use_cache=False
+    ).last_hidden_state
+    out = states.new_zeros(ids.numel(), states.shape[-1])
+    out[source[used]] = states[used]
+    return out.view(*ids.shape, -1)
+
+
+def worth_packing(lengths: Sequence[int], width: int) -> bool:
+    """Whether more than a tenth of a padded batch is padding."""
+    return sum(lengths) < _WORTH * len(lengths) * width
+
+
+def packable(model: nn.Module, length: int) -> bool:
+    """Whether packed sequences have the states that they have alone: tried once on two of them, whatever the model is.
+
+    A model that carries a state from token to token, or takes no mask of its own, does not pack; nor does one whose
+    attention ends within a row.
+
+    Args:
+        model: a causal language model of transformers.
+        length: of a row.
+    """
+    if model not in _packable:
+        _packable[model] = _tried(model)
+        if not _packable[model]:
+            log.info("%s: sequences cannot share a row; short ones are padded instead", type(model).__name__)
+    window = getattr(model.config, "sliding_window", None)
+    return _packable[model] and (window is None or length <= window)
+
+
+@torch.no_grad()
+def _tried(model: nn.Module) -> bool:
+    body: Any = getattr(model, "base_model", None)
+    names = inspect.signature(body.forward).parameters if body is not None else {}
+    if not {"input_ids", "attention_mask", "position_ids"} <= set(names):
+        return False
+    device = next(chain(model.parameters(), model.buffers())).device
+    ids = torch.arange(20, device=device).view(2, 10) % body.get_input_embeddings().num_embeddings
+    lengths = [10, 6]
+    alone = body(input_ids=ids, use_cache=False).last_hidden_state
+    together = packed_states(body, ids, pack(lengths, 10, sum(lengths)))
+    kept = torch.arange(10, device=device) < torch.tensor(lengths, device=device)[:, None]
+    distance = (alone[kept] - together[kept]).float().norm() / alone[kept].float().norm()
+    return bool(distance < _SAME)
