@@ -86,10 +86,10 @@ def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
     tokens = ids.reshape(-1)[source.clamp(min=0)]
     moved = Packing(source, packing.positions.to(ids.device), packing.sequences.to(ids.device))
     dtype = body.get_input_embeddings()(tokens[:1, :1]).dtype
-    states = body(
+    states: Tensor = body(
         input_ids=tokens, attention_mask=moved.mask(dtype), position_ids=moved.positions, use_cache=False
     ).last_hidden_state
-    out = states.new_zeros(ids.numel(), states.shape[-1])
+    out: Tensor = states.new_zeros(ids.numel(), states.shape[-1])
     out[source[used]] = states[used]
     return out.view(*ids.shape, -1)
 

@@ -197,7 +197,7 @@ class Classification:
         return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the cross-entropy over the label words of each example, float32 `[examples]`; rows stay as they are."""
+        """Return the cross-entropy over the label words of each example, float32 `[examples]`; rows are not packed."""
         return nn.functional.cross_entropy(self.scores(model, batch, packed=False), batch.labels, reduction="none")
 
     @torch.no_grad()

@@ -1,0 +1,131 @@
+"""Sequences that share a row have the states that they have alone."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import zoquant
+from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
+from zoquant import packing
+from zoquant.packing import Packing, pack, packable, packed_states, worth_packing
+from zoquant.scoring import hidden_states
+from zoquant.tasks import Classification, Template
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    path = write_checkpoint(tmp_path_factory.mktemp("packing") / "tiny.gguf")
+    return zoquant.load(path, compute_dtype=torch.float32)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=20))
+def test_every_token_has_one_place_and_its_own_position(lengths: list[int]) -> None:
+    width = max(lengths)
+    packing = pack(lengths, width)
+    used = packing.source >= 0
+    assert sorted(packing.source[used].tolist()) == [i * width + j for i, n in enumerate(lengths) for j in range(n)]
+    assert torch.equal(packing.positions[used], packing.source[used] % width)
+    assert torch.equal(packing.sequences[used], packing.source[used] // width)
+    assert packing.source.shape[1] == width
+    assert packing.source.shape[0] <= len(lengths)
+
+
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=6))
+def test_a_token_sees_its_own_past_alone(lengths: list[int]) -> None:
+    packing = pack(lengths, max(lengths))
+    seen = packing.mask(torch.float32)[:, 0] == 0
+    for row, at in (packing.source >= 0).nonzero().tolist():
+        own = packing.sequences[row] == packing.sequences[row, at]
+        expected = own & (packing.positions[row] <= packing.positions[row, at])
+        assert torch.equal(seen[row, at], expected)
+
+
+def test_packed_states_are_those_of_the_padded_batch(loaded: tuple[Any, Any]) -> None:
+    model, _ = loaded
+    lengths = [9, 2, 5, 3, 1]
+    ids = torch.arange(45).view(5, 9) % 40
+    alone = hidden_states(model, ids)
+    together = hidden_states(model, ids, lengths)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(together[row, :length], alone[row, :length], rtol=1e-4, atol=1e-5)
+        assert not together[row, length:].any()
+
+
+def test_training_packs_and_the_loss_stays(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    task = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    batch = task.batch([0, 1, 2, 3])
+    calls: list[torch.Size] = []
+
+    def states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
+        calls.append(ids.shape)
+        return packed_states(body, ids, packing)
+
+    monkeypatch.setattr("zoquant.scoring.worth_packing", lambda lengths, width: True)
+    monkeypatch.setattr("zoquant.scoring.packed_states", states)
+    packed = task.loss(model, batch)
+    assert calls
+    torch.testing.assert_close(packed, task.losses(model, batch).mean(), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 1, "rows that move in directions of their own must stay rows"
+
+
+def test_little_padding_is_left_alone() -> None:
+    assert worth_packing([10, 2], 10)
+    assert not worth_packing([10, 9], 10)
+
+
+class Summing(nn.Module):
+    """Carries a state from token to token, whatever the mask says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 4)
+        self.config = SimpleNamespace(sliding_window=None)
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool = True,
+    ) -> Any:
+        return SimpleNamespace(last_hidden_state=self.table(input_ids).cumsum(1))
+
+
+def test_a_model_with_a_memory_is_padded(caplog: pytest.LogCaptureFixture) -> None:
+    model = Summing()
+    with caplog.at_level("INFO", "zoquant"):
+        assert not packable(model, 10)
+        assert not packable(model, 10)
+    assert [record.message for record in caplog.records] == [
+        "Summing: sequences cannot share a row; short ones are padded instead"
+    ]
+    ids = torch.tensor([[1, 2, 3, 4], [5, 0, 0, 0]])
+    assert torch.equal(hidden_states(model, ids, [4, 1]), hidden_states(model, ids))
+
+
+def test_a_window_shorter_than_a_row_is_padded(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = loaded
+    assert packable(model, 64)
+    monkeypatch.setattr(model.config, "sliding_window", 32, raising=False)
+    assert packable(model, 32)
+    assert not packable(model, 33)
+
+
+def test_a_model_is_tried_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    packable(loaded[0], 8)
+    monkeypatch.setattr(packing, "_tried", None)
+    assert packable(loaded[0], 8)
