@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.toy import ToyModel, stored, toy_model
 from zoquant import Views, attach, load_delta, save_delta
-from zoquant.delta import read_delta
+from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ShapeError, ValueRangeError
 from zoquant.files import load_tensors
 from zoquant.testing.tensors import same_bits
@@ -207,3 +207,22 @@ def test_every_flipped_byte_of_the_header(tmp_path: Path) -> None:
             assert all(same_bits(view.read(), expected[view.name]) for view in views)
     assert refusals > 600
     assert refusals + harmless == 3 * (8 + int.from_bytes(data[:8], "little"))
+
+
+def test_the_mean_of_runs_is_rounded_once(file: Path) -> None:
+    """The sum of three float32 would round; in float64 it does not."""
+    one = read_delta(file)
+    third = Delta({key: value / 3 for key, value in one.values.items()}, dict(one.base), one.space)
+    mean = Delta.mean([one, third, third])
+    for key, value in one.values.items():
+        parts = [delta.values[key].double() for delta in (one, third, third)]
+        assert same_bits(mean.values[key], (sum(parts[1:], parts[0]) / 3).float())
+    assert Delta.mean([one]).values.keys() == one.values.keys()
+
+
+def test_the_mean_refuses_nothing_and_what_does_not_fit(file: Path) -> None:
+    one = read_delta(file)
+    with pytest.raises(ValueError, match="got no delta, expected at least one"):
+        Delta.mean([])
+    with pytest.raises(BaseMismatchError, match="Use one space"):
+        Delta.mean([one, Delta(dict(one.values), dict(one.base), "absolute")])

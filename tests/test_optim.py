@@ -341,6 +341,7 @@ def test_rates_are_checked_at_every_step(model: ToyModel, name: str, value: floa
         ),
         ({"rule": "sgd"}, "rule is 'sgd', expected one of sgd, momentum, sign, adam."),
         ({"decay": -1.0}, "ZOSGD: decay is -1.0, expected at least 0."),
+        ({"lr": 0.5, "decay": 4.0}, "ZOSGD: lr is 0.5, expected at most 1 / decay = 0.25: more leaps over the base."),
         ({"noise": "uniform"}, "noise is 'uniform', expected one of ('rademacher', 'gaussian', 'sphere')."),
         ({"space": "log"}, "ZOSGD: space is 'log', expected one of ('relative', 'absolute')."),
         ({"lr": float("inf")}, "ZOSGD: lr is inf, expected at least 0."),

@@ -76,7 +76,7 @@ class ZOSGD(torch.optim.Optimizer):
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
         estimator: where the loss is evaluated, and what is made of it: `TwoPoint()`, `OneSided()`, `FZOO()`.
         rule: how g moves delta: `SGD()`, `Momentum()`, `Sign()`, `Adam()`.
-        decay: pull back to the base, per unit of lr.
+        decay: pull back to the base, per unit of lr; lr · decay is at most 1.
 
     Raises:
         ValueError: a number is out of its range, or coupled views shall move in absolute space.
@@ -102,11 +102,11 @@ class ZOSGD(torch.optim.Optimizer):
     ) -> None:
         estimator = TwoPoint() if estimator is None else estimator
         rule = SGD() if rule is None else rule
-        _check_rates(lr, eps, clip)
+        _check("decay", decay, decay >= 0, "at least 0")
+        _check_rates(lr, eps, clip, decay)
         _check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {[*ESTIMATORS]}")
         _check("probes", probes, probes >= estimator.least_probes, f"at least {estimator.least_probes}")
         _check("space", space, space in SPACES, f"one of {SPACES}")
-        _check("decay", decay, decay >= 0, "at least 0")
         if space == "absolute" and views.coupled_keys():
             first = " and ".join(views.coupled_keys()[0])
             raise ValueError(
@@ -365,7 +365,7 @@ class ZOSGD(torch.optim.Optimizer):
     def _rates(self) -> tuple[float, float, Clip]:
         group = self.param_groups[0]
         lr, eps, clip = float(group["lr"]), float(group["eps"]), cast(Clip, group["clip"])
-        _check_rates(lr, eps, clip)
+        _check_rates(lr, eps, clip, self.trajectory.decay)
         return lr, eps, clip
 
     def _evaluate(self, closure: Closure, evaluation: Evaluation) -> float:
@@ -426,8 +426,11 @@ def _plain(value: object) -> object:
     return asdict(value) if isinstance(value, RobustClip) else value
 
 
-def _check_rates(lr: float, eps: float, clip: Clip) -> None:
+def _check_rates(lr: float, eps: float, clip: Clip, decay: float) -> None:
     _check("lr", lr, lr >= 0, "at least 0")
+    _check(
+        "lr", lr, lr * decay <= 1, f"at most 1 / decay = {1 / decay if decay else math.inf:g}: more leaps over the base"
+    )
     _check("eps", eps, eps > 0, "above 0")
     _check("clip", clip, clip is None or isinstance(clip, RobustClip) or clip > 0, "above 0, or None")
 
