@@ -214,7 +214,7 @@ def test_the_mean_of_runs_is_rounded_once(file: Path) -> None:
     one = read_delta(file)
     third = Delta({key: value / 3 for key, value in one.values.items()}, dict(one.base), one.space)
     mean = Delta.mean([one, third, third])
-    for key, value in one.values.items():
+    for key in one.values:
         parts = [delta.values[key].double() for delta in (one, third, third)]
         assert same_bits(mean.values[key], (sum(parts[1:], parts[0]) / 3).float())
     assert Delta.mean([one]).values.keys() == one.values.keys()
