@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from zoquant.calibration import WALK
 from zoquant.estimators import RobustClip
 
 Method = Literal["zero-shot", "zeroth-order", "batched", "first-order"]
@@ -12,6 +13,8 @@ Model = Literal["checkpoint", "dense", "aqlm"]
 
 MATRICES = ("model.layers.*",)
 """The matrices of the layers, without the embedding: batched probes cannot move a table that is looked up."""
+UPPER_MIDDLE = ("*.layers.1[5-9].*", "*.layers.2[0-3].*")
+"""Nine of thirty layers, in which a linearized model of this task finds the most signal for the noise."""
 QZO_SCALES = ("model.layers.*.d",)
 """What QZO calls the scales: the factor of the integer codes of each matrix, without offsets and embedding."""
 QZO = {
@@ -85,6 +88,7 @@ def rows(forwards: int, long: int) -> list[Row]:
         Row("zero-shot", 0, method="zero-shot", seeds=(0,), early=True),
         Row("default", forwards, early=True),
         Row("default, N/8 forwards", forwards // 8, early=True),
+        *short(forwards),
         *qzo(forwards),
         Row("first-order, Adam, lr 2e-3", min(75, forwards), method="first-order", early=True),
         Row("default, long", long, seeds=(0,), early=True),
@@ -127,6 +131,7 @@ def variants() -> dict[str, dict[str, Any]]:
     return {
         "without the embedding": {"include": MATRICES},
         "layers 20 to 29": {"include": ("*.layers.2?.*",)},
+        "layers 15 to 23": {"include": UPPER_MIDDLE},
         "one-sided, 1 probe": {"estimator": "one-sided"},
         "one-sided, 7 probes": {"estimator": "one-sided", "probes": 7},
         "two-point, 4 probes": {"probes": 4},
@@ -164,6 +169,25 @@ def mezo(forwards: int) -> list[Row]:
     return [
         Row(f"mezo, dense float32, lr {lr:g}", forwards, {**MEZO, "lr": lr, "eps": 1e-3}, model="dense", seeds=(0,))
         for lr in (1e-6, 1e-5)
+    ]
+
+
+def short(forwards: int) -> list[Row]:
+    """Return a direction for each example in the layers with the most signal, at shares of the forwards.
+
+    Group-relative derivatives are of size 1, so the mean of 16 moves a value by lr / 4 a step, and over T steps with lr
+    falling to 0 it walks lr / 4 · √(T / 3): `calibration.WALK` of it gives the lr.
+    """
+    own = {"directions": 16, "split": True, "estimator": "group-relative", "eps": 3e-2, "include": UPPER_MIDDLE}
+    return [
+        Row(
+            f"a direction an example, layers 15 to 23, {name} forwards",
+            forwards // share,
+            {**own, "lr": round(4 * WALK / math.sqrt(forwards / share / 6), 3)},
+            method="batched",
+            early=True,
+        )
+        for name, share in (("N/8", 8), ("N/4", 4), ("N", 1))
     ]
 
 
