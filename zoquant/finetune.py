@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,8 @@ def evaluate(source: Source, data: str | Path, template: Template, delta: str | 
 
 
 def evaluation_summary(found: Evaluation | None) -> dict[str, Any] | None:
-    """Return an evaluation as plain data, with the 95 % confidence interval of its accuracy."""
-    return None if found is None else asdict(found) | {"accuracy_interval": list(found.interval)}
+    """Return an evaluation as plain data, with the 95 % confidence interval of each metric."""
+    return None if found is None else found.to_dict()
 
 
 def _identity(source: Source, data: str | Path, eval_data: str | Path | None, template: Template) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from zoquant.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
-from zoquant.tasks import Classification, Evaluation
+from zoquant.tasks import Evaluation, Task
 
 _LOSSES_IN_A_ROW = 3
 _CALIBRATION_BATCHES = 2
@@ -75,8 +75,8 @@ class Job:
     """
 
     model: nn.Module
-    train: Classification
-    held_out: Classification | None
+    train: Task[Any]
+    held_out: Task[Any] | None
     settings: Settings
     folder: RunFolder
     identity: dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.show import mebibytes, percent, show_error, show_json, show_pairs, show_rows
+from zoquant.cli.show import mebibytes, percent, score, show_error, show_json, show_pairs, show_rows
 from zoquant.errors import ZoquantError
 
 app = typer.Typer(
@@ -127,12 +127,7 @@ def eval_command(
     if json:
         show_json(evaluation_summary(found))
         return
-    low, high = found.interval
-    show_pairs(model, {
-        "accuracy": f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})",
-        "loss": f"{found.loss:.4f} nats",
-        "examples": found.examples,
-    })  # fmt: skip
+    show_pairs(model, {"held-out": score(found.to_dict()), "examples": found.examples})
 
 
 @app.command("export")

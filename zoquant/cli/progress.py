@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from zoquant.calibration import Calibration
-from zoquant.cli.show import console, percent
+from zoquant.cli.show import console, score
 from zoquant.run_folder import Progress
 from zoquant.trainer import Report
 
@@ -94,7 +94,4 @@ def _evaluation_line(progress: Progress) -> str:
     found = progress.evaluation
     if found is None:
         return ""
-    return (
-        f"step {progress.step}/{progress.steps}  held-out accuracy {percent(found.accuracy)}, loss {found.loss:.3f} "
-        f"on {found.examples} examples"
-    )
+    return f"step {progress.step}/{progress.steps}  held-out {score(found.to_dict())} on {found.examples} examples"

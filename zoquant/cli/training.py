@@ -7,7 +7,7 @@ import typer
 
 from zoquant.cli.app import JSON, Data, Device, Dtype, Labels, Model, RuntimeName, TemplateText, _runtime, app
 from zoquant.cli.progress import reporting
-from zoquant.cli.show import mebibytes, percent, show_json, show_pairs
+from zoquant.cli.show import mebibytes, score, show_json, show_pairs
 from zoquant.settings import Settings
 
 _DEFAULT = Settings()
@@ -94,10 +94,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
     for when in ("before", "after"):
         found = summary[f"eval_{when}"]
         if found is not None:
-            low, high = found["accuracy_interval"]
-            pairs[f"held-out {when}"] = (
-                f"{percent(found['accuracy'])} (95 %: {percent(low)} to {percent(high)}), loss {found['loss']:.3f}"
-            )
+            pairs[f"held-out {when}"] = score(found)
     pairs |= {
         "step": f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards",
         "memory": f"{mebibytes(summary['rss_peak_bytes'])} at its peak",

@@ -13,7 +13,7 @@ from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.errors import DataError
 from zoquant.rows import read_rows
 from zoquant.scoring import hidden_states, logits_at
-from zoquant.tasks import Classification, Evaluation, Template
+from zoquant.tasks import Classification, Metric, Template
 
 CPU = torch.device("cpu")
 
@@ -144,8 +144,9 @@ def test_evaluation_counts_what_batches_hold(loaded: tuple[Any, Any]) -> None:
 
 
 def test_the_interval_is_wilsons() -> None:
-    low, high = Evaluation(0.5, 0.0, 100).interval
-    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    found = Metric.share([True, False] * 50)
+    assert found.value == 0.5
+    assert found.interval == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
 def test_logits_are_computed_where_they_are_needed(loaded: tuple[Any, Any]) -> None:
