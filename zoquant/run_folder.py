@@ -25,6 +25,7 @@ class Progress:
         seconds: time of the step.
         forward_seconds: mean time of its forwards.
         calibration: what was chosen before the first step, and why.
+        skipped: why the step was undone and counts for nothing; None for one that was done.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Progress:
     seconds: float
     forward_seconds: float
     calibration: Calibration | None = None
+    skipped: str | None = None
 
 
 class RunFolder:
@@ -128,6 +130,8 @@ class RunFolder:
         line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
         if progress.result is not None:
             line |= asdict(progress.result) | {"step": progress.step}
+        if progress.skipped is not None:
+            line["skipped"] = progress.skipped
         if progress.evaluation is not None:
             line |= {f"eval_{name}": value for name, value in progress.evaluation.to_dict().items()}
             self._append_samples(progress.step, progress.evaluation)

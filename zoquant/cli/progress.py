@@ -42,6 +42,8 @@ class _Live:
             self._bar.console.print(_calibration_lines(progress.calibration), highlight=False)
         if progress.evaluation is not None:
             self._bar.console.print(_evaluation_line(progress), highlight=False)
+        if progress.skipped is not None:
+            self._bar.console.print(_skipped_line(progress), highlight=False, markup=False)
         if progress.result is None:
             return
         loss = progress.result.loss
@@ -77,6 +79,8 @@ def _plain(progress: Progress) -> None:
         print(_calibration_lines(progress.calibration), flush=True)
     if progress.evaluation is not None:
         print(_evaluation_line(progress), flush=True)
+    if progress.skipped is not None:
+        print(_skipped_line(progress), flush=True)
     if progress.result is not None and progress.step % _PLAIN_EVERY == 0:
         left = (progress.steps - progress.step) * progress.seconds
         print(
@@ -88,6 +92,10 @@ def _plain(progress: Progress) -> None:
 
 def _calibration_lines(found: Calibration) -> str:
     return "\n".join([f"calibrated with {found.forwards} forwards:", *(f"  {reason}" for reason in found.reasons)])
+
+
+def _skipped_line(progress: Progress) -> str:
+    return f"step {progress.step}/{progress.steps} skipped: {progress.skipped}"
 
 
 def _evaluation_line(progress: Progress) -> str:
