@@ -1,7 +1,8 @@
 """Multiple choice: every row brings options of its own, and the likeliest one is the answer.
 
 Source: MeZO (arXiv 2305.17333, appendix E): the loss is that of the right option's tokens; the answer is the option
-with the highest mean log-probability a token. With calibration sums are compared (`large_models/run.py` of its repository).
+with the highest mean log-probability a token. With calibration sums are compared
+(`large_models/run.py` of its repository).
 """
 
 from collections.abc import Sequence

@@ -23,12 +23,18 @@ class Metric:
     interval: tuple[float, float] | None
 
     @classmethod
-    def share(cls, right: Sequence[bool]) -> "Metric":
-        """Return the share of examples that are right, with Wilson's interval.
+    def share(cls, scores: Sequence[float]) -> "Metric":
+        """Return the mean of scores from 0 to 1, with Wilson's interval.
+
+        Where every score is 0 or 1 it is the interval of a share. Otherwise it is rather too wide: no number from 0 to
+        1 varies more than a share of the same mean.
 
         Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209.
+
+        Raises:
+            LossError: a score is NaN.
         """
-        n, p = len(right), sum(right) / len(right)
+        n, p = len(scores), _number(sum(scores) / len(scores), len(scores))
         middle, half = p + _Z * _Z / (2 * n), _Z * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
         return cls(p, ((middle - half) / (1 + _Z * _Z / n), (middle + half) / (1 + _Z * _Z / n)))
 
@@ -45,9 +51,7 @@ class Metric:
         """
         weights = [1.0] * len(sums) if weights is None else weights
         n, whole = len(sums), sum(weights)
-        value = sum(sums) / whole
-        if math.isnan(value):
-            raise LossError(f"a metric of {n} examples is NaN, expected a number. Does the model's output hold NaN?")
+        value = _number(sum(sums) / whole, n)
         if n < 2:
             return cls(value, None)
         residual = sum((s - value * w) ** 2 for s, w in zip(sums, weights, strict=True))
@@ -122,3 +126,9 @@ class Evaluation:
             for name in names
         }
         return cls(found["primary"], metrics, found["examples"])
+
+
+def _number(value: float, examples: int) -> float:
+    if math.isnan(value):
+        raise LossError(f"a metric of {examples} examples is NaN, expected a number. Does the model's output hold NaN?")
+    return value

@@ -144,7 +144,7 @@ class Generation:
         if self.metric == "loss":
             return Evaluation("loss", loss, len(self))
         scores = {name: self._scores(name, texts) for name in dict.fromkeys((self.metric, "f1", "exact-match"))}
-        metrics = {name: _metric(name, values) for name, values in scores.items()}
+        metrics = {name: Metric.share(values) for name, values in scores.items()}
         return Evaluation(self.metric, metrics | loss, len(self), self._samples(texts, scores[self.metric]))
 
     def _scores(self, metric: str, texts: Sequence[str]) -> list[float]:
@@ -155,10 +155,6 @@ class Generation:
             Sample(self.texts[i], texts[i], tuple(self.references[i]), scores[i])
             for i in range(min(_SAMPLES, len(self)))
         )
-
-
-def _metric(name: str, scores: Sequence[float]) -> Metric:
-    return Metric.share([value == 1 for value in scores]) if name == "exact-match" else Metric.mean(scores)
 
 
 def _answers(value: Any, number: int) -> list[str]:
