@@ -3,8 +3,8 @@
     python examples/qa_f1.py model.gguf --out run
     python examples/qa_f1.py model.gguf --data my-questions.jsonl --out run
 
-Each row has `context`, `question` and `answer`. Every probe of a step generates answers for its batch and scores them, so
-a step costs two generations of the batch.
+Each row has `context`, `question` and `answer`. Every probe of a step generates answers for its batch and scores
+them, so a step costs two generations of the batch.
 """
 
 import argparse
