@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,12 @@ def test_a_metric_is_made_larger(loaded: tuple[Any, Any], writer: Generation, mo
 
 def test_a_reward_sees_what_was_written(loaded: tuple[Any, Any], writer: Generation) -> None:
     seen: list[Generated] = []
-    task = with_objective(writer, "reward", lambda generations: seen.extend(generations) or 0.75)
+
+    def reward(generations: Sequence[Generated]) -> float:
+        seen.extend(generations)
+        return 0.75
+
+    task = with_objective(writer, "reward", reward)
     batch = task.batch_of_step(0, 0, 2)
     assert task.loss(loaded[0], batch) == -0.75
     assert [each.text for each in seen] == writer.generate(loaded[0], batch)
