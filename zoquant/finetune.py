@@ -11,17 +11,19 @@ from torch import nn
 
 from zoquant.attach import attach
 from zoquant.delta import load_delta
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, DataError
 from zoquant.files import refuse_existing, write_text
 from zoquant.hub import local_path
 from zoquant.load import Runtime, default_compute_dtype, default_device, load
 from zoquant.plot import plot_run
 from zoquant.protocol import ROLES
 from zoquant.registry import format_of
-from zoquant.rows import read_rows
+from zoquant.rewards import Reward
 from zoquant.run_folder import RunFolder
 from zoquant.settings import Settings
-from zoquant.tasks import Classification, Evaluation, Template
+from zoquant.tasks import Evaluation, TaskSettings
+from zoquant.tasks.objective import Objective, WithObjective, with_objective
+from zoquant.tasks.splits import drawn, read_part, read_parts, read_test
 from zoquant.trainer import Job, Outcome, Report, run
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,12 +74,15 @@ class Source:
 def finetune(
     source: Source,
     data: str | Path,
-    template: Template,
+    task: TaskSettings,
     out: str | Path,
     *,
     settings: Settings,
     eval_data: str | Path | None = None,
     eval_every: int = 0,
+    protocol: str | None = None,
+    objective: str | Objective = "loss",
+    reward: Reward | None = None,
     resume: bool = False,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
@@ -85,12 +90,16 @@ def finetune(
 
     Args:
         source: the model.
-        data: training rows.
-        template: prompt and label words.
+        data: training rows: a file, a folder, or the Hub, as `read_rows` has it.
+        task: what is learned from them.
         out: the run folder, new unless `resume`.
         settings: what decides the bytes.
         eval_data: rows to evaluate on, or None.
         eval_every: steps between evaluations; 0 evaluates before and after.
+        protocol: `"mezo"` to draw the rows as the papers do, by the seed of the run; see `read_parts`.
+        objective: what is made smaller: a name of `zoquant.tasks.objective.OBJECTIVES`, or a
+            function of model and batch.
+        reward: of objective `"reward"`, what scores generations.
         resume: go on in a folder that holds an unfinished run.
         report: called after each step and each evaluation.
 
@@ -102,44 +111,76 @@ def finetune(
     """
     if not resume:
         refuse_existing(Path(out))
-    train_rows = read_rows(data)
-    eval_rows = None if eval_data is None else read_rows(eval_data)
+    parts = read_parts(task, data, eval_data, protocol, settings.seed)
     model, tokenizer, device = source.open()
+    train = task.build(parts.train, model, tokenizer, device)
+    held_out, test = (
+        None if rows is None else task.build(rows, model, tokenizer, device) for rows in (parts.dev, parts.test)
+    )
+    learned = (
+        with_objective(train, objective, reward) if isinstance(objective, str) else WithObjective(train, objective)
+    )
     job = Job(
         model=model,
-        train=Classification(train_rows, template, tokenizer, device),
-        held_out=None if eval_rows is None else Classification(eval_rows, template, tokenizer, device),
+        train=learned,
+        held_out=held_out,
         settings=settings,
         folder=RunFolder(out),
-        identity=_identity(source, data, eval_data, template),
+        identity=_identity(source, data, eval_data, task)
+        | {"protocol": protocol, "objective": _name(objective), "reward": None if reward is None else _name(reward)},
         eval_every=eval_every,
     )
     outcome = run(job, resume=resume, report=report)
     summary = _summary(source, outcome) | {"calibration": job.folder.read_calibration()}
+    if test is not None and outcome.finished:
+        summary["test"] = test.evaluate(model).to_dict()
     write_text(job.folder.summary, json.dumps(summary, indent=1) + "\n")
     plot_run(job.folder)
     return summary
 
 
-def evaluate(source: Source, data: str | Path, template: Template, delta: str | Path | None = None) -> Evaluation:
-    """Return how well a checkpoint does on a data file, with a delta on it if one is given.
+def evaluate(
+    source: Source,
+    data: str | Path,
+    task: TaskSettings,
+    delta: str | Path | None = None,
+    *,
+    protocol: str | None = None,
+    shots: int = 0,
+    shots_from: str | Path | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Return how well a checkpoint does on data, with a delta on it if one is given.
+
+    Args:
+        source: the model.
+        data: rows to measure on: a file, a folder, or the Hub, as `read_rows` has it.
+        task: what is measured.
+        delta: a delta file, or None.
+        protocol: `"mezo"` for the 1,000 test rows of the papers.
+        shots: worked examples before every prompt.
+        shots_from: rows to draw them from; None for the training split of the same folder.
+        seed: of the draws.
 
     Raises:
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
-    rows = read_rows(data)
+    rows = read_test(task, data, protocol, seed)
+    if shots and shots_from is None and Path(data).is_file():
+        raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
+    examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     model, tokenizer, device = source.open()
     if delta is not None:
         load_delta(delta, attach(model, roles=ROLES, coupled=False))
-    return Classification(rows, template, tokenizer, device).evaluate(model)
+    return task.build(rows, model, tokenizer, device, shots=examples).evaluate(model)
 
 
 def evaluation_summary(found: Evaluation | None) -> dict[str, Any] | None:
-    """Return an evaluation as plain data, with the 95 % confidence interval of its accuracy."""
-    return None if found is None else asdict(found) | {"accuracy_interval": list(found.interval)}
+    """Return an evaluation as plain data, with the 95 % confidence interval of each metric."""
+    return None if found is None else found.to_dict()
 
 
-def _identity(source: Source, data: str | Path, eval_data: str | Path | None, template: Template) -> dict[str, Any]:
+def _identity(source: Source, data: str | Path, eval_data: str | Path | None, task: TaskSettings) -> dict[str, Any]:
     device, dtype = source.resolve()
     files: Sequence[str | Path | None] = (source.model, data, eval_data)
     model, train, held_out = (None if file is None else str(file) for file in files)
@@ -147,11 +188,15 @@ def _identity(source: Source, data: str | Path, eval_data: str | Path | None, te
         "model": model,
         "data": train,
         "eval_data": held_out,
-        "template": template.text,
-        "labels": dict(template.words),
+        **asdict(task),
         "compute_dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
     }
+
+
+def _name(chosen: Any) -> str:
+    """Return the name of an objective or a reward, as settings.json has it."""
+    return chosen if isinstance(chosen, str) else getattr(chosen, "__qualname__", repr(chosen))
 
 
 def _summary(source: Source, outcome: Outcome) -> dict[str, Any]:
@@ -165,6 +210,7 @@ def _summary(source: Source, outcome: Outcome) -> dict[str, Any]:
         "views": outcome.views,
         "trainable": outcome.trainable,
         "steps": outcome.steps,
+        "skipped": outcome.skipped,
         "eval_before": evaluation_summary(outcome.before),
         "eval_after": evaluation_summary(outcome.after),
         "step_seconds": outcome.step_seconds,

@@ -1,4 +1,4 @@
-"""The picture of a run: loss, derivative and held-out accuracy over its steps."""
+"""The picture of a run: loss, derivative and the held-out metric over its steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def plot_run(folder: RunFolder) -> Path:
     lines = folder.read_metrics()
     steps = [line for line in lines if "loss" in line]
     figure = Figure(figsize=(8, 9), layout="constrained")
-    loss, derivative, accuracy = figure.subplots(3, 1, sharex=True)
+    loss, derivative, score = figure.subplots(3, 1, sharex=True)
     x = [line["step"] for line in steps]
     raw = [line["loss"] for line in steps]
     loss.plot(x, raw, color="0.75", linewidth=0.8, label="raw")
@@ -35,9 +35,9 @@ def plot_run(folder: RunFolder) -> Path:
     derivative.axhline(0, color="0.5", linewidth=0.5)
     derivative.set_ylabel("derivative")
     found = folder.evaluations()
-    accuracy.plot([step for step, _ in found], [100 * e.accuracy for _, e in found], "o-", color="C2")
-    accuracy.set_ylabel("held-out accuracy (%)")
-    accuracy.set_xlabel("step")
+    score.plot([step for step, _ in found], [e.score.value for _, e in found], "o-", color="C2")
+    score.set_ylabel(f"held-out {found[0][1].primary}" if found else "not evaluated")
+    score.set_xlabel("step")
     with replacing(folder.plot) as temporary, open(temporary, "wb") as file:
         FigureCanvasAgg(figure).print_png(file)
     return folder.plot

@@ -25,6 +25,7 @@ class Progress:
         seconds: time of the step.
         forward_seconds: mean time of its forwards.
         calibration: what was chosen before the first step, and why.
+        skipped: why the step was undone and counts for nothing; None for one that was done.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Progress:
     seconds: float
     forward_seconds: float
     calibration: Calibration | None = None
+    skipped: str | None = None
 
 
 class RunFolder:
@@ -41,7 +43,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        settings, calibration, metrics, delta, trajectory, summary, plot: its files.
+        settings, calibration, metrics, samples, delta, trajectory, summary, plot: its files.
         journal: the trajectory while the run is under way.
     """
 
@@ -49,6 +51,7 @@ class RunFolder:
         self.path = Path(path)
         self.settings = self.path / "settings.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
         self.delta = self.path / "delta.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
@@ -86,8 +89,10 @@ class RunFolder:
         source = self.journal if self.journal.exists() else self.trajectory
         trajectory = Trajectory.load(source) if source.exists() else None
         done = 0 if trajectory is None else len(trajectory.steps)
-        kept = [line for line in self.read_metrics() if line["step"] <= done]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in (self.metrics, self.samples):
+            kept = [line for line in _read_lines(path) if line["step"] <= done]
+            if path.exists():
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
 
     def _read_settings(self) -> dict[str, Any]:
@@ -114,23 +119,41 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the metrics file; a last line that was cut off is left out."""
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1] if self.metrics.exists() else []
-        return [json.loads(line) for line in lines]
+        return _read_lines(self.metrics)
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """Return the lines of the samples file: generations of each evaluation, with its step."""
+        return _read_lines(self.samples)
 
     def append_metrics(self, progress: Progress) -> None:
         """Add one line to the metrics file."""
         line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
         if progress.result is not None:
             line |= asdict(progress.result) | {"step": progress.step}
+        if progress.skipped is not None:
+            line["skipped"] = progress.skipped
         if progress.evaluation is not None:
-            line |= {f"eval_{name}": value for name, value in asdict(progress.evaluation).items()}
-        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            line |= {f"eval_{name}": value for name, value in progress.evaluation.to_dict().items()}
+            self._append_samples(progress.step, progress.evaluation)
+        self._append(self.metrics, line)
 
     def evaluations(self) -> list[tuple[int, Evaluation]]:
         """Return the evaluations so far, with the number of steps before each."""
         return [
-            (line["step"], Evaluation(line["eval_accuracy"], line["eval_loss"], line["eval_examples"]))
+            (line["step"], Evaluation.from_dict({key.removeprefix("eval_"): value for key, value in line.items()}))
             for line in self.read_metrics()
-            if "eval_accuracy" in line
+            if "eval_primary" in line
         ]
+
+    def _append_samples(self, step: int, found: Evaluation) -> None:
+        for sample in found.samples:
+            self._append(self.samples, {"step": step, **asdict(sample)})
+
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoquant.native import QuantLinear
 from zoquant.packing import pack, packable, packed_states, worth_packing
+
+_POSITIONS = 1024
 
 
 def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -47,3 +50,23 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
     logits = logits.float()
     cap = getattr(whole.config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def token_log_probs(model: nn.Module, states: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
+    """Return the log-probability of some tokens of a batch, float32 `[scored tokens]`, in the order of `scored`.
+
+    The head sees the positions before those tokens alone, some hundreds at a time.
+
+    Args:
+        model: a causal language model.
+        states: its last hidden states, `[rows, length, width]`.
+        ids: token ids, int64 `[rows, length]`.
+        scored: which tokens count, bool `[rows, length]`; never the first of a row.
+    """
+    rows, places = scored.nonzero(as_tuple=True)
+    picked, targets = states[rows, places - 1], ids[rows, places]
+    parts = [
+        logits_at(model, some).log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+        for some, wanted in zip(torch.split(picked, _POSITIONS), torch.split(targets, _POSITIONS), strict=True)
+    ]
+    return torch.cat(parts)

@@ -11,16 +11,17 @@ from torch import nn
 
 from zoquant.attach import attach
 from zoquant.delta import save_delta
-from zoquant.errors import LossError
+from zoquant.errors import LossError, RewardError
 from zoquant.journal import Journal
 from zoquant.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
-from zoquant.tasks import Classification, Evaluation
+from zoquant.tasks import Evaluation, Task
 
 _LOSSES_IN_A_ROW = 3
 _CALIBRATION_BATCHES = 2
+_LOWER = "begin a new one with half the lr, or with clip set"
 
 Report = Callable[[Progress], None]
 
@@ -31,6 +32,7 @@ class Outcome:
 
     Attributes:
         steps: steps done.
+        skipped: steps among them whose loss was no finite number, which were undone.
         finished: False when it was interrupted.
         before: evaluation before training, None without evaluation data.
         after: evaluation after training.
@@ -46,6 +48,7 @@ class Outcome:
     """
 
     steps: int
+    skipped: int
     finished: bool
     before: Evaluation | None
     after: Evaluation | None
@@ -75,8 +78,8 @@ class Job:
     """
 
     model: nn.Module
-    train: Classification
-    held_out: Classification | None
+    train: Task[Any]
+    held_out: Task[Any] | None
     settings: Settings
     folder: RunFolder
     identity: dict[str, Any]
@@ -170,11 +173,13 @@ class _Run:
             except LossError as error:
                 self._record()
                 self.watch.discard()
+                self._skip(str(error), time.perf_counter() - start)
                 failures += 1
                 if failures == _LOSSES_IN_A_ROW:
-                    raise LossError(
+                    advice = "see to the reward, and go on with --resume" if isinstance(error, RewardError) else _LOWER
+                    raise type(error)(
                         f"{error} This happened {failures} times in a row. The run so far is saved in "
-                        f"{self.job.folder.path}; begin a new one with half the lr, or with clip set."
+                        f"{self.job.folder.path}; {advice}."
                     ) from error
                 continue
             self._record()
@@ -191,6 +196,10 @@ class _Run:
         self._tell(Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds)))
         if job.eval_every and steps % job.eval_every == 0:
             self._evaluate()
+
+    def _skip(self, why: str, seconds: float) -> None:
+        """Count a step that was undone."""
+        self._tell(Progress(self.optimizer.steps, self.job.settings.steps, None, None, seconds, 0.0, skipped=why))
 
     def _evaluate(self) -> None:
         if self.job.held_out is None:
@@ -222,6 +231,7 @@ class _Run:
         evaluations = [evaluation for _, evaluation in folder.evaluations()]
         return Outcome(
             steps=self.optimizer.steps,
+            skipped=sum("skipped" in line for line in folder.read_metrics()),
             finished=finished,
             before=evaluations[0] if evaluations else None,
             after=evaluations[-1] if len(evaluations) > 1 else None,

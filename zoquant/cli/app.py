@@ -8,7 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.show import mebibytes, percent, show_error, show_json, show_pairs, show_rows
+from zoquant.cli.show import mebibytes, percent, score, show_error, show_json, show_pairs, show_rows
+from zoquant.cli.task import (
+    KIND,
+    METRIC,
+    OPTIONS,
+    STOP,
+    TOKENS,
+    Data,
+    LabelColumn,
+    Labels,
+    MaxNewTokens,
+    MetricName,
+    Options,
+    Protocol,
+    Stop,
+    TaskName,
+    TemplateText,
+    task_settings,
+)
 from zoquant.errors import ZoquantError
 
 app = typer.Typer(
@@ -22,12 +40,6 @@ app = typer.Typer(
 
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 Model = Annotated[str, typer.Argument(help="A checkpoint: a path, or owner/name[/file] on the Hugging Face Hub.")]
-Data = Annotated[Path, typer.Option(help="Rows with a label: .jsonl, or .csv or .tsv with a header line.")]
-TemplateText = Annotated[
-    str,
-    typer.Option("--template", help="Prompt with fields, ending in {label}: '{sentence} It was {label}'."),
-]
-Labels = Annotated[str, typer.Option(help="The word for each label value: '0=terrible,1=great'.")]
 RuntimeName = Annotated[str, typer.Option("--runtime", help="Who computes the forward: auto, native or vendor.")]
 Dtype = Annotated[str, typer.Option("--compute-dtype", help="Matrix products in float32, bfloat16, float16 or auto.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
@@ -106,33 +118,45 @@ def inspect_command(path: Annotated[Path, typer.Argument(help="A checkpoint.")],
 def eval_command(
     model: Model,
     data: Data,
-    template: TemplateText,
-    labels: Labels,
+    task: TaskName = KIND,
+    template: TemplateText = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    options: Options = OPTIONS,
+    metric: MetricName = METRIC,
+    max_new_tokens: MaxNewTokens = TOKENS,
+    stop: Stop = STOP,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Take off what each word or option scores without the input.")
+    ] = False,
+    shots: Annotated[int, typer.Option(help="Worked examples before every prompt; 0 is zero-shot.")] = 0,
+    shots_from: Annotated[str | None, typer.Option(help="Rows to draw them from. Not given: the train split.")] = None,
+    protocol: Protocol = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws of --shots and --protocol.")] = 0,
     delta: Annotated[Path | None, typer.Option(help="A delta to put on the checkpoint first.")] = None,
     runtime: RuntimeName = "auto",
     compute_dtype: Dtype = "auto",
     device: Device = "auto",
     json: JSON = False,
 ) -> None:
-    """Measure accuracy and loss of a checkpoint on labelled rows.
+    """Measure a checkpoint on rows with known answers, zero-shot or with worked examples.
 
     Example: `zoquant eval model.gguf --data test.jsonl --template "{sentence} It was {label}"
     --labels "0=terrible,1=great" --delta run/delta.safetensors`
     """
     from zoquant.finetune import Source, evaluate, evaluation_summary
-    from zoquant.tasks import Template
 
+    asked = task_settings(
+        task, template, labels, label_column, options, metric, max_new_tokens, stop, calibrate=calibrate
+    )
     source = Source(model, runtime=_runtime(runtime), compute_dtype=compute_dtype, device=device)
-    found = evaluate(source, data, Template.parse(template, labels), delta)
+    found = evaluate(source, data, asked, delta, protocol=protocol, shots=shots, shots_from=shots_from, seed=seed)
     if json:
         show_json(evaluation_summary(found))
         return
-    low, high = found.interval
-    show_pairs(model, {
-        "accuracy": f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})",
-        "loss": f"{found.loss:.4f} nats",
-        "examples": found.examples,
-    })  # fmt: skip
+    pairs: dict[str, Any] = {"found": score(found.to_dict()), "examples": found.examples}
+    pairs |= {f"wrote {number}": sample.text for number, sample in enumerate(found.samples[:3], 1)}
+    show_pairs(f"{model}, {shots} worked examples" if shots else model, pairs)
 
 
 @app.command("export")

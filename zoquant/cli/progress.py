@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from zoquant.calibration import Calibration
-from zoquant.cli.show import console, percent
+from zoquant.cli.show import console, score
 from zoquant.run_folder import Progress
 from zoquant.trainer import Report
 
@@ -42,6 +42,8 @@ class _Live:
             self._bar.console.print(_calibration_lines(progress.calibration), highlight=False)
         if progress.evaluation is not None:
             self._bar.console.print(_evaluation_line(progress), highlight=False)
+        if progress.skipped is not None:
+            self._bar.console.print(_skipped_line(progress), highlight=False, markup=False)
         if progress.result is None:
             return
         loss = progress.result.loss
@@ -77,6 +79,8 @@ def _plain(progress: Progress) -> None:
         print(_calibration_lines(progress.calibration), flush=True)
     if progress.evaluation is not None:
         print(_evaluation_line(progress), flush=True)
+    if progress.skipped is not None:
+        print(_skipped_line(progress), flush=True)
     if progress.result is not None and progress.step % _PLAIN_EVERY == 0:
         left = (progress.steps - progress.step) * progress.seconds
         print(
@@ -90,11 +94,12 @@ def _calibration_lines(found: Calibration) -> str:
     return "\n".join([f"calibrated with {found.forwards} forwards:", *(f"  {reason}" for reason in found.reasons)])
 
 
+def _skipped_line(progress: Progress) -> str:
+    return f"step {progress.step}/{progress.steps} skipped: {progress.skipped}"
+
+
 def _evaluation_line(progress: Progress) -> str:
     found = progress.evaluation
     if found is None:
         return ""
-    return (
-        f"step {progress.step}/{progress.steps}  held-out accuracy {percent(found.accuracy)}, loss {found.loss:.3f} "
-        f"on {found.examples} examples"
-    )
+    return f"step {progress.step}/{progress.steps}  held-out {score(found.to_dict())} on {found.examples} examples"

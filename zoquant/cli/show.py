@@ -50,3 +50,24 @@ def mebibytes(count: float) -> str:
 def percent(share: float) -> str:
     """Return a share as a percentage."""
     return f"{100 * share:.1f} %"
+
+
+def score(evaluation: Mapping[str, Any]) -> str:
+    """Return what an evaluation found as people read it: its metrics, the primary one first and with its interval.
+
+    Args:
+        evaluation: what `Evaluation.to_dict` returned.
+    """
+    primary = evaluation["primary"]
+    interval = evaluation[f"{primary}_interval"]
+    first = number(primary, evaluation[primary])
+    if interval is not None:
+        first += f" (95 %: {number(primary, interval[0])} to {number(primary, interval[1])})"
+    names = [key.removesuffix("_interval") for key in evaluation if key.endswith("_interval")]
+    rest = [f"{name} {number(name, evaluation[name])}" for name in names if name != primary]
+    return ", ".join([f"{primary} {first}", *rest])
+
+
+def number(metric: str, value: float) -> str:
+    """Return a metric's value: losses in nats, everything else as a percentage."""
+    return f"{value:.3f}" if metric == "loss" else percent(value)

@@ -5,9 +5,27 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.app import JSON, Data, Device, Dtype, Labels, Model, RuntimeName, TemplateText, _runtime, app
+from zoquant.cli.app import JSON, Device, Dtype, Model, RuntimeName, _runtime, app
 from zoquant.cli.progress import reporting
-from zoquant.cli.show import mebibytes, percent, show_json, show_pairs
+from zoquant.cli.show import mebibytes, score, show_json, show_pairs
+from zoquant.cli.task import (
+    KIND,
+    METRIC,
+    OPTIONS,
+    STOP,
+    TOKENS,
+    Data,
+    LabelColumn,
+    Labels,
+    MaxNewTokens,
+    MetricName,
+    Options,
+    Protocol,
+    Stop,
+    TaskName,
+    TemplateText,
+    task_settings,
+)
 from zoquant.settings import Settings
 
 _DEFAULT = Settings()
@@ -19,10 +37,24 @@ Patterns = Annotated[list[str] | None, typer.Option(help="Keys to move, as shell
 def train_command(
     model: Model,
     data: Data,
-    template: TemplateText,
-    labels: Labels,
     out: Annotated[Path, typer.Option(help="The folder of the run; must not exist, unless --resume.")],
-    eval_data: Annotated[Path | None, typer.Option(help="Rows to evaluate on before and after.")] = None,
+    task: TaskName = KIND,
+    template: TemplateText = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    options: Options = OPTIONS,
+    metric: MetricName = METRIC,
+    max_new_tokens: MaxNewTokens = TOKENS,
+    stop: Stop = STOP,
+    protocol: Protocol = None,
+    objective: Annotated[
+        str, typer.Option(help="loss, or what is made larger: accuracy, f1, exact-match, rouge-l, reward.")
+    ] = "loss",
+    reward: Annotated[
+        str | None, typer.Option(help="A URL or a shell command: JSON with generations in, one number out.")
+    ] = None,
+    reward_timeout: Annotated[float, typer.Option(help="Seconds to wait for the reward, in each of three tries.")] = 30,
+    eval_data: Annotated[str | None, typer.Option(help="Rows to evaluate on before and after.")] = None,
     eval_every: Annotated[int, typer.Option(help="Evaluate every so many steps as well.")] = 0,
     steps: Annotated[int, typer.Option(help="Number of steps.")] = _DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = _DEFAULT.batch_size,
@@ -54,14 +86,15 @@ def train_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     json: JSON = False,
 ) -> None:
-    """Fine-tune a checkpoint on labelled rows. Ctrl-C saves; --resume goes on to the very same bytes.
+    """Fine-tune a checkpoint on rows of data. Ctrl-C saves; --resume goes on to the very same bytes.
 
     Example: `zoquant train model.gguf --data train.jsonl --eval-data test.jsonl
     --template "{sentence} It was {label}" --labels "0=terrible,1=great" --out run`
     """
     from zoquant.finetune import Source, finetune
-    from zoquant.tasks import Template
+    from zoquant.rewards import OutsideReward
 
+    asked = task_settings(task, template, labels, label_column, options, metric, max_new_tokens, stop)
     chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "unit": unit, "space": space}
     settings = Settings(
         steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed, coupled=coupled,
@@ -72,8 +105,9 @@ def train_command(
     source = Source(model, runtime=_runtime(runtime), compute_dtype=compute_dtype, device=device)
     with reporting(quiet or json) as report:
         summary = finetune(
-            source, data, Template.parse(template, labels), out,
-            settings=settings, eval_data=eval_data, eval_every=eval_every, resume=resume, report=report,
+            source, data, asked, out, settings=settings, eval_data=eval_data, eval_every=eval_every,
+            protocol=protocol, objective=objective,
+            reward=None if reward is None else OutsideReward(reward, reward_timeout), resume=resume, report=report,
         )  # fmt: skip
     if json:
         show_json(summary)
@@ -94,10 +128,11 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
     for when in ("before", "after"):
         found = summary[f"eval_{when}"]
         if found is not None:
-            low, high = found["accuracy_interval"]
-            pairs[f"held-out {when}"] = (
-                f"{percent(found['accuracy'])} (95 %: {percent(low)} to {percent(high)}), loss {found['loss']:.3f}"
-            )
+            pairs[f"held-out {when}"] = score(found)
+    if "test" in summary:
+        pairs["test"] = score(summary["test"])
+    if summary["skipped"]:
+        pairs["skipped"] = f"{summary['skipped']} steps without a finite loss; metrics.jsonl says why"
     pairs |= {
         "step": f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards",
         "memory": f"{mebibytes(summary['rss_peak_bytes'])} at its peak",

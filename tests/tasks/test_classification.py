@@ -1,66 +1,23 @@
-"""Rows, templates, batches and scores."""
+"""Classification: templates, batches and scores."""
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import zoquant
-from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
+from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError
-from zoquant.rows import read_rows
 from zoquant.scoring import hidden_states, logits_at
-from zoquant.tasks import Classification, Evaluation, Template
+from zoquant.tasks import Classification, Template
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    path = write_checkpoint(tmp_path_factory.mktemp("tasks") / "tiny.gguf")
-    return zoquant.load(path, compute_dtype=torch.float32)
-
-
 def task(tokenizer: Any, labels: str = LABELS, template: str = TEMPLATE, rows: Sequence[Any] = ROWS) -> Classification:
     return Classification(rows, Template.parse(template, labels), tokenizer, CPU)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.jsonl", '{"sentence": "x, \\"y\\"", "label": 1}\n\n{"sentence": "z", "label": 0}\n'),
-        ("a.csv", 'sentence,label\n"x, ""y""",1\nz,0\n'),
-        ("a.tsv", 'sentence\tlabel\nx, "y"\t1\nz\t0\n'),
-    ],
-)
-def test_rows_of_every_kind_are_the_same(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    assert read_rows(tmp_path / name) == [{"sentence": 'x, "y"', "label": "1"}, {"sentence": "z", "label": "0"}]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.jsonl", "", "holds no row"),
-        ("a.csv", "sentence,label\n", "holds no row"),
-        ("a.jsonl", '{"a": 1}\n{"a"', "line 2: not JSON"),
-        ("a.jsonl", "[1]\n", "expected an object, got list"),
-        ("a.csv", "sentence,label\nx\n", "line 2: expected 2 columns"),
-        ("a.txt", "x", "unknown kind of file '.txt'"),
-    ],
-)
-def test_bad_data_files_are_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_rows(tmp_path / name)
-
-
-def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.csv: cannot be read"):
-        read_rows(tmp_path / "nowhere.csv")
 
 
 @pytest.mark.parametrize("labels", ["0=bad,1=good", "0= bad,1= good"])
@@ -143,11 +100,6 @@ def test_evaluation_counts_what_batches_hold(loaded: tuple[Any, Any]) -> None:
     assert one.examples == len(ROWS)
 
 
-def test_the_interval_is_wilsons() -> None:
-    low, high = Evaluation(0.5, 0.0, 100).interval
-    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-
-
 def test_logits_are_computed_where_they_are_needed(loaded: tuple[Any, Any]) -> None:
     model, _ = loaded
     ids = torch.tensor([[5, 6, 7]])
@@ -166,10 +118,6 @@ def test_soft_caps_are_kept(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(logits_at(model, states), torch.tanh(plain / 0.5) * 0.5)
 
 
-def test_written_rows_are_read(tmp_path: Path) -> None:
-    assert read_rows(write_rows(tmp_path / "rows.jsonl")) == ROWS
-
-
 @pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
 def test_losses_of_a_repeated_batch(loaded: tuple[Any, Any], labels: str) -> None:
     model, tokenizer = loaded
@@ -179,6 +127,41 @@ def test_losses_of_a_repeated_batch(loaded: tuple[Any, Any], labels: str) -> Non
     assert losses.shape == (3,)
     torch.testing.assert_close(losses.mean(), data.loss(model, batch))
     torch.testing.assert_close(data.losses(model, batch.repeat(2)), losses.repeat(2))
+
+
+@pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
+def test_halves_of_a_batch_have_its_loss(loaded: tuple[Any, Any], labels: str) -> None:
+    model, tokenizer = loaded
+    data = task(tokenizer, labels)
+    batch = data.batch([0, 5, 9])
+    parts = batch.halves()
+    assert [part.weight for part in parts] == [1, 2]
+    with torch.no_grad():
+        whole = sum(part.weight * data.loss(model, part) for part in parts) / batch.weight
+        torch.testing.assert_close(whole, data.loss(model, batch))
+
+
+@pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
+def test_calibration_takes_off_what_the_words_score_without_the_input(loaded: tuple[Any, Any], labels: str) -> None:
+    model, tokenizer = loaded
+    data = task(tokenizer, labels)
+    template = Template.parse(TEMPLATE, labels)
+    calibrated = Classification(ROWS, template, tokenizer, CPU, calibration="It was {label}")
+    free = Classification([{"label": "0"}, {"label": "1"}], Template.parse("It was {label}", labels), tokenizer, CPU)
+    with torch.no_grad():
+        scores = data.scores(model, data.batch(range(12))) - free.scores(model, free.batch([0]))
+    right = (scores.argmax(-1) == torch.tensor(data.labels)).double().mean()
+    found = calibrated.evaluate(model)
+    assert found.accuracy == pytest.approx(float(right))
+    loss = torch.nn.functional.cross_entropy(scores, torch.tensor(data.labels))
+    assert found.loss == pytest.approx(float(loss), rel=1e-3)
+    assert found.loss != data.evaluate(model).loss
+
+
+def test_accuracy_of_a_batch(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    data = task(tokenizer)
+    assert data.accuracy(model, data.batch(range(12))) == pytest.approx(data.evaluate(model).accuracy)
 
 
 @pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])

@@ -1,0 +1,83 @@
+"""Tasks on the command line: every kind trains, is measured, and leaves its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import Shell, folder, shell
+from tests.tiny import LABELS
+
+__all__ = ["folder", "shell"]
+
+DATA = str(Path(__file__).parent / "data")
+FEW = ("--steps", "2", "--batch-size", "2", "--lr", "0.01", "--eps", "0.03", "--out", "run")
+
+
+def test_a_csv_of_ones_own(shell: Shell, folder: Path) -> None:
+    rows = [f'"the {thing} broke, here",poor\nthe {thing} shone,fine\n' for thing in ("lamp", "tap")]
+    (folder / "own.csv").write_text("review,mood\n" + "".join(rows))
+    own = ("--data", "own.csv", "--template", "{review} It was {label}", "--label-column", "mood", "--labels",
+           "poor=bad,fine=good")  # fmt: skip
+    summary = shell.json("train", "base.gguf", *own, "--eval-data", "own.csv", *FEW)
+    assert summary["eval_after"]["examples"] == 4
+    assert shell.json("eval", "base.gguf", *own)["accuracy"] == summary["eval_before"]["accuracy"]
+    assert "row 1 has no field 'label'" in shell.error("eval", "base.gguf", *own[:4], "--labels", own[-1])
+
+
+def test_generation_leaves_samples_before_and_after(shell: Shell, folder: Path) -> None:
+    task = ("--task", "squad", "--data", f"{DATA}/squad/train.jsonl", "--max-new-tokens", "4")
+    summary = shell.json(
+        "train", "base.gguf", *task, *FEW, "--eval-data", f"{DATA}/squad/train.jsonl", "--objective", "f1"
+    )
+    assert summary["eval_after"]["primary"] == "f1"
+    assert len(summary["eval_after"]["f1_interval"]) == 2
+    lines = [json.loads(line) for line in (folder / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 2, 2]
+    assert lines[0]["references"] == ["Paris", "in Paris"]
+    assert "wrote 1" in shell.text("eval", "base.gguf", *task)
+
+
+def test_a_named_task_by_the_protocol_of_the_papers(shell: Shell, folder: Path) -> None:
+    (folder / "copa").mkdir()
+    for split in ("train", "validation"):
+        (folder / "copa" / f"{split}.jsonl").write_text(Path(DATA, "copa", "train.jsonl").read_text())
+    summary = shell.json("train", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", *FEW)
+    assert summary["test"]["examples"] == 2
+    assert summary["eval_before"]["examples"] == 1
+    found = shell.json("eval", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", "--delta",
+                       "run/delta.safetensors")  # fmt: skip
+    assert found == summary["test"]
+
+
+def test_worked_examples_and_calibration(shell: Shell, folder: Path) -> None:
+    task = ("--template", "{sentence} It was {label}", "--labels", LABELS, "--data", "rows.jsonl")
+    plain = shell.json("eval", "base.gguf", *task)
+    shots = shell.json("eval", "base.gguf", *task, "--shots", "2", "--shots-from", "rows.jsonl", "--seed", "1")
+    other = shell.json("eval", "base.gguf", *task, "--shots", "2", "--shots-from", "rows.jsonl", "--seed", "2")
+    calibrated = shell.json("eval", "base.gguf", *task, "--calibrate")
+    assert len({found["loss"] for found in (plain, shots, other, calibrated)}) == 4
+    assert "Name other rows to draw them from" in shell.error("eval", "base.gguf", *task, "--shots", "2")
+
+
+def test_plain_text(shell: Shell, folder: Path) -> None:
+    (folder / "book.txt").write_text("it was good\n\nthe old radio\n")
+    summary = shell.json("train", "base.gguf", "--task", "text", "--data", "book.txt", *FEW, "--eval-data", "book.txt")
+    assert summary["eval_before"]["primary"] == "loss"
+    assert "loss" in shell.text("eval", "base.gguf", "--task", "text", "--data", "book.txt")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "wild"), "task is 'wild', expected one of classification"),
+        (("--task", "generation", "--template", "{sentence} {label}", "--metric", "bleu"), "metric is 'bleu'"),
+        (("--task", "squad"), "row 1 has no field 'title'"),
+        (("--task", "chat"), "has no chat template"),
+        (("--task", "sst2", "--objective", "speed"), "objective is 'speed'"),
+        (("--task", "sst2", "--protocol", "wild"), "protocol is 'wild'"),
+    ],
+)
+def test_bad_options_leave_no_folder(shell: Shell, folder: Path, words: tuple[str, ...], message: str) -> None:
+    assert message in shell.error("train", "base.gguf", "--data", "rows.jsonl", *words, *FEW)
+    assert not (folder / "run").exists()

@@ -1,0 +1,58 @@
+"""Texts that fit, and texts that do not."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from zoquant.errors import DataError
+from zoquant.tasks.encoding import Encoder, longest, padded
+
+
+def test_a_long_prompt_loses_its_beginning_and_says_so(
+    loaded: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, tokenizer = loaded
+    whole = tokenizer("abcdefgh")["input_ids"]
+    with caplog.at_level(logging.WARNING, "zoquant"):
+        short, long = Encoder(tokenizer, 7).prompts(["xy", "abcdefgh"], [2, 2])
+    assert short == tokenizer("xy")["input_ids"]
+    first = whole[:1] if whole[0] == tokenizer.bos_token_id else []
+    assert long == first + whole[len(whole) - 5 + len(first) :]
+    assert "1 of 2 prompts are longer than the 7 tokens of the model" in caplog.text
+
+
+def test_the_token_that_begins_a_text_stays() -> None:
+    class Begins:
+        bos_token_id, eos_token_id = 1, 2
+
+        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[1, *range(10, 10 + len(text))] for text in texts]}
+
+    assert Encoder(Begins(), 6).prompts(["abcdefgh"], [2]) == [[1, 15, 16, 17]]
+
+
+def test_what_cannot_fit_is_refused(loaded: tuple[Any, Any]) -> None:
+    with pytest.raises(DataError, match="an answer has 6 tokens, but the model takes 7"):
+        Encoder(loaded[1], 7).prompts(["ab"], [6])
+    with pytest.raises(DataError, match="'' has no tokens"):
+        Encoder(loaded[1]).continuation("")
+
+
+def test_an_empty_prompt_is_the_token_that_begins_a_text(loaded: tuple[Any, Any]) -> None:
+    assert Encoder(loaded[1]).prompts([""], [1]) == [[loaded[1].bos_token_id]]
+
+
+def test_worked_examples_stand_before_every_prompt(loaded: tuple[Any, Any]) -> None:
+    assert Encoder(loaded[1], prefix="ab ").prompts(["c"], [0]) == [loaded[1]("ab c")["input_ids"]]
+
+
+def test_the_length_of_a_model(loaded: tuple[Any, Any]) -> None:
+    assert longest(loaded[0]) == loaded[0].config.max_position_embeddings
+    assert longest(torch.nn.Linear(1, 1)) is None
+
+
+def test_padding() -> None:
+    assert padded([[1], [2, 3]]).tolist() == [[1, 0], [2, 3]]
+    assert padded([[1], [2, 3]], 9, left=True).tolist() == [[9, 1], [2, 3]]

@@ -1,0 +1,92 @@
+"""Plain text and chat."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from zoquant.errors import DataError
+from zoquant.tasks import LanguageModeling
+from zoquant.tasks.language import chat_sequences, text_sequences
+
+CPU = torch.device("cpu")
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "good"},
+    {"role": "user", "content": "so"},
+    {"role": "assistant", "content": "bad"},
+]
+
+
+@pytest.fixture
+def chatty(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(loaded[1], "chat_template", CHATML)
+    return loaded[1]
+
+
+def test_every_token_of_a_text_counts_once(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    rows = [{"text": "the old radio broke"}, {"text": "rain"}]
+    data = LanguageModeling(text_sequences(rows, "text", tokenizer), CPU)
+    total = count = 0.0
+    for row in rows:
+        ids = torch.tensor([tokenizer(row["text"])["input_ids"]])
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=ids).loss
+        total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
+    assert data.evaluate(model).loss == pytest.approx(total / count, rel=1e-4)
+    assert float(data.loss(model, data.batch([0, 1]))) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_a_long_text_becomes_several(loaded: tuple[Any, Any]) -> None:
+    whole = loaded[1]("abcdefghij")["input_ids"]
+    pieces = text_sequences([{"text": "abcdefghij"}], "text", loaded[1], 4)
+    kept = [token for piece in pieces for token in piece.ids]
+    assert kept == whole[: len(kept)]
+    assert len(whole) - len(kept) <= 1
+    assert max(len(piece.ids) for piece in pieces) == 4
+
+
+def test_what_the_assistant_says_counts(chatty: Any) -> None:
+    (chat,) = chat_sequences([{"messages": CHAT}], "messages", chatty)
+    said = [token for token, counts in zip(chat.ids, chat.scored, strict=True) if counts]
+    assert chatty.decode(said) == "good|bad|"
+    assert chatty.decode(chat.ids) == "<user>hi|<assistant>good|<user>so|<assistant>bad|"
+
+
+def test_a_long_chat_ends_early(chatty: Any) -> None:
+    (whole,) = chat_sequences([{"messages": CHAT}], "messages", chatty)
+    (short,) = chat_sequences([{"messages": CHAT}], "messages", chatty, len(whole.ids) - 1)
+    assert short.ids == whole.ids[:-1]
+    assert chat_sequences([{"messages": CHAT}], "messages", chatty, 3) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, "row 1 has no field 'messages'"),
+        ({"messages": "hello"}, "row 1: expected a list of messages"),
+        ({"messages": [{"role": "user"}]}, "row 1: expected a list of messages"),
+        ({"messages": CHAT[:1]}, "no message has the role assistant"),
+    ],
+)
+def test_bad_chats(chatty: Any, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        chat_sequences([row], "messages", chatty)
+
+
+def test_a_template_that_rewrites_what_was_said(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded[1], "chat_template", "{{ messages | length }}" + CHATML)
+    with pytest.raises(DataError, match="writes message 2 otherwise when more follow"):
+        chat_sequences([{"messages": CHAT}], "messages", loaded[1])
+
+
+def test_without_a_chat_template_or_a_text(loaded: tuple[Any, Any]) -> None:
+    with pytest.raises(DataError, match="has no chat template"):
+        chat_sequences([{"messages": CHAT}], "messages", loaded[1])
+    with pytest.raises(DataError, match="hold no text of two tokens"):
+        LanguageModeling([], CPU)

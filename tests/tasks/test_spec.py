@@ -1,0 +1,84 @@
+"""Settings of tasks: what they build, and what they refuse."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import LABELS, ROWS, TEMPLATE
+from zoquant.errors import DataError
+from zoquant.tasks import Classification, Generation, LanguageModeling, MultipleChoice, TaskSettings
+from zoquant.tasks.template import parse_words
+
+CPU = torch.device("cpu")
+WORDS = parse_words(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "kind"),
+    [
+        (TaskSettings(template=TEMPLATE, labels=WORDS), {"sentence": "x"}, Classification),
+        (
+            TaskSettings("choice", "{a} is {label}", label_column="right", options=("b", "c")),
+            {"a": "x", "b": "good", "c": "bad", "right": "1"}, MultipleChoice,
+        ),
+        (TaskSettings("generation", "{a}\\n{label}", label_column="out"), {"a": "x", "out": "good"}, Generation),
+        (TaskSettings("text"), {"text": "a text"}, LanguageModeling),
+        (TaskSettings("text", "{body}"), {"body": "a text"}, LanguageModeling),
+    ],
+)  # fmt: skip
+def test_every_kind_is_built(settings: TaskSettings, row: dict[str, Any], kind: type, loaded: tuple[Any, Any]) -> None:
+    task = settings.build([row | {"label": "0"}, row | {"label": "1"}], *loaded, CPU)
+    assert isinstance(task, kind)
+    assert len(task) == 2
+    assert torch.isfinite(torch.as_tensor(task.loss(loaded[0], task.batch_of_step(0, 0, 2))))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"task": "sst3"}, "task is 'sst3', expected one of classification, choice"),
+        ({"template": TEMPLATE}, "labels are missing"),
+        ({"labels": WORDS}, "the template is missing"),
+        ({"task": "generation"}, "the template is missing"),
+        ({"task": "squad", "calibrate": True}, "calibrate is for classification and choice, not for generation"),
+        ({"task": "masked", "template": "x", "labels": WORDS}, "has no {label}"),
+        ({"template": "x", "labels": WORDS}, "does not end in {label}"),
+    ],
+)
+def test_settings_that_do_not_fit(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        TaskSettings(**given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "text"),
+    [
+        (TaskSettings(template=TEMPLATE, labels=WORDS), ROWS[:2],
+         "the lamp broke here It was bad\n\nthe old radio broke here It was bad\n\n"),
+        (TaskSettings("choice", "{a} is {label}"), [{"a": "x", "options": ["p", "q"], "label": "1"}], "x is q\n\n"),
+        (TaskSettings("generation", "{a}: {label}"), [{"a": "x", "label": ["p", "q"]}], "x: p\n\n"),
+        (TaskSettings("text"), [], ""),
+    ],
+)  # fmt: skip
+def test_worked_examples(settings: TaskSettings, rows: list[Any], text: str) -> None:
+    assert settings.worked(settings._prompt(), rows) == text  # type: ignore[arg-type]
+
+
+def test_worked_examples_stand_before_the_prompts(loaded: tuple[Any, Any]) -> None:
+    settings = TaskSettings(template=TEMPLATE, labels=WORDS)
+    task = settings.build(ROWS, *loaded, CPU, shots=ROWS[:1])
+    assert isinstance(task, Classification)
+    text = "the lamp broke here It was bad\n\nthe tap broke here It was"
+    assert task.prompts[2] == loaded[1](text)["input_ids"]
+    with pytest.raises(DataError, match="worked example 1 has the label '7'"):
+        settings.build(ROWS, *loaded, CPU, shots=[{"sentence": "x", "label": "7"}])
+
+
+@pytest.mark.parametrize(
+    ("template", "bare"),
+    [(TEMPLATE, "It was {label}"), ("{sentence}\n{label}", "\n{label}"), ("{sentence} {{x}} {label}", "{{x}} {label}")],
+)
+def test_calibration_leaves_the_fields_empty(template: str, bare: str) -> None:
+    settings = TaskSettings(template=template, labels=WORDS, calibrate=True)
+    assert settings._calibration(settings._prompt()) == bare  # type: ignore[arg-type]

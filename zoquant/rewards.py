@@ -1,0 +1,93 @@
+"""Rewards from outside: a command or an HTTP endpoint scores what a model wrote. JSON goes in, a number comes out."""
+
+import json
+import logging
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zoquant.errors import RewardError
+
+log = logging.getLogger("zoquant")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote for one example.
+
+    Attributes:
+        prompt: what it was given.
+        text: what it wrote.
+        references: the answers that count as right.
+        row: the row of the data.
+    """
+
+    prompt: str
+    text: str
+    references: tuple[str, ...]
+    row: dict[str, Any]
+
+
+Reward = Callable[[Sequence[Generated]], float]
+"""Takes the generations of a batch; returns their mean reward. The higher the better."""
+
+
+@dataclass(frozen=True)
+class OutsideReward:
+    """Asks an endpoint or a command; one that does not answer is asked again.
+
+    It is given `{"generations": [{"prompt": ..., "text": ..., "references": [...], "row": {...}}, ...]}` and answers
+    with one number as JSON.
+
+    Attributes:
+        where: a URL that is posted to, or a command of the shell that reads its standard input.
+        timeout: seconds to wait for an answer.
+        tries: how often it is asked before the step is given up.
+    """
+
+    where: str
+    timeout: float = 30.0
+    tries: int = 3
+
+    def __call__(self, generations: Sequence[Generated]) -> float:
+        """Return the reward of a batch.
+
+        Raises:
+            RewardError: there was no answer in any try, or it is no number.
+        """
+        sent = json.dumps({"generations": [asdict(each) for each in generations]})
+        is_url = self.where.startswith(("http://", "https://"))
+        reasons = []
+        for attempt in range(1, self.tries + 1):
+            try:
+                return self._number(self._post(sent) if is_url else self._run(sent))
+            except (OSError, subprocess.SubprocessError) as error:
+                reasons.append(f"{type(error).__name__}: {error}")
+                log.info("reward %s, try %d of %d: %s", self.where, attempt, self.tries, reasons[-1])
+        raise RewardError(
+            f"reward {self.where}: no answer in {self.tries} tries of {self.timeout:g} s, the last one {reasons[-1]}. "
+            "The step is skipped; see that it runs, or raise the timeout."
+        )
+
+    def _post(self, sent: str) -> str:
+        request = urllib.request.Request(self.where, sent.encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            return str(answer.read().decode("utf-8", "replace"))
+
+    def _run(self, sent: str) -> str:
+        done = subprocess.run(
+            self.where, shell=True, input=sent, capture_output=True, text=True, timeout=self.timeout, check=True
+        )
+        return done.stdout
+
+    def _number(self, answer: str) -> float:
+        try:
+            found = json.loads(answer)
+        except ValueError:
+            found = None
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise RewardError(f"reward {self.where}: answered {answer[:80]!r}, expected one number as JSON.")
+        return float(found)

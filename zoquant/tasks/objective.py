@@ -1,0 +1,94 @@
+"""What training makes smaller, when that is not the loss of the task: a metric, a reward, any function."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoquant.errors import DataError
+from zoquant.rewards import Generated, Reward
+from zoquant.tasks.classification import Classification
+from zoquant.tasks.evaluation import Evaluation
+from zoquant.tasks.generation import Generation
+from zoquant.tasks.masked import MaskedClassification
+from zoquant.tasks.metrics import METRICS
+from zoquant.tasks.task import Task
+
+Objective = Callable[[nn.Module, Any], float]
+"""Takes the model and a batch of the task; returns the number to make smaller."""
+
+OBJECTIVES = ("loss", "accuracy", *METRICS, "reward")
+
+
+class WithObjective:
+    """A task that is trained by another number than its loss; batches and evaluation are the task's own.
+
+    Args:
+        task: the task.
+        objective: the number to make smaller; it need not have a gradient.
+    """
+
+    def __init__(self, task: Task[Any], objective: Objective) -> None:
+        self.task, self.objective = task, objective
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def batch_of_step(self, seed: int, step: int, size: int) -> Any:
+        """Return the task's batch of a training step."""
+        return self.task.batch_of_step(seed, step, size)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor | float:
+        """Return the objective."""
+        return self.objective(model, batch)
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Return the task's evaluation."""
+        return self.task.evaluate(model)
+
+
+def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
+    """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
+
+    Args:
+        task: the task.
+        name: one of `OBJECTIVES`.
+        reward: of objective `"reward"`, what scores generations.
+
+    Raises:
+        DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.
+    """
+    if name not in OBJECTIVES:
+        raise DataError(f"objective is {name!r}, expected one of {', '.join(OBJECTIVES)}.")
+    if (reward is None) == (name == "reward"):
+        raise DataError(
+            f"objective is {name!r} and reward is {reward!r}, expected a reward with objective reward alone."
+        )
+    if name == "loss":
+        return task
+    if name == "accuracy":
+        if not isinstance(task, Classification | MaskedClassification):
+            raise DataError(
+                "objective accuracy is for classification and masked. Take loss, or a metric of generation."
+            )
+        scored = task
+        return WithObjective(task, lambda model, batch: -scored.accuracy(model, batch))
+    if not isinstance(task, Generation):
+        raise DataError(f"objective {name} scores generated texts. Take --task generation, squad or drop.")
+    writer = task
+    if reward is not None:
+        chosen = reward
+        return WithObjective(task, lambda model, batch: -chosen(_generated(writer, model, batch)))
+    return WithObjective(task, lambda model, batch: -_mean(writer.score(name, batch, writer.generate(model, batch))))
+
+
+def _generated(task: Generation, model: nn.Module, batch: Any) -> list[Generated]:
+    texts = task.generate(model, batch)
+    return [
+        Generated(task.texts[i], text, tuple(task.references[i]), task.rows[i])
+        for text, i in zip(texts, batch.examples, strict=True)
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,164 @@
+"""What decides a task, as plain data: settings in, a task out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from zoquant.errors import DataError
+from zoquant.rows import Row
+from zoquant.tasks.catalog import CATALOG, Definition, Kind
+from zoquant.tasks.choice import MultipleChoice, options_of, right_options
+from zoquant.tasks.classification import Classification
+from zoquant.tasks.encoding import longest
+from zoquant.tasks.generation import Generation
+from zoquant.tasks.language import LanguageModeling, chat_sequences, text_sequences
+from zoquant.tasks.masked import Cloze, MaskedClassification
+from zoquant.tasks.task import Task
+from zoquant.tasks.template import LABEL, Prompt, Template
+
+_BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What decides a task, together with model and data.
+
+    Attributes:
+        task: a kind: classification, choice, generation, masked, text or chat; or a name of `catalog.CATALOG`.
+        template: the prompt, with fields in braces and `{label}` for the answer; None for that of the named task.
+            Of text it is `"{column}"`, of chat the column with the messages likewise.
+        labels: the word for each label value; None for those of the named task.
+        label_column: the column that fills `{label}`; None for `label`, or that of the named task.
+        options: of a choice, the columns with the options: one with a list, or one for each.
+        metric: of generation, the primary metric: f1, exact-match, rouge-l, or loss to generate nothing.
+        max_new_tokens: of generation, most tokens of a text.
+        stop: of generation, the text that ends an answer; empty for the token that ends a text.
+        calibrate: whether evaluation takes off what a word or option scores without the input.
+    """
+
+    task: str = "classification"
+    template: str | None = None
+    labels: Mapping[str, str] | None = None
+    label_column: str | None = None
+    options: tuple[str, ...] = ("options",)
+    metric: str = "f1"
+    max_new_tokens: int = 50
+    stop: str = "\n"
+    calibrate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.task not in (*get_args(Kind), *CATALOG):
+            known = ", ".join([*get_args(Kind), *CATALOG])
+            raise DataError(f"task is {self.task!r}, expected one of {known}.")
+        if self.kind in ("classification", "masked") and self._words is None:
+            raise DataError(f"task {self.task}: labels are missing. Write e.g. --labels '0=terrible,1=great'.")
+        if self.kind not in ("text", "chat") and self._text is None:
+            raise DataError(f"task {self.task}: the template is missing. Write e.g. '{{sentence}} It was {{label}}'.")
+        if self.calibrate and self.kind not in ("classification", "choice"):
+            raise DataError(f"task {self.task}: calibrate is for classification and choice, not for {self.kind}.")
+        self._prompt()
+
+    @property
+    def definition(self) -> Definition | None:
+        """The named task, None for a kind."""
+        return CATALOG.get(self.task)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the task."""
+        return self.definition.kind if self.definition else self.task
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows of data as the template wants them.
+
+        Raises:
+            DataError: a row lacks a column of the named task.
+        """
+        return self.definition.rows(rows) if self.definition else list(rows)
+
+    def build(
+        self, rows: Sequence[Row], model: nn.Module, tokenizer: Any, device: torch.device, *, shots: Sequence[Row] = ()
+    ) -> Task[Any]:
+        """Return the task of some data.
+
+        Args:
+            rows: the data, as they were read.
+            model: the model that it is for; it says how long a text may be.
+            tokenizer: its tokenizer.
+            device: where batches go.
+            shots: rows that stand as worked examples before every prompt.
+
+        Raises:
+            DataError: data and settings do not fit together; the row and the field are named.
+        """
+        found, length, prompt = self.rows(rows), longest(model), self._prompt()
+        if isinstance(prompt, Cloze):
+            if shots:
+                raise DataError(f"task {self.task}: worked examples are for causal models, not for masked ones.")
+            return MaskedClassification(found, prompt, tokenizer, device, max_length=length)
+        if not isinstance(prompt, Prompt):
+            make = text_sequences if self.kind == "text" else chat_sequences
+            return LanguageModeling(make(found, prompt, tokenizer, length), device)
+        common: dict[str, Any] = {"max_length": length, "prefix": self.worked(prompt, self.rows(shots))}
+        if self.kind == "generation":
+            return Generation(
+                found, prompt, tokenizer, device, metric=self.metric, max_new_tokens=self.max_new_tokens,
+                stop=self.stop, **common,
+            )  # fmt: skip
+        common["calibration"] = self._calibration(prompt) if self.calibrate else None
+        if isinstance(prompt, Template):
+            return Classification(found, prompt, tokenizer, device, **common)
+        return MultipleChoice(found, prompt, self.options, tokenizer, device, **common)
+
+    def worked(self, prompt: Prompt, rows: Sequence[Row]) -> str:
+        """Return worked examples as one text, with an empty line after each."""
+        if rows:
+            prompt.check(rows, [prompt.label])
+        answers = [self._answer(prompt, row, number) for number, row in enumerate(rows, 1)]
+        texts = [prompt.prompt(row) + prompt.follow(answer) for row, answer in zip(rows, answers, strict=True)]
+        return "".join(text.strip() + _BETWEEN for text in texts)
+
+    @property
+    def _text(self) -> str | None:
+        given = self.template or (self.definition.template if self.definition else None)
+        return given and given.replace("\\n", "\n")
+
+    @property
+    def _words(self) -> Mapping[str, str] | None:
+        return self.labels or (self.definition.words if self.definition else None)
+
+    def _prompt(self) -> Prompt | Cloze | str:
+        """Return the prompt, or the column of texts and chats."""
+        text = self._text or ""
+        label = self.label_column or (self.definition.label if self.definition else "label")
+        if self.kind in ("text", "chat"):
+            return text.strip("{}") or {"text": "text", "chat": "messages"}[self.kind]
+        if self.kind == "masked":
+            return Cloze(text, self._words or {}, label)
+        if self.kind == "classification":
+            return Template(text, self._words or {}, label=label)
+        return Prompt(text, label=label)
+
+    def _calibration(self, prompt: Prompt) -> str:
+        """Return the prompt without the input: that of the named task, or the template with its fields left empty."""
+        if self.definition is not None and self.template is None:
+            return self.definition.calibration or LABEL
+        spaced = prompt.text.removesuffix(LABEL).endswith(" ")
+        bare = prompt.text.removesuffix(LABEL).format_map(dict.fromkeys(prompt.fields, "")).strip(" ")
+        return bare.replace("{", "{{").replace("}", "}}") + (" " if spaced and bare else "") + LABEL
+
+    def _answer(self, prompt: Prompt, row: Row, number: int) -> str:
+        value = row[prompt.label]
+        if isinstance(prompt, Template):
+            if value not in prompt.words:
+                raise DataError(
+                    f"worked example {number} has the label {value!r}, expected one of {list(prompt.words)}."
+                )
+            return prompt.words[value]
+        if self.kind == "choice":
+            options = options_of(row, self.options, number)
+            return options[right_options(value, options, number)[0]]
+        return value[0] if isinstance(value, list) else str(value)

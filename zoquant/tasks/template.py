@@ -1,0 +1,135 @@
+"""Templates: how a row of data becomes a prompt, and what follows it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+
+from zoquant.errors import DataError
+from zoquant.rows import Row
+
+LABEL = "{label}"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text with fields in braces that ends in `{label}`, the place of the answer.
+
+    Attributes:
+        text: e.g. `"Question: {question} Answer: {label}"`.
+        label: name of the column that holds the answer.
+    """
+
+    text: str
+    label: str = field(default="label", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.text.endswith(LABEL):
+            raise DataError(
+                f"template {self.text!r} does not end in {{label}}. Write e.g. '{{sentence}} It was {{label}}'."
+            )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that a row must have, without the label."""
+        names = [name for _, name, _, _ in Formatter().parse(self.text) if name is not None]
+        return tuple(name for name in names if name != "label")
+
+    def prompt(self, row: Row) -> str:
+        """Return the text before the answer, without a space at its end."""
+        return self.text.removesuffix(LABEL).rstrip(" ").format_map(row)
+
+    def follow(self, answer: str) -> str:
+        """Return an answer as it follows the prompt, with the template's space before it."""
+        return f" {answer.strip()}" if self.text.removesuffix(LABEL).endswith(" ") else answer
+
+    def check(self, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+        """See that every row has the fields.
+
+        Args:
+            rows: the data.
+            columns: further columns that it must have.
+
+        Raises:
+            DataError: there is no row, or one lacks a field.
+        """
+        if not rows:
+            raise DataError("the data hold no row, expected at least one. Is the split empty?")
+        for number, row in enumerate(rows, 1):
+            missing = [name for name in (*self.fields, *columns) if name not in row]
+            if missing:
+                raise DataError(
+                    f"row {number} has no field {missing[0]!r}, which the template {self.text!r} needs. "
+                    f"Its fields are {', '.join(map(repr, row))}."
+                )
+
+
+@dataclass(frozen=True)
+class Template(Prompt):
+    """A prompt, and the word that each label value stands for.
+
+    Attributes:
+        words: the label's words by its value in the data, e.g. `{"0": "terrible", "1": "great"}`.
+    """
+
+    words: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_words(self.words)
+
+    @classmethod
+    def parse(cls, text: str, labels: str, label: str = "label") -> "Template":
+        """Return a template with labels as the command line has them: `"0= terrible,1= great"`.
+
+        Raises:
+            DataError: a label is not of the form `value=word`, or the template does not end in `{label}`.
+        """
+        return cls(text.replace("\\n", "\n"), parse_words(labels), label=label)
+
+    def continuation(self, value: str) -> str:
+        """Return the word of a label as it follows the prompt."""
+        return self.follow(self.words[value])
+
+
+def parse_words(labels: str) -> dict[str, str]:
+    """Return the words by value of `"0=terrible,1=great"`.
+
+    Raises:
+        DataError: a part is not of the form `value=word`, or a value comes twice.
+    """
+    words: dict[str, str] = {}
+    for part in labels.split(","):
+        value, equals, word = part.partition("=")
+        if not equals or not word.strip() or value.strip() in words:
+            raise DataError(f"labels: {part!r} is not of the form value=word. Write e.g. '0=terrible,1=great'.")
+        words[value.strip()] = word
+    return words
+
+
+def check_words(words: Mapping[str, str]) -> None:
+    """See that there is something to choose from.
+
+    Raises:
+        DataError: there are fewer than two words.
+    """
+    if len(words) < 2:
+        raise DataError(f"labels: got {len(words)}, expected at least two, e.g. '0=terrible,1=great'.")
+
+
+def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> list[int]:
+    """Return the index of each row's label among the words.
+
+    Raises:
+        DataError: a row has a label without a word, or a word has no row.
+    """
+    values = list(words)
+    for number, row in enumerate(rows, 1):
+        if row[label] not in words:
+            raise DataError(
+                f"row {number} has the label {row[label]!r}, expected one of {', '.join(map(repr, words))}. "
+                "Name a word for it in labels."
+            )
+    unused = set(words) - {row[label] for row in rows}
+    if unused:
+        raise DataError(f"labels: no row has the label {sorted(unused)[0]!r}. Check labels against the data.")
+    return [values.index(row[label]) for row in rows]
