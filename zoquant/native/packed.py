@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from zoquant.kernels.matmul import COLUMNS, multiplies, multiply_plain
 from zoquant.native.codec import FieldSpec
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
@@ -62,6 +63,18 @@ class PackedWeight(nn.Module, ABC):
         """
         return rounded(self.decode_rows(rows), dtype)
 
+    def product(self, x: Tensor, dtype: torch.dtype, rows: Rows | None = None) -> Tensor:
+        """Return `x Wᵀ`, `[tokens, len(rows)]`, in the dtype of x.
+
+        Args:
+            x: `[tokens, columns]`.
+            dtype: dtype that x and W are rounded to.
+            rows: which rows of W, decoded at once; None for all, decoded a tile at a time.
+        """
+        tiles = (tile for _, tile in self.tiles(dtype)) if rows is None else iter([self.decode_rows_to(rows, dtype)])
+        parts = [product(x, tile) for tile in tiles]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
     def grids(self) -> Mapping[str, Grid]:
         """Return the grids of the fields that together scale the weights, see `zoquant.protocol.Gridded`."""
         return {}
@@ -84,6 +97,13 @@ class PackedWeight(nn.Module, ABC):
         for rows, tile in self.tiles():
             weight[rows] = tile
         return weight
+
+
+def product(x: Tensor, tile: Tensor) -> Tensor:
+    """Return `x tileᵀ`, multiplied in the dtype of the tile, in the dtype of x."""
+    if multiplies(x, tile.dtype) and tile.is_cpu and tile.shape[1] % COLUMNS == 0 and not tile.requires_grad:
+        return multiply_plain(x, tile)
+    return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
 
 def rounded(tile: Tensor, dtype: torch.dtype) -> Tensor:
