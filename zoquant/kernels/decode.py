@@ -82,6 +82,11 @@ def _check_shapes(layout: str, codes: Tensor, values: Sequence[Tensor], rows: Te
 
 
 def checked_rows(rows: Tensor, count: int) -> Tensor:
+    """Return int64 `rows` with negative ones counted from the end, contiguous.
+
+    Raises:
+        IndexError: one of them is not below `count`.
+    """
     if rows.numel() and not (-count <= int(rows.min()) and int(rows.max()) < count):
         raise IndexError(f"expected rows from {-count} to {count - 1}, got {int(rows.min())} to {int(rows.max())}")
     return rows.remainder(count).contiguous() if rows.numel() else rows

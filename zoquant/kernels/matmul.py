@@ -100,6 +100,8 @@ def _run(x: Tensor, rows: int, *weights: Any) -> Tensor:
     assert function is not None
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(len(x), rows, dtype=x.dtype)
+    if not (y.numel() and x.shape[1]):
+        return y.zero_()
     half = x.dtype == torch.bfloat16
     function(*weights, x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half, torch.get_num_threads())
     return y
