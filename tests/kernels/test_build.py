@@ -23,7 +23,7 @@ print(kernels.status())
 """
 
 
-SMALL = "".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in build._FUNCTIONS)
+SMALL = "".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in (*build._FUNCTIONS, *build._QUESTIONS))
 BUILD_SMALL = """
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import LAYOUTS
 from zoquant.kernels.matmul import multiplies, multiply_plain, row_multiplier
-from zoquant.native import QuantLinear, QuantWeight, packed
+from zoquant.native import DenseWeight, QuantLinear, QuantWeight, packed
 
 ROWS, GROUPS = 37, 3
 pytestmark = pytest.mark.usefixtures("matrix_unit")
@@ -154,6 +154,17 @@ def test_torch_multiplies_where_compiled_code_cannot() -> None:
     assert torch.equal(layer(x.half()), (x.half().bfloat16() @ layer.packed.dequantize().bfloat16().t()).half())
     layer.double()
     assert distance(layer(x), exact(x, layer.packed.dequantize())) < 4e-3
+
+
+def test_decoded_weights_are_multiplied_where_rows_are_many() -> None:
+    layer, x = linear(DenseWeight(random(45, 96, seed=1))), random(packed.MANY, 96)
+    weight = layer.packed.dequantize().bfloat16()
+    assert torch.equal(layer(x), multiply_plain(x, weight))
+    assert torch.equal(layer(x[1:]), (x[1:].bfloat16() @ weight.t()).float())
+    leaf = x.clone().requires_grad_()
+    layer(leaf).sum().backward()
+    assert leaf.grad is not None
+    assert distance(leaf.grad[0], weight.double().sum(0)) < 1e-2
 
 
 def test_derivatives_still_flow() -> None:

@@ -22,7 +22,7 @@ constexpr int64_t depth = 32;          // columns of x and W that it holds
 constexpr int64_t tile = 512;          // numbers of bfloat16 that it holds
 constexpr int64_t stripe = 32;         // rows of x, and rows of W, that are multiplied at a time: two by two registers
 constexpr int64_t range = 2048;        // columns that are multiplied before it is the next rows' turn
-constexpr int64_t panel = 1024 * 1024; // numbers of bfloat16 in a panel of W: what fits the second-level cache
+constexpr int64_t panel = 512 * 1024;  // numbers of bfloat16 in a panel of W: half of the second-level cache
 
 // Memory of this thread that the next call with the same type overwrites.
 template <class Number>

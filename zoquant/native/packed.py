@@ -14,6 +14,9 @@ from zoquant.protocol import Grid
 TILE = 1 << 20
 """Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
 
+MANY = 64
+"""Rows of x from which the compiled product with decoded weights is faster than torch's."""
+
 Rows = slice | Tensor
 """Some rows of a matrix: a slice, or int64 `[n]`."""
 
@@ -101,7 +104,8 @@ class PackedWeight(nn.Module, ABC):
 
 def product(x: Tensor, tile: Tensor) -> Tensor:
     """Return `x tileᵀ`, multiplied in the dtype of the tile, in the dtype of x."""
-    if multiplies(x, tile.dtype) and tile.is_cpu and tile.shape[1] % COLUMNS == 0 and not tile.requires_grad:
+    plain = tile.is_cpu and tile.is_contiguous() and tile.shape[1] % COLUMNS == 0 and not tile.requires_grad
+    if plain and len(x) >= MANY and multiplies(x, tile.dtype):
         return multiply_plain(x, tile)
     return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
