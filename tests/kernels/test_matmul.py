@@ -102,12 +102,14 @@ def test_rows_in_another_order() -> None:
     layer, plain = linear(weight_of("Q4_1", order), bias), linear(weight_of("Q4_1"))
     y = plain(x)[..., order] + bias
     assert torch.equal(layer(x), y)
-    outputs = torch.tensor([36, 0, 5, 5, -1])
-    assert torch.equal(layer.rows(x, outputs), y[..., outputs])
-    assert torch.equal(layer.rows(x, slice(3, 20)), y[..., 3:20])
-    assert torch.equal(plain.rows(x, slice(3, 20)), plain(x)[..., 3:20])
+    weight = weight_of("Q4_1")
+    multiply = row_multiplier("Q4_1")
+    assert multiply is not None
+    values = [weight.value("d"), weight.value("m")]
+    some = torch.tensor([36, 0, 5, 5, -1])
+    assert torch.equal(multiply(x[0], weight.codes, values, some), plain(x)[0][:, some])
     with pytest.raises(IndexError, match=f"expected rows from -{ROWS} to {ROWS - 1}, got 37 to 37"):
-        plain.rows(x, torch.tensor([37]))
+        multiply(x[0], weight.codes, values, torch.tensor([37]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,7 +130,8 @@ def test_nothing_to_multiply() -> None:
     layer = linear(weight_of("Q4_0"), random(ROWS))
     assert layer(torch.empty(0, 96)).shape == (0, ROWS)
     assert layer(torch.empty(2, 0, 96)).shape == (2, 0, ROWS)
-    assert layer.rows(random(3, 96), torch.empty(0, dtype=torch.int64)).shape == (3, 0)
+    assert multiply_plain(random(3, 96), torch.empty(0, 96, dtype=torch.bfloat16)).shape == (3, 0)
+    assert multiply_plain(torch.empty(3, 0), torch.empty(2, 0, dtype=torch.bfloat16)).eq(0).all()
 
 
 def test_not_a_number_stays_in_its_row() -> None:

@@ -79,13 +79,13 @@ class QuantWeight(PackedWeight):
         self.codec.decode(codes, [value.float() for value in values], out)
         return rounded(out.flatten(1), dtype)
 
-    def product(self, x: Tensor, dtype: torch.dtype, rows: Rows | None = None) -> Tensor:
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `x Wᵀ`, decoded where it is multiplied if that is compiled, see `PackedWeight.product`."""
         compiled: RowMultiplier | None = getattr(self.codec, "multiply_rows", None)
-        codes, values, place = self._parts(slice(0, self.rows) if rows is None else rows)
+        codes, values, place = self._parts(slice(0, self.rows))
         if compiled is not None and multiplies(x, dtype) and decodable(codes, values):
             return compiled(x, codes, values, place)
-        return super().product(x, dtype, rows)
+        return super().product(x, dtype)
 
     def _parts(self, rows: Rows) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Return words and values of some rows, and their places in them where they have to be looked up."""

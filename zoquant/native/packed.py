@@ -66,16 +66,14 @@ class PackedWeight(nn.Module, ABC):
         """
         return rounded(self.decode_rows(rows), dtype)
 
-    def product(self, x: Tensor, dtype: torch.dtype, rows: Rows | None = None) -> Tensor:
-        """Return `x Wᵀ`, `[tokens, len(rows)]`, in the dtype of x.
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x; W is decoded a tile at a time.
 
         Args:
             x: `[tokens, columns]`.
             dtype: dtype that x and W are rounded to.
-            rows: which rows of W, decoded at once; None for all, decoded a tile at a time.
         """
-        tiles = (tile for _, tile in self.tiles(dtype)) if rows is None else iter([self.decode_rows_to(rows, dtype)])
-        parts = [product(x, tile) for tile in tiles]
+        parts = [product(x, tile) for _, tile in self.tiles(dtype)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def grids(self) -> Mapping[str, Grid]:
