@@ -16,7 +16,8 @@ assert home.parent == pathlib.Path.cwd() / "unpacked", home
 assert reviews("train").is_relative_to(home) and reviews("test").exists()
 assert "gguf" in zoquant.formats() and len(zoquant.backends()) >= 3
 assert (home / "py.typed").exists()
-assert {path.name for path in (home / "kernels").glob("*.cpp")} == {"decode.cpp", "noise.cpp"}
+sources = {path.name for path in (home / "kernels").iterdir() if path.suffix in (".cpp", ".h")}
+assert sources == {"decode.cpp", "layouts.h", "matmul.cpp", "noise.cpp"}
 """
 
 

@@ -16,14 +16,14 @@ import torch
 from zoquant import kernels
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.source import NoiseSource
-assert kernels.library() is None and CODECS["Q4_1"].decode_rows is None
+assert kernels.library() is None and CODECS["Q4_1"].decode_rows is None and CODECS["Q4_1"].multiply_rows is None
 z = NoiseSource(["a"], [128], "rademacher", torch.device("cpu")).draw(1, 0, torch.empty(128))
 assert z.abs().eq(1).all()
 print(kernels.status())
 """
 
 
-SMALL = "".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in build._FUNCTIONS)
+SMALL = "".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in (*build._FUNCTIONS, *build._QUESTIONS))
 BUILD_SMALL = """
 import sys
 from pathlib import Path

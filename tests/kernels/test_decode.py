@@ -32,9 +32,10 @@ def reference(codec: BlockCodec, codes: Tensor, values: Sequence[Tensor]) -> Ten
 
 
 def outputs_of(weight: QuantWeight, x: Tensor, ids: Tensor) -> list[Tensor]:
-    """Return what every layer over a weight computes."""
-    products = [QuantLinear(weight, compute_dtype=dtype)(x) for dtype in (torch.float32, torch.bfloat16)]
-    return [*products, QuantEmbedding(weight)(ids), weight.dequantize()]
+    """Return what every layer over a weight computes from decoded weights."""
+    product = QuantLinear(weight, compute_dtype=torch.float32)(x)
+    tiles = [tile.clone() for _, tile in weight.tiles(torch.bfloat16)]
+    return [product, *tiles, QuantEmbedding(weight)(ids), weight.dequantize()]
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -1,4 +1,8 @@
-"""Compiled kernels for the CPU: optional, built on first use, equal to the torch code bit for bit."""
+"""Compiled kernels for the CPU: optional, built on first use.
+
+Decoding and noise give the bits of the torch code. The matrix product gives those of no torch code: see
+`zoquant.kernels.matmul`.
+"""
 
 from zoquant.kernels.build import library, status
 

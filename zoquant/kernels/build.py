@@ -19,12 +19,14 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 SWITCH = "ZOQUANT_KERNELS"
 """Environment variable: `0` switches the compiled kernels off."""
 
-_FUNCTIONS = ("zoquant_decode", "zoquant_noise", "zoquant_accumulate")
+_FUNCTIONS = ("zoquant_decode", "zoquant_noise", "zoquant_accumulate", "zoquant_matmul")
+_QUESTIONS = ("zoquant_matmul_ready",)
 _TIMEOUT = 300
 
 
@@ -75,7 +77,7 @@ def _library_file() -> Path:
 
 
 def _key() -> str:
-    parts = [*(path.read_bytes() for path in SOURCES), " ".join(FLAGS).encode(), _processor().encode()]
+    parts = [*(path.read_bytes() for path in (*SOURCES, *HEADERS)), " ".join(FLAGS).encode(), _processor().encode()]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
@@ -135,6 +137,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
         for name in _FUNCTIONS:
             getattr(loaded, name).restype = None
+        for name in _QUESTIONS:
+            getattr(loaded, name).restype = ctypes.c_int32
     except (OSError, AttributeError) as error:
         raise _NotCompiledError(f"cannot load {path}: {error}") from error
     return loaded

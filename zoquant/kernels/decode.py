@@ -51,7 +51,7 @@ def row_decoder(layout: str) -> RowDecoder | None:
 
     def decode(codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, out: Tensor) -> None:
         _check_shapes(layout, codes, values, rows, out)
-        order = None if rows is None else _checked(rows, len(codes))
+        order = None if rows is None else checked_rows(rows, len(codes))
         fields = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
         wanted = None if order is None else order.data_ptr()
         target = (out.data_ptr(), out.dtype == torch.bfloat16)
@@ -81,7 +81,12 @@ def _check_shapes(layout: str, codes: Tensor, values: Sequence[Tensor], rows: Te
         )
 
 
-def _checked(rows: Tensor, count: int) -> Tensor:
+def checked_rows(rows: Tensor, count: int) -> Tensor:
+    """Return int64 `rows` with negative ones counted from the end, contiguous.
+
+    Raises:
+        IndexError: one of them is not below `count`.
+    """
     if rows.numel() and not (-count <= int(rows.min()) and int(rows.max()) < count):
         raise IndexError(f"expected rows from {-count} to {count - 1}, got {int(rows.min())} to {int(rows.max())}")
     return rows.remainder(count).contiguous() if rows.numel() else rows

@@ -28,8 +28,9 @@ class FieldSpec:
 class Codec(Protocol):
     """Turns packed words and continuous fields into weights. The weights are linear in every field.
 
-    A codec may have one attribute more, `decode_rows: RowDecoder | None`, see `zoquant.kernels.decode.row_decoder`:
-    compiled code that gives the same bits as `decode`. Layers on the CPU take it where it is not None.
+    A codec may have two attributes more, for compiled code that layers on the CPU take where it is not None:
+    `decode_rows: RowDecoder | None` gives the same bits as `decode`, see `zoquant.kernels.decode.row_decoder`, and
+    `multiply_rows: RowMultiplier | None` multiplies with them, see `zoquant.kernels.matmul.row_multiplier`.
 
     Attributes:
         name: the layout's own name, e.g. `"Q4_1"`.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
+from zoquant.kernels.matmul import RowMultiplier, multiplies
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.packed import PackedWeight, Rows, rounded
 from zoquant.native.workspace import scratch
@@ -65,28 +66,36 @@ class QuantWeight(PackedWeight):
 
     def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
-        place = rows if self.row_order is None else self.row_order[rows]
-        values = [self.value(field.name) for field in self.codec.fields]
+        codes, values, place = self._parts(rows)
         compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
-        if compiled is not None and dtype in OUTPUTS and decodable(self.codes, values):
-            return self._decode_compiled(compiled, values, place, dtype)
-        codes = self.codes[place]
+        if compiled is not None and dtype in OUTPUTS and decodable(codes, values):
+            count = len(codes) if place is None else len(place)
+            out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
+            compiled(codes, values, place, out)
+            return out.flatten(1)
+        if place is not None:
+            codes, values = codes[place], [value[place] for value in values]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
-        self.codec.decode(codes, [value[place].float() for value in values], out)
+        self.codec.decode(codes, [value.float() for value in values], out)
         return rounded(out.flatten(1), dtype)
 
-    def _decode_compiled(
-        self, compiled: RowDecoder, values: Sequence[Tensor], place: slice | Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        codes, order, count = self.codes, None, self.rows
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `x Wᵀ`, decoded where it is multiplied if that is compiled, see `PackedWeight.product`."""
+        compiled: RowMultiplier | None = getattr(self.codec, "multiply_rows", None)
+        codes, values, place = self._parts(slice(0, self.rows))
+        if compiled is not None and multiplies(x, dtype) and decodable(codes, values):
+            return compiled(x, codes, values, place)
+        return super().product(x, dtype)
+
+    def _parts(self, rows: Rows) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Return words and values of some rows, and their places in them where they have to be looked up."""
+        codes, values = self.codes, [self.value(field.name) for field in self.codec.fields]
+        place = rows if self.row_order is None else self.row_order[rows]
         if isinstance(place, Tensor):
-            order, count = place, len(place)
-        elif place != slice(0, self.rows):  # a stretch of the file: nothing has to be looked up
+            return codes, values, place
+        if place != slice(0, self.rows):
             codes, values = codes[place], [value[place] for value in values]
-            count = len(codes)
-        out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
-        compiled(codes, values, order, out)
-        return out.flatten(1)
+        return codes, values, None
 
 
 class QuantLinear(nn.Module):
@@ -109,10 +118,10 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
-        flat = x.reshape(-1, self.in_features).to(self.compute_dtype)
-        parts = [flat @ tile.t() for _, tile in self.packed.tiles(self.compute_dtype)]
-        y = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
+        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype)
+        if self.bias is not None:
+            y = (y + self.bias).to(x.dtype)
+        return y.view(*x.shape[:-1], self.out_features)
 
     @property
     def qweight(self) -> Tensor:

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from zoquant.kernels.matmul import COLUMNS, multiplies, multiply_plain
 from zoquant.native.codec import FieldSpec
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
 TILE = 1 << 20
 """Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
+
+MANY = 64
+"""Rows of x from which the compiled product with decoded weights is faster than torch's."""
 
 Rows = slice | Tensor
 """Some rows of a matrix: a slice, or int64 `[n]`."""
@@ -62,6 +66,16 @@ class PackedWeight(nn.Module, ABC):
         """
         return rounded(self.decode_rows(rows), dtype)
 
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x; W is decoded a tile at a time.
+
+        Args:
+            x: `[tokens, columns]`.
+            dtype: dtype that x and W are rounded to.
+        """
+        parts = [product(x, tile) for _, tile in self.tiles(dtype)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
     def grids(self) -> Mapping[str, Grid]:
         """Return the grids of the fields that together scale the weights, see `zoquant.protocol.Gridded`."""
         return {}
@@ -84,6 +98,14 @@ class PackedWeight(nn.Module, ABC):
         for rows, tile in self.tiles():
             weight[rows] = tile
         return weight
+
+
+def product(x: Tensor, tile: Tensor) -> Tensor:
+    """Return `x tileᵀ`, multiplied in the dtype of the tile, in the dtype of x."""
+    plain = tile.is_cpu and tile.is_contiguous() and tile.shape[1] % COLUMNS == 0 and not tile.requires_grad
+    if plain and len(x) >= MANY and multiplies(x, tile.dtype):
+        return multiply_plain(x, tile)
+    return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
 
 def rounded(tile: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import RowDecoder, row_decoder
+from zoquant.kernels.matmul import RowMultiplier, row_multiplier
 from zoquant.native.codec import FieldSpec
 from zoquant.native.workspace import scratch
 
@@ -83,6 +84,11 @@ class BlockCodec:
     def decode_rows(self) -> RowDecoder | None:
         """The compiled decoder, where there is one: the same bits as `decode`."""
         return row_decoder(self.name)
+
+    @property
+    def multiply_rows(self) -> RowMultiplier | None:
+        """The compiled product, where there is one: of the same weights, rounded to bfloat16."""
+        return row_multiplier(self.name)
 
     def decode(self, codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
         """Write the weights of some blocks to `out`.

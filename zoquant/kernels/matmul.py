@@ -1,0 +1,116 @@
+"""`x Wᵀ` on the matrix unit of a CPU, compiled: W is decoded where it is multiplied, in bfloat16, and sums are float32.
+
+`zoquant.native.packed.product` is the same in torch. Both round x and W to bfloat16; this one adds in an order of its
+own and rounds the sum no more than the dtype of x asks for. A row of the product depends on its row of x alone: neither
+the rows beside it nor the number of threads change a bit.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from zoquant.errors import ShapeError
+from zoquant.kernels.build import library
+from zoquant.kernels.decode import FIELDS, LAYOUTS, checked_rows
+
+RowMultiplier = Callable[[Tensor, Tensor, Sequence[Tensor], "Tensor | None"], Tensor]
+"""`multiply_rows(x, codes, values, rows)`, see `row_multiplier`."""
+
+COLUMNS = 32
+"""A matrix has a multiple of so many columns."""
+
+INPUTS = (torch.float32, torch.bfloat16)
+"""Dtypes of x."""
+
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _I)
+_PLAIN = len(LAYOUTS)
+
+
+def multiplies(x: Tensor, compute_dtype: torch.dtype) -> bool:
+    """Whether compiled code may multiply x: in bfloat16, plain memory on the CPU, no derivative asked for."""
+    if compute_dtype != torch.bfloat16 or not x.is_cpu or x.dtype not in INPUTS or _function() is None:
+        return False
+    if torch.is_grad_enabled() and x.requires_grad:
+        return False
+    return getattr(forward_ad, "_current_level", -1) < 0 and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+@cache
+def row_multiplier(layout: str) -> RowMultiplier | None:
+    """Return the compiled product with matrices of a layout of ggml.
+
+    Args:
+        layout: ggml's name of the block type.
+
+    Returns:
+        A function of x, `[tokens, columns]`, for which `multiplies` holds; the packed words and fields as
+        `zoquant.kernels.decode.row_decoder` takes them; and the wanted rows, int64 `[n]`, or None for all. It returns
+        `[tokens, n]` in the dtype of x. It raises IndexError for a row that does not exist. None where the layout has
+        no compiled product, or nothing is compiled, or the processor has no matrix unit.
+    """
+    if layout not in LAYOUTS or _function() is None:
+        return None
+    number, (block, size, fields) = list(LAYOUTS).index(layout), LAYOUTS[layout]
+
+    def multiply(x: Tensor, codes: Tensor, values: Sequence[Tensor], rows: Tensor | None) -> Tensor:
+        fits = codes.shape[2:] == (size,) and x.dim() == 2 and x.shape[-1] == codes.shape[1] * block
+        if not (fits and len(values) == fields and all(value.shape == codes.shape[:2] for value in values)):
+            raise ShapeError(
+                f"{layout}: expected packed words [rows, groups, {size}], {fields} fields [rows, groups] and x "
+                f"[tokens, {block} * groups], got {tuple(codes.shape)}, {[tuple(value.shape) for value in values]} and "
+                f"{tuple(x.shape)}. Split words and fields from the same blocks."
+            )
+        order = None if rows is None else checked_rows(rows, len(codes))
+        parts = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
+        place = None if order is None else order.data_ptr()
+        count = len(codes) if order is None else len(order)
+        return _run(x, count, number, codes.data_ptr(), *parts, place, count, codes.shape[1])
+
+    return multiply
+
+
+def multiply_plain(x: Tensor, weight: Tensor) -> Tensor:
+    """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x.
+
+    Args:
+        x: `[tokens, columns]`, for which `multiplies` holds.
+        weight: bfloat16 `[rows, columns]` on the CPU, contiguous, columns a multiple of 32.
+
+    Raises:
+        ShapeError: they do not fit together.
+    """
+    rows, columns = weight.shape
+    plain = weight.dtype == torch.bfloat16 and weight.is_cpu and weight.is_contiguous()
+    if not plain or columns % COLUMNS or x.dim() != 2 or x.shape[-1] != columns:
+        raise ShapeError(
+            f"expected a contiguous bfloat16 matrix on the CPU of a multiple of {COLUMNS} columns and x "
+            f"[tokens, columns], got {weight.dtype} {tuple(weight.shape)} on {weight.device} and {tuple(x.shape)}."
+        )
+    return _run(x, rows, _PLAIN, weight.data_ptr(), None, 0, None, 0, None, rows, columns // COLUMNS)
+
+
+def _run(x: Tensor, rows: int, *weights: Any) -> Tensor:
+    function = _function()
+    assert function is not None
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = torch.empty(len(x), rows, dtype=x.dtype)
+    if not (y.numel() and x.shape[1]):
+        return y.zero_()
+    half = x.dtype == torch.bfloat16
+    function(*weights, x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half, torch.get_num_threads())
+    return y
+
+
+@cache
+def _function() -> Callable[..., None] | None:
+    """Return the compiled product; None where nothing is compiled or Linux lends this process no matrix unit."""
+    compiled = library()
+    if compiled is None or not compiled.zoquant_matmul_ready():
+        return None
+    return ctypes.CFUNCTYPE(None, *_ARGUMENTS)(("zoquant_matmul", compiled))
