@@ -83,7 +83,8 @@ class QuantExperts(nn.Module):
         """Return the outputs of one expert, its rows decoded a tile at a time."""
         height, step = linear.out_features // self.count, max(1, TILE // linear.in_features)
         first, end = number * height, (number + 1) * height
-        parts = [linear.rows(x, slice(start, min(start + step, end))) for start in range(first, end, step)]
+        tiles = [slice(start, min(start + step, end)) for start in range(first, end, step)]
+        parts = [linear.rows(x, tile, linear.compute_dtype).to(x.dtype) for tile in tiles]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def extra_repr(self) -> str:

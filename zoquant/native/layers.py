@@ -9,7 +9,7 @@ from zoquant.errors import ShapeError
 from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.kernels.matmul import RowMultiplier, multiplies
 from zoquant.native.codec import Codec, FieldSpec
-from zoquant.native.packed import PackedWeight, Rows, rounded
+from zoquant.native.packed import PackedWeight, Rows, product, rounded
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
@@ -128,17 +128,18 @@ class QuantLinear(nn.Module):
         """Packed words, under the name by which other libraries look up the device of a quantized layer."""
         return next(self.packed.buffers())
 
-    def rows(self, x: Tensor, outputs: Rows) -> Tensor:
+    def rows(self, x: Tensor, outputs: Rows, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return some of the outputs only, float32 `[..., len(outputs)]`: their rows alone are decoded.
-
-        The product is in float32: rounded to bfloat16, a logit of 20 is known to 0.06 at best, which a loss would show.
 
         Args:
             x: `[..., in_features]`.
             outputs: which outputs, a slice or int64 `[n]`.
+            dtype: dtype that x and the rows are rounded to. Label logits stay in float32: with factors in bfloat16 a
+                logit of 20 is known to 0.03 or so, which a loss would show.
         """
-        y = x.float() @ self.packed.decode_rows(outputs).t()
-        return y if self.bias is None else y + self.bias[outputs]
+        y = product(x.reshape(-1, self.in_features).float(), self.packed.decode_rows_to(outputs, dtype))
+        y = y if self.bias is None else y + self.bias[outputs]
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, layout={self.packed.layout}"
