@@ -123,8 +123,8 @@ def accumulate(
     blocks = counters.shape[1]
     if delta.numel() != blocks * BLOCK or len(seeds) != len(amounts):
         raise ShapeError(
-            f"expected {blocks * BLOCK} elements and an amount a seed, got {delta.numel()} elements, {len(seeds)} seeds "
-            f"and {len(amounts)} amounts."
+            f"expected {blocks * BLOCK} elements and an amount a seed, got {delta.numel()} elements, "
+            f"{len(seeds)} seeds and {len(amounts)} amounts."
         )
     if len(seeds) == 1:
         return draw(kind, table, counters, seeds[0], 0, delta, delta=delta, eps=amounts[0])
