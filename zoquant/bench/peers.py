@@ -3,6 +3,7 @@
 Each is written from its paper in its plainest form: no flat buffer, no compiled noise, one parameter after the other.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from zoquant.attach import attach
 from zoquant.bench.sample import dense_copy, row_losses, sample_loss
 from zoquant.bench.timing import in_turn, ratio, spread
 
-_EPS, _LR = 1e-3, 1e-6
+_EPS, _LR, _QZO_CLIP = 1e-3, 1e-6, 100.0
 _ADAMW_BYTES = 16  # weight, gradient and two moments in float32
 
 
@@ -46,8 +47,12 @@ Step = Callable[[nn.Module, Tensor, int], Any]
 """Does one step: model, batch, number of the step."""
 
 
-def mezo_step(parameters: Iterable[Tensor]) -> Step:
+def mezo_step(parameters: Iterable[Tensor], clip: float = math.inf) -> Step:
     """Return a step of MeZO that moves every parameter in place and draws its noise anew each time.
+
+    Args:
+        parameters: what is moved.
+        clip: bound on the derivative; MeZO has none.
 
     Source: MeZO (arXiv 2305.17333, algorithm 1).
     """
@@ -65,7 +70,7 @@ def mezo_step(parameters: Iterable[Tensor]) -> Step:
         perturb(seed, -2 * _EPS)
         minus = sample_loss(model, ids)
         perturb(seed, _EPS)
-        perturb(seed, -_LR * (plus - minus) / (2 * _EPS))
+        perturb(seed, -_LR * max(-clip, min(clip, (plus - minus) / (2 * _EPS))))
 
     return step
 
@@ -73,10 +78,10 @@ def mezo_step(parameters: Iterable[Tensor]) -> Step:
 def qzo_step(scales: Iterable[Tensor]) -> Step:
     """Return a step of QZO that moves every scale in place, clips the derivative and keeps scales at zero or above.
 
-    Source: QZO (arXiv 2505.13430, algorithm 1), C = 100.
+    Source: QZO (arXiv 2505.13430, algorithm 1 and equation 6).
     """
     tensors = list(scales)
-    move = mezo_step(tensors)
+    move = mezo_step(tensors, clip=_QZO_CLIP)
 
     def step(model: nn.Module, ids: Tensor, seed: int) -> None:
         move(model, ids, seed)

@@ -26,7 +26,7 @@ def bench_command(
 
     Example: `zoquant bench model.gguf --peers --out benchmarks/results`
     """
-    from zoquant.bench import bench, save
+    from zoquant.bench.run import bench, save
     from zoquant.bench.table import rows
 
     if out is not None and not out.is_dir():
