@@ -104,10 +104,15 @@ def gptq(rows: int, columns: int, device: torch.device) -> PackedWeight:
     """Return random words of GPTQ, 4 bits, groups of 128."""
     groups = -(-columns // 128)
     return gptq_weight(
-        _words((columns // 8, rows), device), _words((groups, rows // 8), device), _scales((groups, rows), device),
+        _words((columns // 8, rows), device),
+        _words((groups, rows // 8), device),
+        _scales((groups, rows), device),
         None,
-        bits=4, group_size=128, columns=columns, minus_one=True,
-    )  # fmt: skip
+        bits=4,
+        group_size=128,
+        columns=columns,
+        minus_one=True,
+    )
 
 
 def aqlm(rows: int, columns: int, device: torch.device) -> PackedWeight:
