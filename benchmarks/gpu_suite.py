@@ -193,9 +193,9 @@ def loss_of(model: nn.Module, kind: str, batch: int, length: int, device: torch.
     """Return a forward that ends in one number; language models give the logits of the last position alone."""
     if kind == "sd3":
         return _diffusion_loss(model, batch, device)
-    body: Any = model.base_model  # type: ignore[union-attr]
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    ids = torch.randint(0, model.config.vocab_size, (batch, length), device=device)  # type: ignore[union-attr]
+    whole: Any = model
+    body, head = whole.base_model, whole.get_output_embeddings()
+    ids = torch.randint(0, whole.config.vocab_size, (batch, length), device=device)
 
     @torch.no_grad()
     def loss() -> float:
@@ -229,7 +229,7 @@ def check_kernels(device: torch.device) -> dict[str, Any]:
     keys = [f"layers.{number}.d" for number in range(len(counts))]
     found: dict[str, Any] = {}
     for kind in ("rademacher", "gaussian"):
-        here, there = (NoiseSource(keys, counts, kind, place) for place in (device, cpu))  # type: ignore[arg-type]
+        here, there = (NoiseSource(keys, counts, kind, place) for place in (device, cpu))
         there.kernels = None
         size = sum(-(-count // 128) * 128 for count in counts)
         drawn = here.draw(2**63 + 9, 0, torch.empty(size, device=device)).cpu()

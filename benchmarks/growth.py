@@ -148,11 +148,13 @@ def fits(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def run(todo: Sequence[Point], out: Path) -> dict[str, Any]:
     """Measure what the file does not hold yet, and write it after every point."""
-    from zoquant.bench.machine import machine
-
-    found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"kind": "growth", "points": []}
     import torch
 
+    from zoquant.bench.machine import machine
+
+    found: dict[str, Any] = {"kind": "growth", "points": []}
+    if out.exists():
+        found = json.loads(out.read_text(encoding="utf-8"))
     found["machine"] = machine(torch.device("cpu"))
     fields = asdict(todo[0]).keys()
     known = [{name: each[name] for name in fields} for each in found["points"]]

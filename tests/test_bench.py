@@ -22,11 +22,11 @@ from zoquant.bench.timing import in_turn, ratio, spread
 from zoquant.estimators import OneSided
 
 
-class Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators, and the bytes that they allocate: outputs whose storage none of the inputs has."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
         self.allocated = 0
 
@@ -62,7 +62,8 @@ def counted(model: ToyModel, **settings: Any) -> Operators:
     optimizer = zoquant.ZOSGD(zoquant.attach(model), **settings)
     for _ in range(2):
         optimizer.step(lambda: 1.0)
-    with Operators() as operators:
+    operators = Operators()
+    with operators:
         optimizer.step(lambda: 1.0)
     return operators
 
@@ -137,7 +138,8 @@ def test_an_adapter_begins_at_zero() -> None:
         assert torch.equal(model(ids).logits, before)
         trained[1].fill_(0.1)
         assert not torch.equal(model(ids).logits, before)
-    assert len(trained) == 2 * 2 * model.config.num_hidden_layers
+    projections = [path for path, _ in model.named_modules() if path.endswith(("q_proj", "v_proj"))]
+    assert len(trained) == 2 * len(projections) > 0
 
 
 def test_times_are_taken_in_turn() -> None:

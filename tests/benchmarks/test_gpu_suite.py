@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_suite import CASES, SHAPES, adamw_bytes, build, check_kernels, weights_of
+from zoquant.native import PackedWeight
 from zoquant.noise import BLOCK
 from zoquant.source import NoiseSource
 
@@ -61,7 +62,7 @@ def test_packed_words_have_the_size_of_their_bits() -> None:
     for case in CASES[:5]:
         model = build(case, torch.device("cpu"), tiny=True)
         words = sum(b.nbytes for b in model.buffers() if b.dtype in (torch.int16, torch.int32, torch.uint8))
-        packed = sum(each.rows * each.columns for each in model.modules() if hasattr(each, "decode_rows"))
+        packed = sum(each.rows * each.columns for each in model.modules() if isinstance(each, PackedWeight))
         assert packed * (2 if "2-bit" in case.format else 4) / 8 <= words <= packed * 4.5 / 8
         assert weights_of(model) > packed
 

@@ -1,6 +1,8 @@
 """Growth: what is measured, that a run goes on where it stopped, and the lines through what was found."""
 
 import json
+import multiprocessing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,15 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(point)
-        return {**growth.asdict(point), "weights": point.size, "step_seconds": 1.0, "peak_bytes": 1}
+        return {**asdict(point), "weights": point.size, "step_seconds": 1.0, "peak_bytes": 1}
 
     monkeypatch.setattr(growth, "measure", once)
-    monkeypatch.setattr(growth.multiprocessing, "get_context", lambda how: type("Context", (), {"Pool": Pool}))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda how: type("Context", (), {"Pool": Pool}))
     out, todo = tmp_path / "growth.json", points(135)
     with pytest.raises(KeyboardInterrupt):
         run(todo, out)
     assert len(json.loads(out.read_text(encoding="utf-8"))["points"]) == 2
-    monkeypatch.setattr(growth, "measure", lambda point: {**growth.asdict(point), "weights": 1})
+    monkeypatch.setattr(growth, "measure", lambda point: {**asdict(point), "weights": 1})
     again = run(todo, out)
     assert len(again["points"]) == len(todo)
     assert [each["size"] for each in again["points"][:2]] == [point.size for point in measured]

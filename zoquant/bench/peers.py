@@ -100,9 +100,8 @@ class LoRALinear(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int = 8, alpha: float = 16.0) -> None:
         super().__init__()
         self.linear, self.scale = linear, alpha / rank
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        self.a = nn.Parameter(torch.randn(rank, linear.in_features, **like) / linear.in_features)
-        self.b = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        self.a = nn.Parameter(torch.randn(rank, linear.in_features).to(linear.weight) / linear.in_features)
+        self.b = nn.Parameter(torch.zeros(linear.out_features, rank).to(linear.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of both ways."""
@@ -144,7 +143,7 @@ def _first_order(
 
     def step(dense: nn.Module, ids: Tensor, number: int) -> None:
         del number
-        row_losses(dense, ids).mean().backward()
+        row_losses(dense, ids).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 

@@ -93,7 +93,7 @@ def growth(model: nn.Module, steps: int) -> dict[str, Any]:
 
 def scaling(model: nn.Module, batch: int, length: int, rounds: int) -> dict[str, Any]:
     """Return the step over its two forwards for smaller batches, shorter rows and fewer views."""
-    halves = {
+    halves: dict[str, list[tuple[int, int, int | None]]] = {
         "batch": [(max(1, batch // n), length, None) for n in (8, 4, 2, 1)],
         "length": [(batch, max(2, length // n), None) for n in (4, 2, 1)],
         "views": [(batch, length, share) for share in (4, 2, 1)],
