@@ -1,5 +1,6 @@
 """What `zoquant bench` reports, and what a step launches and allocates. Nothing is timed here."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
 import zoquant
 from tests.gguf.models import tiny
 from tests.tiny import write_checkpoint
 from tests.toy import ToyModel, toy_model
 from zoquant import kernels
-from zoquant.bench import peers, run
+from zoquant.bench import peers
 from zoquant.bench.machine import file_name
 from zoquant.bench.peers import lora, mezo_step, qzo_step
 from zoquant.bench.table import rows
 from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.cli import measuring  # noqa: F401  (registers the command)
+from zoquant.cli.app import app
 from zoquant.estimators import OneSided
 
 
@@ -89,7 +93,10 @@ def test_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = write_checkpoint(tmp_path / "base.gguf")
     memory = {"before": 10, "peak": 30, "gpu": 0}
     monkeypatch.setattr("zoquant.bench.peak._in_child", lambda *args: memory)
-    found = run.bench(path, batch=2, length=3, quick=True, peers=True)
+    options = ["--batch", "2", "--length", "3", "--quick", "--peers", "--json", "--out", str(tmp_path)]
+    said = CliRunner().invoke(app, ["bench", str(path), *options])
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
     assert {name: each["forwards"] for name, each in found["estimators"].items()} == {
         "two-point": 2, "one-sided": 2, "fzoo": 3, "group-relative": 4,
     }  # fmt: skip
@@ -99,9 +106,20 @@ def test_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     names = [name for name, _ in rows(found)]
     assert len(names) == len(set(names)) > 30
     assert dict(rows(found))["training / evaluating"] == "1.000"
-    saved = run.save(found, tmp_path)
-    assert saved.name.endswith(".json")
-    assert saved.read_text(encoding="utf-8").startswith('{\n "kind": "bench"')
+    saved = tmp_path / f"{file_name(found['machine']['processor'])}.json"
+    assert json.loads(saved.read_text(encoding="utf-8")) == found
+
+
+def test_the_table_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"processor": "Chip 1", "threads": 1, "torch": "2", "kernels": "compiled"}
+    monkeypatch.setattr("zoquant.bench.run.bench", lambda path, **settings: {"machine": machine, "kind": "bench"})
+    monkeypatch.setattr("zoquant.bench.table.rows", lambda found: [("step / two forwards", "1.01 (1.00 to 1.02)")])
+    said = CliRunner().invoke(app, ["bench", "model.gguf", "--out", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    assert "1.01 (1.00 to 1.02)" in said.stdout
+    assert (tmp_path / "chip-1.json").exists()
+    refused = CliRunner().invoke(app, ["bench", "model.gguf", "--out", str(tmp_path / "gone")])
+    assert "is no folder" in str(refused.exception)
 
 
 def test_measuring_leaves_the_model_as_it_was(tmp_path: Path) -> None:
