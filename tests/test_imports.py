@@ -15,7 +15,7 @@ ROOT = Path(zoquant.__file__).parent
 LAYERS = (
     ("errors", "protocol"),
     ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "objective", "rules", "estimators"),
-    ("source", "layout", "buffer", "streamed", "calibration"),
+    ("source", "layout", "fused", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
     ("update", "journal", "delta", "factors", "trajectory"),
     ("optim", "probing", "batched"),

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zoquant.fused import fused_writer
 from zoquant.layout import Chunk, Piece, Plane, chunk_of, coupled_key, pieces_of, runs_of, slots_of, view_count
 from zoquant.noise import Kind, Noise, as_noise
 from zoquant.protocol import ScaleView
@@ -20,7 +21,7 @@ Space = Literal["relative", "absolute"]
 SPACES: tuple[Space, ...] = ("relative", "absolute")
 
 _CHUNK = {"cpu": 1 << 17}
-_CHUNK_ELSEWHERE = 1 << 26
+_CHUNK_ELSEWHERE = 1 << 22
 
 
 class FlatBuffer:
@@ -53,6 +54,7 @@ class FlatBuffer:
             self._theta = torch.empty_like(self._probed)
             self._base = torch.empty_like(self._probed)
             self._chunks = [self._chunk(run) for run in runs]
+        self._fused = fused_writer(self._chunks, device)
         self._starts = {piece.slot: piece.start for piece in reversed(pieces)}
         self._source: NoiseSource | None = None
 
@@ -78,9 +80,16 @@ class FlatBuffer:
             eps: signed length of the probe, in units of `space`.
             noise: distribution of the direction.
         """
+        source = None if seed is None else self.source_of(noise)
+        fused = None if source is not None and source.kernels is None else self._fused
+        if fused is not None:
+            fused.write(self.delta, source, relative=self.space == "relative", seed=seed or 0, eps=eps)
         for chunk in self._chunks:
+            planes = [plane for plane in chunk.planes if fused is None or not fused.holds(plane)]
+            if not planes:
+                continue
             probed = self._probe(chunk, seed, eps, noise)
-            for plane in chunk.planes:
+            for plane in planes:
                 self._compose(plane, probed)
                 plane.store()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from zoquant.kernels import noise as kernels
+from zoquant.kernels.choice import noise_kernels
 from zoquant.noise import (
     BLOCK,
     ELEMENT_STREAM,
@@ -26,7 +26,6 @@ from zoquant.noise import (
 
 _CALLS_AT_A_TIME = 1 << 14
 _COMPILED = ("rademacher", "gaussian")
-_NONE = torch.empty(0)
 
 
 class NoiseSource:
@@ -41,6 +40,7 @@ class NoiseSource:
     Attributes:
         noise: distribution.
         exact: whether a product with the noise is never rounded: each element is −1, 0 or +1.
+        kernels: compiled code that draws this noise on this device with the same bits; None where torch draws it.
     """
 
     def __init__(self, keys: Sequence[str], counts: Sequence[int], noise: Kind | Noise, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class NoiseSource:
         self._seed: int | None = None
         self._factors: dict[int, Tensor] = {}
         plain = self.noise.kind in _COMPILED and self.noise.density == 1
-        self._compiled = plain and kernels.compiled_for(self._counters)
+        self.kernels = noise_kernels(device) if plain else None
 
     def draw(self, seed: int, start: int, out: Tensor) -> Tensor:
         """Fill `out` with the noise of a stretch of the layout. The bits of the last seed are kept.
@@ -75,8 +75,8 @@ class NoiseSource:
         Returns:
             `out`.
         """
-        if self._compiled:
-            return kernels.draw(self._stream, self._quantiles, self._counters, seed, start, out)
+        if self.kernels is not None:
+            return self.kernels.draw(*self.definition, seed, start, out)
         if seed != self._seed:
             self._seed = None
             for packed, (stream, bits) in zip(self._packed, self._streams, strict=True):
@@ -102,9 +102,8 @@ class NoiseSource:
         Returns:
             `out`.
         """
-        if self._compiled:
-            place = (self._counters, seed, start, out)
-            return kernels.draw(self._stream, self._quantiles, *place, delta=delta, eps=eps)
+        if self.kernels is not None:
+            return self.kernels.draw(*self.definition, seed, start, out, delta=delta, eps=eps)
         return self.draw(seed, start, out).mul_(eps).add_(delta)  # never fused: see accumulate
 
     def accumulate(self, out: Tensor, start: int, seeds: Sequence[int], amounts: Sequence[float]) -> None:
@@ -119,9 +118,10 @@ class NoiseSource:
             seeds: seed of each direction, 0 ≤ seed < 2⁶⁴.
             amounts: factor of each direction; rounded to float32 before it multiplies.
         """
-        if self._compiled:
-            blocks = self._counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
-            kernels.accumulate(self._stream, self._quantiles, blocks, seeds, amounts, out)
+        if self.kernels is not None:
+            kind, table, counters = self.definition
+            blocks = counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
+            self.kernels.accumulate(kind, table, blocks, seeds, amounts, out)
             return
         for z, amount in zip(self.directions(seeds, start, out.numel()), amounts, strict=True):
             if self.exact:
@@ -130,13 +130,12 @@ class NoiseSource:
                 out.add_(z.mul_(amount))  # not alpha=, which is fused where it can be
 
     @property
-    def _stream(self) -> int:
-        return KINDS.index(self.noise.kind)
+    def definition(self) -> tuple[int, Tensor, Tensor]:
+        """What compiled code draws from: number of the distribution, float32 table of quantiles, and counters.
 
-    @property
-    def _quantiles(self) -> Tensor:
-        """The table as compiled code takes it, which reads none for Rademacher noise."""
-        return self._table if self._table.dtype == torch.float32 else _NONE
+        For Rademacher noise the table holds no quantiles, and is not read.
+        """
+        return KINDS.index(self.noise.kind), self._table.view(torch.float32), self._counters
 
     def directions(self, seeds: Sequence[int], start: int, count: int) -> Iterator[Tensor]:
         """Yield one stretch of the layout for many seeds: float32 `[count]`, in memory that the next one overwrites.
@@ -149,7 +148,7 @@ class NoiseSource:
             count: elements, a multiple of `BLOCK`.
         """
         out = torch.empty(count, dtype=torch.float32, device=self._table.device)
-        if self._compiled:
+        if self.kernels is not None:
             yield from (self.draw(seed, start, out) for seed in seeds)
             return
         if tuple(seeds) == (self._seed,):

@@ -25,8 +25,8 @@ def sources(layout: list[tuple[str, int]], kind: Kind) -> tuple[NoiseSource, Noi
     """Return a source that is compiled, one that is not, and the size of their layout."""
     counts = [count for _, count in layout]
     fast, slow = (NoiseSource([key for key, _ in layout], counts, kind, CPU) for _ in range(2))
-    assert fast._compiled
-    slow._compiled = False
+    assert fast.kernels is not None
+    slow.kernels = None
     return fast, slow, sum(-(-n // BLOCK) for n in counts) * BLOCK
 
 

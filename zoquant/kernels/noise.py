@@ -16,11 +16,6 @@ _DRAW = (_I, _P, _P, _L, _L, _L, _U, _P, _F, _P, _I)
 _ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P, _I)
 
 
-def compiled_for(counters: Tensor) -> bool:
-    """Whether `draw` and `accumulate` can be called for these counters."""
-    return counters.device.type == "cpu" and library() is not None
-
-
 def draw(
     kind: int,
     table: Tensor,

@@ -1,0 +1,173 @@
+"""What `zoquant bench` reports, and what a step launches and allocates. Nothing is timed here."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+import zoquant
+from tests.gguf.models import tiny
+from tests.tiny import write_checkpoint
+from tests.toy import ToyModel, toy_model
+from zoquant import kernels
+from zoquant.bench import peers
+from zoquant.bench.machine import file_name
+from zoquant.bench.peers import lora, mezo_step, qzo_step
+from zoquant.bench.table import rows
+from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.cli import measuring  # noqa: F401  (registers the command)
+from zoquant.cli.app import app
+from zoquant.estimators import OneSided
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators, and the bytes that they allocate: outputs whose storage none of the inputs has."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+        self.allocated = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        held = {t.untyped_storage().data_ptr() for t in tensors((args, dict(kwargs or {})))}
+        found = func(*args, **(kwargs or {}))
+        self.allocated += sum(t.nbytes for t in tensors(found) if t.untyped_storage().data_ptr() not in held)
+        return found
+
+
+@pytest.fixture
+def compiled() -> None:
+    """Skip where nothing could be compiled: torch allocates while it draws."""
+    if kernels.library() is None:
+        pytest.skip(kernels.status())
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for part in tree:
+            yield from tensors(part)
+
+
+def counted(model: ToyModel, **settings: Any) -> Operators:
+    """Return what the third step of a run asks of torch, with a loss that asks nothing."""
+    optimizer = zoquant.ZOSGD(zoquant.attach(model), **settings)
+    for _ in range(2):
+        optimizer.step(lambda: 1.0)
+    operators = Operators()
+    with operators:
+        optimizer.step(lambda: 1.0)
+    return operators
+
+
+def test_a_step_launches_as_much_for_many_layers_as_for_few() -> None:
+    few, many = counted(toy_model(layers=2)), counted(toy_model(layers=40))
+    assert few.count == many.count > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"noise": "gaussian"}, {"estimator": OneSided()}], ids=str)
+def test_a_step_allocates_nothing_after_the_first(settings: dict[str, Any], compiled: None) -> None:
+    assert counted(toy_model(layers=20), **settings).allocated == 0
+
+
+def test_the_count_sees_an_allocation() -> None:
+    with Operators() as operators:
+        torch.ones(5).add_(1).mul(2)
+    assert operators.count == 3
+    assert operators.allocated == 40
+
+
+def test_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_checkpoint(tmp_path / "base.gguf")
+    memory = {"before": 10, "peak": 30, "gpu": 0}
+    monkeypatch.setattr("zoquant.bench.peak._in_child", lambda *args: memory)
+    options = ["--batch", "2", "--length", "3", "--quick", "--peers", "--json", "--out", str(tmp_path)]
+    said = CliRunner().invoke(app, ["bench", str(path), *options])
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert {name: each["forwards"] for name, each in found["estimators"].items()} == {
+        "two-point": 2, "one-sided": 2, "fzoo": 3, "group-relative": 4,
+    }  # fmt: skip
+    assert found["memory"]["load_peak_over_imports_bytes"] == 20
+    assert [each["rows"] for each in (found["batched"]["together"], found["batched"]["each"])] == [16, 4]
+    assert not [name for name, each in found["peers"].items() if "skipped" in each]
+    names = [name for name, _ in rows(found)]
+    assert len(names) == len(set(names)) > 30
+    assert dict(rows(found))["training / evaluating"] == "1.000"
+    saved = tmp_path / f"{file_name(found['machine']['processor'])}.json"
+    assert json.loads(saved.read_text(encoding="utf-8")) == found
+
+
+def test_the_table_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"processor": "Chip 1", "threads": 1, "torch": "2", "kernels": "compiled"}
+    monkeypatch.setattr("zoquant.bench.run.bench", lambda path, **settings: {"machine": machine, "kind": "bench"})
+    monkeypatch.setattr("zoquant.bench.table.rows", lambda found: [("step / two forwards", "1.01 (1.00 to 1.02)")])
+    said = CliRunner().invoke(app, ["bench", "model.gguf", "--out", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    assert "1.01 (1.00 to 1.02)" in said.stdout
+    assert (tmp_path / "chip-1.json").exists()
+    refused = CliRunner().invoke(app, ["bench", "model.gguf", "--out", str(tmp_path / "gone")])
+    assert "is no folder" in str(refused.exception)
+
+
+def test_measuring_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model, _ = zoquant.load(write_checkpoint(tmp_path / "base.gguf"))
+    before = zoquant.attach(model).fingerprints()
+    peers.peers(model, torch.tensor([[1, 2], [3, 4]]), torch.float32, 2)
+    assert zoquant.attach(model).fingerprints() == before
+
+
+def test_mezo_moves_along_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.zeros(50, dtype=torch.float64)
+    losses = iter((0.3, 0.1))
+    monkeypatch.setattr(peers, "sample_loss", lambda model, ids: next(losses))
+    mezo_step([weight])(torch.nn.Identity(), torch.zeros(1), 7)
+    z = torch.empty_like(weight).normal_(generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(weight, -peers._LR * (0.3 - 0.1) / (2 * peers._EPS) * z, rtol=1e-6, atol=1e-12)
+
+
+def test_qzo_keeps_scales_above_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = torch.full([200], 1e-5).half()
+    losses = iter((900.0, 100.0))
+    monkeypatch.setattr(peers, "sample_loss", lambda model, ids: next(losses))
+    qzo_step([scales])(torch.nn.Identity(), torch.zeros(1), 7)
+    assert scales.min() == 0
+    assert scales.max() > 0
+
+
+def test_an_adapter_begins_at_zero() -> None:
+    model = tiny("llama", vocab_size=300)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        before = model(ids).logits
+        trained = lora(model)
+        assert torch.equal(model(ids).logits, before)
+        trained[1].fill_(0.1)
+        assert not torch.equal(model(ids).logits, before)
+    projections = [path for path, _ in model.named_modules() if path.endswith(("q_proj", "v_proj"))]
+    assert len(trained) == 2 * len(projections) > 0
+
+
+def test_times_are_taken_in_turn() -> None:
+    order: list[str] = []
+    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 5
+    assert [len(found) for found in times.values()] == [3, 3]
+
+
+def test_medians_with_quartiles() -> None:
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
+    assert ratio([2.0, 30.0, 6.0], [1.0, 10.0, 2.0])["median"] == 3.0
+    assert file_name("Intel(R) Xeon(R) Processor, 2 cores") == "intel-xeon-processor-2-cores"

@@ -1,0 +1,64 @@
+"""Batched probes against plain inference on as many rows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.attach import attach
+from zoquant.batched import BatchedZO
+from zoquant.bench.sample import row_losses
+from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.errors import ZoquantError
+
+
+def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict[str, Any]:
+    """Return the throughput of K directions, both signs, in one forward, and of a direction to each example.
+
+    Args:
+        model: the model.
+        ids: the batch, int64 `[B, length]`.
+        directions: K.
+        rounds: repetitions.
+
+    Returns:
+        `together`: K directions that all see the batch, 2K·B rows; `each`: B directions, one an example, 2B rows;
+        each with the share of the throughput of plain inference. `skipped` with the reason where rows and columns do
+        not fit the model.
+    """
+    try:
+        return {
+            "together": _against_inference(model, ids, rounds, directions=directions, split=False),
+            "each": _against_inference(model, ids, rounds, directions=len(ids), split=True),
+        }
+    except ZoquantError as error:
+        return {"skipped": str(error)}
+
+
+def _against_inference(model: nn.Module, ids: Tensor, rounds: int, *, directions: int, split: bool) -> dict[str, Any]:
+    views = attach(model, exclude=_ends(model))
+    optimizer = BatchedZO(views, directions=directions, split=split, lr=0.0)
+    rows = ids.repeat(optimizer.repeat, 1)
+
+    def infer() -> None:
+        with torch.no_grad():
+            row_losses(model, rows).tolist()
+
+    def step() -> None:
+        optimizer.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
+
+    times = in_turn({"inference": infer, "step": step}, rounds)
+    return {
+        "directions": directions,
+        "rows": len(rows),
+        "inference_seconds": spread(times["inference"]),
+        "step_seconds": spread(times["step"]),
+        "throughput_over_inference": ratio(times["inference"], times["step"]),
+    }
+
+
+def _ends(model: nn.Module) -> list[str]:
+    """Return patterns of the lookup table and the head: one multiplies no input, the other may share its values."""
+    whole: Any = model
+    ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
+    return [f"{path}.*" for path, module in model.named_modules() if any(module is end for end in ends)]

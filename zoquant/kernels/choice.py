@@ -1,0 +1,48 @@
+"""Which compiled code draws the noise of a device."""
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from zoquant.kernels import gpu, noise
+from zoquant.kernels.build import library
+
+
+class NoiseKernels(Protocol):
+    """A module of compiled noise: `zoquant.kernels.noise` for the CPU, `zoquant.kernels.triton_noise` for a GPU."""
+
+    def draw(
+        self,
+        kind: int,
+        table: Tensor,
+        counters: Tensor,
+        seed: int,
+        start: int,
+        out: Tensor,
+        *,
+        delta: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """See `zoquant.kernels.noise.draw`."""
+        ...
+
+    def accumulate(
+        self,
+        kind: int,
+        table: Tensor,
+        counters: Tensor,
+        seeds: Sequence[int],
+        amounts: Sequence[float],
+        delta: Tensor,
+    ) -> Tensor:
+        """See `zoquant.kernels.noise.accumulate`."""
+        ...
+
+
+def noise_kernels(device: torch.device) -> NoiseKernels | None:
+    """Return the compiled noise of a device; None where torch draws it."""
+    if device.type == "cpu":
+        return noise if library() is not None else None
+    return cast(NoiseKernels | None, gpu.noise_kernels(device))
