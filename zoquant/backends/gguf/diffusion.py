@@ -51,7 +51,8 @@ _BLOCK: Mapping[str, Sequence[str]] = {
     "context_block.mlp.fc2": ("ff_context.net.2",),
 }
 _OTHER_ORDER = "final_layer.adaLN_modulation.1"
-_NO_MODULE = "pos_embed"
+_TABLES = ("pos_embed", "pos_embed.pos_embed")
+"""Positions, which are computed and belong to no parameter."""
 
 
 def parts(header: Header) -> Iterator[tuple[str, TensorInfo]]:
@@ -62,7 +63,7 @@ def parts(header: Header) -> Iterator[tuple[str, TensorInfo]]:
     """
     tensors = list(header.tensors.values())
     if not any("joint_blocks." in tensor.name for tensor in tensors):
-        yield from ((tensor.name, tensor) for tensor in tensors if not tensor.name.startswith(_NO_MODULE + "."))
+        yield from ((tensor.name, tensor) for tensor in tensors if tensor.name not in _TABLES)
         return
     last = max(_number(tensor) for tensor in tensors)
     for tensor in tensors:
@@ -82,7 +83,7 @@ def _modules(tensor: TensorInfo, name: str, last: int) -> Sequence[str]:
     """Return the modules that share a tensor's rows; none for those that hold them in another order."""
     number = _number(tensor)
     part = name.removeprefix(f"joint_blocks.{number}.")
-    if tensor.name.endswith(_NO_MODULE) or name == _OTHER_ORDER:
+    if tensor.name.removeprefix(_PREFIX) in _TABLES or name == _OTHER_ORDER:
         return ()
     if number == last and part == "context_block.adaLN_modulation.1":
         return ()
