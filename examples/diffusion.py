@@ -1,10 +1,10 @@
-"""Fine-tune the transformer of a Stable Diffusion 3 pipeline in 4 bits: its scales move, by flow-matching loss.
+r"""Fine-tune the transformer of a Stable Diffusion 3 pipeline in 4 bits: its scales move, by flow-matching loss.
 
     pip install zoquant diffusers bitsandbytes pillow sentencepiece
     python examples/diffusion.py --model stabilityai/stable-diffusion-3.5-large --images photos --out tuned
 
     # on a GGUF file of the same transformer
-    python examples/diffusion.py --model stabilityai/stable-diffusion-3.5-large --gguf sd3.5_large-Q4_0.gguf \\
+    python examples/diffusion.py --model stabilityai/stable-diffusion-3.5-large --gguf sd3.5_large-Q4_0.gguf \
         --images photos --out tuned
 
 `photos` holds images and a metadata.jsonl with lines such as {"file_name": "1.png", "text": "a red barn"}. Captions and

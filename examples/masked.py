@@ -1,7 +1,7 @@
-"""Classify by label words at the mask of a BERT-like model, its linear layers quantized, and move their scales.
+r"""Classify by label words at the mask of a BERT-like model, its linear layers quantized, and move their scales.
 
     pip install zoquant[quanto]
-    python examples/masked.py --model FacebookAI/roberta-large --data train.jsonl --out tuned \\
+    python examples/masked.py --model FacebookAI/roberta-large --data train.jsonl --out tuned \
         --template "{sentence} It was {mask}." --labels "0=terrible,1=great"
 
 The loss is the cross-entropy over the scores of the label words where the mask stands, as in MeZO (arXiv 2305.17333,
@@ -45,7 +45,9 @@ def word_tokens(tokenizer: Any, labels: Mapping[str, str]) -> Tensor:
         found = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f" {word}", word)]
         one = [ids[0] for ids in found if len(ids) == 1]
         if not one or one[0] == tokenizer.unk_token_id:
-            raise ValueError(f"label {value!r}: {word!r} is {len(found[0])} tokens or unknown, expected one. Take another.")
+            raise ValueError(
+                f"label {value!r}: {word!r} is {len(found[0])} tokens or unknown, expected one. Take another."
+            )
         tokens.append(one[0])
     return torch.tensor(tokens)
 
@@ -64,9 +66,7 @@ def label_scores(model: Any, tokenizer: Any, texts: list[str], words: Tensor) ->
     return logits[masks][:, words.to(logits.device)].float()
 
 
-def objective(
-    model: Any, tokenizer: Any, rows: Rows, template: str, labels: Mapping[str, str]
-) -> Callable[[], Tensor]:
+def objective(model: Any, tokenizer: Any, rows: Rows, template: str, labels: Mapping[str, str]) -> Callable[[], Tensor]:
     """Return the loss of some rows as a closure."""
     texts = [template.format(**row, mask=tokenizer.mask_token) for row in rows]
     words, target = word_tokens(tokenizer, labels), torch.tensor([[*labels].index(str(row["label"])) for row in rows])

@@ -25,7 +25,9 @@ def open_model(path: str) -> Any:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )  # fmt: skip
     place = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    model = AutoModelForSeq2SeqLM.from_pretrained(path, quantization_config=config, dtype=torch.float32, device_map=place)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        path, quantization_config=config, dtype=torch.float32, device_map=place
+    )
     return model.eval().requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
-"""Tune an adapter on a quantized model, alone or together with its scales, by forward passes alone (ZO-QLoRA).
+r"""Tune an adapter on a quantized model, alone or together with its scales, by forward passes alone (ZO-QLoRA).
 
     pip install zoquant[peft,bitsandbytes]
-    python examples/zo_qlora.py --model HuggingFaceTB/SmolLM2-135M --base bitsandbytes --adapter lora --scales \\
+    python examples/zo_qlora.py --model HuggingFaceTB/SmolLM2-135M --base bitsandbytes --adapter lora --scales \
         --data train.jsonl --out tuned
 
 `train.jsonl` has lines such as {"prompt": "Is the sky green? Answer:", "answer": " no"}. LoRA, prefix and prompt tuning

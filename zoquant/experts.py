@@ -1,4 +1,4 @@
-"""Which experts of a mixture the training reached: the values of the others did not move the loss, only their noise did.
+"""Which experts of a mixture the training reached: no loss depended on the values of the others.
 
 A step moves every value by d · z. For an expert that no token of the batch was sent to, d says nothing: its values walk
 at random. Of an expert that no batch reached the whole delta is such a walk. No loss depended on it, so that to take it
@@ -14,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 
 from zoquant.attach import BoundView, Views
 from zoquant.native import QuantExperts
-
 
 _EXPERT = re.compile(r"(^|\.)experts\.\d+(\.|$)")
 """The path of a layer of one expert, in a model that has modules for each."""
@@ -58,7 +57,7 @@ class ReachedExperts:
             self._hooks.pop().remove()
 
     def share(self) -> dict[str, float]:
-        """Return by key the share of a view's values that the forwards reached: 0 or 1, or between for stacked experts."""
+        """Return by key the share of a view's values that were reached; of stacked experts it may be a part."""
         return {view.name: float(self._mask(view).float().mean()) for view in self.views}
 
     def forget_the_rest(self) -> int:

@@ -15,8 +15,8 @@ def joint_step(
     """Do one step of several optimizers, all of whose directions are probed at once.
 
     Each has views, space, lr and eps of its own. A step costs the forwards of one optimizer: the difference of the
-    losses along (ε₁z₁, ε₂z₂, ...), divided by 2ε_i, is a derivative for optimizer i with the expectation of the one that
-    it would measure alone. The directions of the others add noise to it.
+    losses along (ε₁z₁, ε₂z₂, ...), divided by 2ε_i, is the derivative of optimizer i. The update that it makes has the
+    expectation of one that it would make alone; the directions of the others add noise.
 
     Args:
         optimizers: over views of the same model, no value in two of them; of the same estimator and number of probes.
@@ -82,14 +82,14 @@ def _check(optimizers: Sequence[ZOSGD]) -> None:
     plans = sorted({f"{each.estimator.name} with {each.probes} probes" for each in optimizers})
     if len(plans) > 1:
         raise ValueError(
-            f"joint_step: the optimizers evaluate differently, {' and '.join(plans)}. Make them with the same estimator "
-            "and probes."
+            f"joint_step: the optimizers evaluate differently, {' and '.join(plans)}. Make them with the same "
+            "estimator and probes."
         )
     seen: set[str] = set()
     for optimizer in optimizers:
         twice = seen & set(optimizer.views.keys)
         if twice:
             raise ValueError(
-                f"joint_step: {min(twice)} is moved by two optimizers. Attach each role once, or use include and exclude."
+                f"joint_step: {min(twice)} is moved by two optimizers. Attach each role once, or use include."
             )
         seen |= set(optimizer.views.keys)

@@ -77,7 +77,9 @@ def test_a_weight_of_bfloat16_is_plain() -> None:
 def test_what_is_no_packed_weight_is_refused() -> None:
     layer = gguf_linear()
     layer.weight = nn.Parameter(torch.zeros(12, 64))
-    with pytest.raises(UnsupportedLayoutError, match=r"a: gguf: the weight of GGUFLinear is a Parameter of torch\.float32"):
+    with pytest.raises(
+        UnsupportedLayoutError, match=r"a: gguf: the weight of GGUFLinear is a Parameter of torch\.float32"
+    ):
         attach(nn.ModuleDict({"a": layer}))
 
 

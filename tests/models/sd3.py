@@ -15,7 +15,7 @@ WIDTH = 32
 
 
 def transformer() -> Any:
-    """Return a transformer of two layers, the last one of which reads the captions alone, the first with two attentions."""
+    """Return a transformer of two layers, the first one with two attentions."""
     from diffusers import SD3Transformer2DModel
 
     with torch.random.fork_rng():
@@ -43,7 +43,13 @@ def write_pipeline(folder: Path) -> Path:
             num_attention_heads=4, max_position_embeddings=77, eos_token_id=2, bos_token_id=1, pad_token_id=0,
         )  # fmt: skip
         t5 = T5Config(
-            vocab_size=16, d_model=4 * WIDTH, d_kv=16, d_ff=64, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+            vocab_size=16,
+            d_model=4 * WIDTH,
+            d_kv=16,
+            d_ff=64,
+            num_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
         )
         vae = AutoencoderKL(
             sample_size=16, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,

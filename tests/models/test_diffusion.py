@@ -1,4 +1,4 @@
-"""The transformer of a Stable Diffusion 3 pipeline: the example from captions to an exported checkpoint, and the files."""
+"""The transformer of a Stable Diffusion 3 pipeline: the example from captions to a tuned checkpoint, and the files."""
 
 import json
 import sys
@@ -70,6 +70,7 @@ def open_gguf(pipeline: Path, path: Path) -> Any:
     ).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nf4", "gguf", "gguf of Stability AI"])
 def test_the_example(pipeline: Path, example: Any, tmp_path: Path, kind: str) -> None:
     """Loss falls, the image changes, and what was exported and loaded again has the very same loss."""
@@ -118,7 +119,7 @@ def check_gguf(base: Path, tuned: Path, delta: Path) -> None:
 
 @pytest.mark.parametrize("stability", [False, True])
 def test_the_index_names_what_diffusers_holds(pipeline: Path, tmp_path: Path, stability: bool) -> None:
-    """All values of the live model have their place in the file, but the two modulations that diffusers turns around."""
+    """All values of the live model have their place in the file, but two modulations that diffusers turns around."""
     path = sd3.write_gguf(sd3.transformer(), tmp_path / "base.gguf", "Q4_1", stability=stability)
     index, views = GGUFFormat().index(path), zoquant.attach(open_gguf(pipeline, path), roles=("scale", "dense"))
     turned = {"norm_out.linear", "transformer_blocks.1.norm1_context.linear"} if stability else set()

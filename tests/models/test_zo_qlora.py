@@ -93,13 +93,13 @@ def test_scales_carry_the_keys_of_the_base_s_own_checkpoint(example: Any, base: 
     assert len(views["adapter"]) == 4
 
 
-def test_the_whole_example(
-    example: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_whole_example(example: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a file of rows to an adapter that peft loads and a delta that the base takes."""
     import peft
 
-    rows = [{"prompt": f"is {word} so?", "answer": answer} for word, answer in (("a", "yes"), ("b", "no")) for _ in "12"]
+    rows = [
+        {"prompt": f"is {word} so?", "answer": answer} for word, answer in (("a", "yes"), ("b", "no")) for _ in "12"
+    ]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setattr(example.AutoTokenizer, "from_pretrained", lambda _: letters)
     losses = example.main([

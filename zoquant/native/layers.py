@@ -98,7 +98,7 @@ class QuantLinear(nn.Module):
         compute_dtype: dtype of the matrix product; what comes in and goes out keeps its own.
 
     Attributes:
-        weight: None: there is no matrix in memory. Models that look at its dtype before a product, as T5 does, see that.
+        weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
     """
 
     weight: None = None

@@ -1,7 +1,7 @@
 """Where diffusers puts the tensors of a diffusion model's GGUF file.
 
-A file either has the names of diffusers, then a key is the name in the file; or those of Stable Diffusion 3 as Stability
-AI publishes it. There q, k and v of an attention are one tensor, one below the other, and diffusers cuts it in three.
+A file either has the names of diffusers, then a key is the name in the file; or those of Stability AI's Stable
+Diffusion 3. There q, k and v of an attention are one tensor, one below the other, and diffusers cuts it in three.
 
 Left out are the modulations of the last layers, whose two halves diffusers exchanges: their values lie in another order
 than the file's.
