@@ -51,7 +51,8 @@ class Mixture(nn.Module):
 
 def loss_of(model: nn.Module) -> Tensor:
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    return model(x).square().mean()
+    loss: Tensor = model(x).square().mean()
+    return loss
 
 
 @pytest.mark.parametrize("calls_all", [False, True])

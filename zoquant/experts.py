@@ -33,7 +33,7 @@ class ReachedExperts:
 
     def __init__(self, model: nn.Module, views: Views) -> None:
         self.views = views
-        self._mixtures = {
+        self._mixtures: dict[nn.Module, QuantExperts] = {
             linear: mixture
             for mixture in model.modules()
             if isinstance(mixture, QuantExperts)

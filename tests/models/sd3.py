@@ -154,12 +154,12 @@ def as_stability(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     """Return the tensors under the names, and in the order, of Stability AI's own checkpoint."""
     left, out = dict(state), {"pos_embed": state["pos_embed.pos_embed"]}
     del left["pos_embed.pos_embed"]
-    for block in range(layers):
+    for number in range(layers):
         for name, modules in _QKV.items():
             for what in ("weight", "bias"):
-                keys = [f"transformer_blocks.{block}.{module}.{what}" for module in modules]
+                keys = [f"transformer_blocks.{number}.{module}.{what}" for module in modules]
                 if keys[0] in left:
-                    out[f"joint_blocks.{block}.{name}.{what}"] = torch.cat([left.pop(key) for key in keys])
+                    out[f"joint_blocks.{number}.{name}.{what}"] = torch.cat([left.pop(key) for key in keys])
     for key, tensor in left.items():
         path, _, what = key.rpartition(".")
         _, _, rest = path.partition("transformer_blocks.")

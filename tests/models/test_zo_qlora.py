@@ -11,6 +11,7 @@ from torch import Tensor
 
 import zoquant
 from tests.folders import save_folder, tiny_llama
+from zoquant.protocol import Role
 from zoquant.testing.tensors import same_bits
 
 pytest.importorskip("peft", reason="peft is not installed")
@@ -108,8 +109,9 @@ def test_the_whole_example(example: Any, base: Path, tmp_path: Path, monkeypatch
     ])  # fmt: skip
     assert len(losses) == 10
     model = example.open_base(str(base), "bitsandbytes")
-    for name, roles in (("scales", ("scale",)), ("norms", ("dense",))):
-        zoquant.load_delta(tmp_path / "out" / f"{name}.safetensors", zoquant.attach(model, roles=roles))
+    kept: tuple[tuple[str, Role], ...] = (("scales", "scale"), ("norms", "dense"))
+    for name, role in kept:
+        zoquant.load_delta(tmp_path / "out" / f"{name}.safetensors", zoquant.attach(model, roles=(role,)))
     tuned = peft.PeftModel.from_pretrained(model, str(tmp_path / "out" / "adapter")).eval()
     batch = example.read_batches(tmp_path / "train.jsonl", letters, 2, 0)[-1]
     assert batch["input_ids"].shape == batch["labels"].shape
