@@ -16,6 +16,7 @@ from tests.compressed_tensors import samples as compressed_tensors
 from tests.eetq import samples as eetq
 from tests.exl3 import samples as exl3
 from tests.fp8 import samples as fp8
+from tests.gguf import samples as gguf
 from tests.gptq import samples as gptq
 from tests.hqq import samples as hqq
 from tests.metal import samples as metal
@@ -74,6 +75,7 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     **hqq.BACKEND_SAMPLES,
     **vptq.BACKEND_SAMPLES,
     **bitsandbytes.BACKEND_SAMPLES,
+    **gguf.BACKEND_SAMPLES,
     **gptq.BACKEND_SAMPLES,
     **awq.BACKEND_SAMPLES,
     **bitnet.BACKEND_SAMPLES,

@@ -17,8 +17,8 @@ LAYERS = (
     ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "objective", "rules", "estimators"),
     ("source", "layout", "fused", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
-    ("update", "journal", "delta", "factors", "trajectory"),
-    ("optim", "probing", "batched"),
+    ("update", "journal", "delta", "factors", "trajectory", "experts"),
+    ("optim", "probing", "batched", "joint"),
     ("presets",),
 )
 """The core from the bottom up: a module imports from its own line and those before it."""

@@ -8,7 +8,9 @@ from zoquant.attach import BoundView, Views, attach
 from zoquant.batched import BatchedZO
 from zoquant.calibration import Calibration
 from zoquant.delta import Delta, load_delta, save_delta
+from zoquant.experts import ReachedExperts
 from zoquant.export import export
+from zoquant.joint import joint_step
 from zoquant.load import load
 from zoquant.noise import Noise
 from zoquant.optim import ZOSGD, StepResult
@@ -29,6 +31,7 @@ __all__ = [
     "Format",
     "MemberView",
     "Noise",
+    "ReachedExperts",
     "ScaleView",
     "Span",
     "StepResult",
@@ -42,6 +45,7 @@ __all__ = [
     "estimators",
     "export",
     "formats",
+    "joint_step",
     "load",
     "load_delta",
     "presets",

@@ -16,7 +16,11 @@ from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
 QUANTIZE_CONFIG = "quantize_config.json"
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDEXES = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 HQQ_ARCHIVE = "qmodel.pt"
 ARCHIVES = ("pytorch_model.bin", HQQ_ARCHIVE)
 """Files of torch.save."""

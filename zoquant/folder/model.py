@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import CheckpointError
-from zoquant.folder.checkpoint import Folder
+from zoquant.folder.checkpoint import Folder, open_folder
+from zoquant.folder.diffusion import empty_diffusion_model, is_diffusion, load_with_diffusers
 from zoquant.folder.format import DENSE, Layer
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
 from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, tied, unfilled
@@ -60,8 +61,10 @@ def empty_model(folder: Folder) -> nn.Module:
     """Return the model that config.json describes, without memory for its weights. Never runs code of the checkpoint.
 
     Raises:
-        CheckpointError: transformers does not know the kind of model, or refuses its config.
+        CheckpointError: transformers or diffusers does not know the kind of model, or refuses its config.
     """
+    if is_diffusion(folder):
+        return empty_diffusion_model(folder)
     import transformers
 
     kind = folder.config.get("model_type")
@@ -83,18 +86,19 @@ def empty_model(folder: Folder) -> nn.Module:
 
 
 def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return the model as transformers loads it, on the layers of the format's library.
+    """Return the model as transformers or diffusers loads it, on the layers of the format's library.
 
     Raises:
-        CheckpointError: transformers refuses the checkpoint.
+        CheckpointError: the library refuses the checkpoint.
     """
     import transformers
 
-    from zoquant.folder.checkpoint import open_folder
-
+    folder = open_folder(path)
+    if is_diffusion(folder):
+        return load_with_diffusers(folder, compute_dtype=compute_dtype, device=device)
     known = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
     try:
-        model: nn.Module = _class_of(open_folder(path)).from_pretrained(
+        model: nn.Module = _class_of(folder).from_pretrained(
             path, local_files_only=True, device_map={"": device}, **{known: compute_dtype}
         )
     except CheckpointError:

@@ -26,6 +26,9 @@ class QuantExperts(nn.Module):
         count: number of experts.
         activation: what is applied to the gate.
 
+    Attributes:
+        reached: the experts that a token was sent to, since somebody last cleared the set.
+
     Raises:
         ShapeError: the matrices do not fit together.
 
@@ -50,6 +53,7 @@ class QuantExperts(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = gate, up, down
         self.count = count
         self.activation = activation
+        self.reached: set[int] = set()
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of the chosen experts, `[tokens, hidden]`, in the dtype of `x`.
@@ -69,6 +73,8 @@ class QuantExperts(nn.Module):
 
     def expert(self, number: int, x: Tensor) -> Tensor:
         """Return what one expert makes of `x`, `[tokens, hidden]`."""
+        if len(x):
+            self.reached.add(number)
         inner = self.activation(self._part(self.gate_proj, number, x)) * self._part(self.up_proj, number, x)
         return self._part(self.down_proj, number, inner)
 

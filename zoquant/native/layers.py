@@ -105,8 +105,12 @@ class QuantLinear(nn.Module):
         packed: the matrix.
         bias: float32 `[out_features]`, or None.
         compute_dtype: dtype of the matrix product; what comes in and goes out keeps its own.
+
+    Attributes:
+        weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
     """
 
+    weight: None = None
     bias: Tensor | None
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoquant.backends.gguf import diffusion
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo
 from zoquant.backends.gguf.names import ARCHITECTURES, Architecture, Target, architecture_of, target_of
@@ -48,8 +49,9 @@ class GGUFFormat:
             CheckpointError: a header is broken, a shard is missing, or zoquant does not know the kind of model.
         """
         header = read_model(path)
-        architecture = architecture_of(header)
-        return dict(_spans(header, architecture))
+        if header.architecture in diffusion.ARCHITECTURES:
+            return dict(_diffusion_spans(header))
+        return dict(_spans(header, architecture_of(header)))
 
     def summarize(self, path: Path) -> Summary:
         """Return what the header says of the file; any architecture will do."""
@@ -94,9 +96,18 @@ def _spans(header: Header, architecture: Architecture) -> Iterator[tuple[str, Sp
         if tensor.type.name in CODECS or target.experts is not None:
             _check_matrix(target, tensor)
         if tensor.type.name in CODECS:
-            yield from _block_spans(target, tensor)
+            yield from _block_spans(target.module, tensor)
         elif tensor.type.name in DENSE and _is_held_as_stored(target, tensor) and architecture.in_file_order(target):
-            yield f"{target.module}.{target.field}", _dense_span(target, tensor)
+            shape = tensor.shape if target.experts is None else (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
+            yield f"{target.module}.{target.field}", _dense_span(shape, tensor)
+
+
+def _diffusion_spans(header: Header) -> Iterator[tuple[str, Span]]:
+    for name, tensor in diffusion.parts(header):
+        if tensor.type.name in CODECS:
+            yield from _block_spans(name.rpartition(".")[0], tensor)
+        elif tensor.type.name in DENSE:
+            yield name, _dense_span(tensor.shape, tensor)
 
 
 def _is_held_as_stored(target: Target, tensor: TensorInfo) -> bool:
@@ -114,22 +125,21 @@ def _check_matrix(target: Target, tensor: TensorInfo) -> None:
         )
 
 
-def _dense_span(target: Target, tensor: TensorInfo) -> Span:
+def _dense_span(shape: tuple[int, ...], tensor: TensorInfo) -> Span:
     dtype = DENSE[tensor.type.name]
-    shape = tensor.shape if target.experts is None else (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
     strides = [dtype.itemsize]
     for length in shape[:0:-1]:
         strides.insert(0, strides[0] * length)
     return Span("dense", tensor.file.name, tensor.offset, shape, tuple(strides), dtype, tensor.name)
 
 
-def _block_spans(target: Target, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:
+def _block_spans(module: str, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:
     """Yield the fields of a matrix; those of experts are one matrix, one below the other."""
     codec = CODECS[tensor.type.name]
     groups = tensor.shape[-1] // codec.block
     for field, start in zip(codec.fields, codec.offsets, strict=True):
         yield (
-            f"{target.module}.{field.name}",
+            f"{module}.{field.name}",
             Span(
                 role=field.role,
                 file=tensor.file.name,
@@ -164,6 +174,11 @@ def _notes(header: Header) -> Iterator[str]:
 
 def _runtimes(header: Header) -> dict[str, str]:
     unknown = sorted({tensor.type.name for tensor in header.tensors.values()} - set(DENSE) - set(CODECS))
+    if header.architecture in diffusion.ARCHITECTURES:
+        return {
+            "native": "no: diffusers builds the model",
+            "vendor": "yes: load it with diffusers' from_single_file and attach",
+        }
     if header.architecture not in ARCHITECTURES:
         native = f"no: architecture {header.architecture!r} is not one of {', '.join(sorted(ARCHITECTURES))}"
     elif unknown:

@@ -1,0 +1,96 @@
+"""Views of diffusers' GGUF layers: the fp16 fields of the blocks, in the packed bytes that the forward reads.
+
+The weight of a `GGUFLinear` is a `GGUFParameter`, the blocks of the file as uint8 `[rows, bytes]`. It is dequantized at
+every forward, so there is no cache to refresh.
+
+Source: diffusers 0.42.1, quantizers/gguf/utils.py (`GGUFParameter`, `GGUFLinear`, `dequantize_gguf_tensor`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.backends.gguf.blocks import CODECS, BlockCodec
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import QuantWeight
+from zoquant.protocol import Grid, ScaleView
+from zoquant.views import BytesView
+
+
+class GGUFLinearBackend:
+    """Serves `GGUFLinear`: one view for each continuous field of a block, such as `d` and `dmin`."""
+
+    name = "gguf-diffusers"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return the views, `[rows, groups]` each; a weight of BF16 has one of role `dense`.
+
+        Raises:
+            UnsupportedLayoutError: the weight is not the packed blocks of a type that zoquant knows.
+        """
+        packed = _packed(module)
+        if _type(module) == "BF16":
+            rows, columns = packed.shape[0], packed.shape[1] // 2
+            return [_view("weight", "dense", packed, 0, (rows, columns), 2, torch.bfloat16)]
+        codec = _codec(module)
+        shape = packed.shape[0], packed.shape[1] // codec.nbytes
+        return [
+            _view(field.name, field.role, packed, start, shape, codec.nbytes, field.dtype)
+            for field, start in zip(codec.fields, codec.offsets, strict=True)
+        ]
+
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return the grids of the fields: a row for every output, a column for every block."""
+        return {} if _type(module) == "BF16" else _matrix(module).grids()
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight by the layout of the file, float32 `[out_features, in_features]`."""
+        if _type(module) == "BF16":
+            return _packed(module).view(torch.bfloat16).float()
+        return _matrix(module).dequantize()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype that the layer multiplies in."""
+        layer: Any = module
+        x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
+        return x.to(_packed(module).device, layer.compute_dtype)
+
+
+def _view(name: str, role: Any, packed: Tensor, start: int, shape: Any, step: int, dtype: torch.dtype) -> BytesView:
+    return BytesView(name, role, packed, offset=start, shape=shape, strides=(packed.shape[1], step), dtype=dtype)
+
+
+def _type(module: nn.Module) -> str:
+    """Return ggml's name of the type of a layer's blocks."""
+    kind = getattr(module.weight, "quant_type", None)
+    return "none" if kind is None else str(kind.name)
+
+
+def _packed(module: nn.Module) -> Tensor:
+    """Return the packed blocks as a plain tensor that shares their memory, uint8 `[rows, bytes]`."""
+    weight: Any = module.weight
+    if _type(module) == "none" or weight.dtype != torch.uint8 or weight.dim() != 2 or not weight.is_contiguous():
+        raise UnsupportedLayoutError(
+            f"gguf: the weight of {type(module).__name__} is a {type(weight).__name__} of {weight.dtype}, expected the "
+            "packed blocks of a GGUF file. Load the model with from_single_file and a GGUFQuantizationConfig."
+        )
+    packed: Tensor = weight.as_tensor().detach()
+    return packed
+
+
+def _codec(module: nn.Module) -> BlockCodec:
+    codec = CODECS.get(_type(module))
+    if codec is None:
+        raise UnsupportedLayoutError(
+            f"gguf: blocks of type {_type(module)}, expected one of {', '.join(CODECS)}. Leave the layer out of attach "
+            "with exclude=, or quantize the file to another type."
+        )
+    return codec
+
+
+def _matrix(module: nn.Module) -> QuantWeight:
+    """Return the matrix on zoquant's own codec: a copy of the blocks."""
+    packed, codec = _packed(module), _codec(module)
+    return QuantWeight(codec, *codec.split(packed.view(packed.shape[0], -1, codec.nbytes)))
