@@ -1,6 +1,6 @@
 """Fine-tune a quantized checkpoint with Lightning; needs `pip install lightning`.
 
-    python examples/lightning_train.py model.gguf --steps 100
+python examples/lightning_train.py model.gguf --steps 100
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Fine-tune a quantized checkpoint in a plain PyTorch loop, with a scheduler of torch and no trainer.
 
-    python examples/plain_loop.py model.gguf --steps 100
+python examples/plain_loop.py model.gguf --steps 100
 """
 
 import argparse

@@ -37,7 +37,13 @@ def loader(shuffle: bool = False) -> DataLoader[Any]:
 def trainer(folder: Path, steps: int = 6, callbacks: Any = (), **changes: Any) -> Any:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "log_every_n_steps": 1}
     return pl.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks), **quiet, **changes
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **quiet,
+        **changes,
     )
 
 
@@ -70,7 +76,9 @@ def test_resume_ends_at_the_same_bytes(tmp_path: Path, stop: int) -> None:
     rest = Tiny(tiny(tmp_path), chosen)
     run = trainer(tmp_path)
     run.fit(rest, loader(), ckpt_path=str(tmp_path / f"step={stop}.ckpt"))
-    assert run.global_step == 6 and whole.calibration is not None and rest.calibration is None
+    assert run.global_step == 6
+    assert whole.calibration is not None
+    assert rest.calibration is None
     assert rest.optimizers().trajectory == whole.optimizers().trajectory
     assert same(values_of(rest.model), values_of(whole.model))
 
@@ -82,7 +90,8 @@ def test_a_checkpoint_is_a_delta(tmp_path: Path) -> None:
     path = tmp_path / "end.ckpt"
     run.save_checkpoint(path)
     held = torch.load(path, weights_only=True)
-    assert held["state_dict"] == {} and held["zoquant_delta"]["values"]
+    assert held["state_dict"] == {}
+    assert held["zoquant_delta"]["values"]
     other = Tiny(tiny(tmp_path), FIXED)
     found = trainer(tmp_path).validate(other, loader(), ckpt_path=str(path), verbose=False)
     assert same(values_of(other.model), values_of(module.model))

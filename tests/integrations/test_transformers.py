@@ -45,7 +45,8 @@ def test_the_loop_trains_and_logs(tmp_path: Path) -> None:
     assert done.global_step == len(run.zo.trajectory.steps) == 30
     assert run.evaluate(HELD_OUT)["eval_loss"] < before - 0.02
     logs = [entry for entry in run.state.log_history if "loss" in entry]
-    assert len(logs) == 30 and all("grad_norm" not in entry for entry in logs)
+    assert len(logs) == 30
+    assert all("grad_norm" not in entry for entry in logs)
     assert [entry["derivative"] for entry in logs] == [step.derivatives[0] for step in run.zo.trajectory.steps]
     rates = [step.lr for step in run.zo.trajectory.steps]
     assert rates == pytest.approx([2e-2 * (1 + math.cos(math.pi * t / 30)) / 2 for t in range(30)])
@@ -64,7 +65,8 @@ def test_a_step_is_that_of_zosgd(tmp_path: Path) -> None:
     run.train()
     model = tiny(tmp_path)
     optimizer = FIXED.optimizer(zoquant.attach(model))
-    assert len(seen) == 12 and all(torch.equal(a[0], b[0]) for a, b in zip(seen[::2], seen[1::2], strict=True))
+    assert len(seen) == 12
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(seen[::2], seen[1::2], strict=True))
     for ids, items in seen[::2]:
         optimizer.step(lambda ids=ids, items=items: model(input_ids=ids, labels=ids, num_items_in_batch=items).loss)
     assert same(values_of(model), values_of(run.model))
@@ -115,9 +117,11 @@ def test_resume_ends_at_the_same_bytes(tmp_path: Path, stop: int) -> None:
     rest = trainer(tmp_path, **chosen)
     torch.rand(99)
     rest.train(resume_from_checkpoint=str(folder))
-    assert rest.zo.trajectory == whole.zo.trajectory and len(rest.zo.trajectory.steps) == 6
+    assert rest.zo.trajectory == whole.zo.trajectory
+    assert len(rest.zo.trajectory.steps) == 6
     assert same(values_of(rest.model), values_of(whole.model))
-    assert rest.calibration is None and whole.calibration is not None
+    assert rest.calibration is None
+    assert whole.calibration is not None
 
 
 @pytest.mark.parametrize("stop", [1, 2])
@@ -134,7 +138,8 @@ def test_resume_with_micro_batches_and_random_losses(tmp_path: Path, stop: int) 
     whole = trainer(tmp_path, cls=Noisy, save_strategy="steps", save_steps=stop, **chosen)
     whole.train_dataset = ROWS[:12]  # with a rest that fills no step, transformers 4.48 does not resume where it was
     whole.train()
-    assert drawn[::2] == drawn[1::2] and len(set(drawn)) == len(drawn) // 2
+    assert drawn[::2] == drawn[1::2]
+    assert len(set(drawn)) == len(drawn) // 2
     rest = trainer(tmp_path, cls=Noisy, **chosen)
     rest.train_dataset = ROWS[:12]
     rest.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
@@ -186,10 +191,13 @@ def test_missing_numbers_are_calibrated_for_the_schedule(tmp_path: Path) -> None
         return run.calibration
 
     short, long = chosen(), chosen(max_steps=600)
-    assert short.lr > long.lr and short.eps == long.eps and short.clip is not None
+    assert short.lr > long.lr
+    assert short.eps == long.eps
+    assert short.clip is not None
     run = trainer(tmp_path, zo=replace(FIXED, eps=None), warmup_steps=2)
     run.train()
-    assert run.calibration is not None and run.zo.trajectory.steps[2].lr == FIXED.lr
+    assert run.calibration is not None
+    assert run.zo.trajectory.steps[2].lr == FIXED.lr
 
 
 def test_calibration_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
@@ -210,7 +218,8 @@ def test_a_ready_optimizer_and_a_scheduler_of_torch(tmp_path: Path, scheduled: b
         warnings.simplefilter("error")
         run = trainer(tmp_path, zo=None, model=model, optimizers=(zo, halved), lr_scheduler_type="constant")
         run.train()
-    assert run.zo is zo and run.calibration is None
+    assert run.zo is zo
+    assert run.calibration is None
     rates = [4e-3, 4e-3, 2e-3, 2e-3, 1e-3, 1e-3] if scheduled else [4e-3] * 6
     assert [step.lr for step in zo.trajectory.steps] == rates
 
@@ -227,7 +236,9 @@ def test_a_purely_quantized_model_is_taken_as_it_is(tmp_path: Path) -> None:
     run = trainer(tmp_path, model=model, callbacks=[])
     assert {name for name in model.__dict__ if model.__dict__[name] is not marks.get(name)} == set()
     run.train()
-    assert run.model is model and model.is_quantized and not model.training
+    assert run.model is model
+    assert model.is_quantized
+    assert not model.training
     assert len(run.zo.trajectory.steps) == 6
 
 
@@ -305,7 +316,8 @@ def test_a_loss_that_raises_leaves_the_model_at_theta(tmp_path: Path) -> None:
         run.train()
     model = tiny(tmp_path)
     zoquant.replay(run.zo.trajectory, zoquant.attach(model))
-    assert same(values_of(model), values_of(run.model)) and len(run.zo.trajectory.steps) == 2
+    assert same(values_of(model), values_of(run.model))
+    assert len(run.zo.trajectory.steps) == 2
     run.train()
     assert len(run.zo.trajectory.steps) == 8
 
@@ -364,7 +376,11 @@ def test_optimizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     other = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     for optimizers, zo, said in (
         ((other, None), None, "expected a zoquant.ZOSGD"),
-        ((zoquant.BatchedZO(zoquant.attach(tiny(tmp_path), exclude="*embed_tokens*"), directions=1), None), None, "BatchedZO"),
+        (
+            (zoquant.BatchedZO(zoquant.attach(tiny(tmp_path), exclude="*embed_tokens*"), directions=1), None),
+            None,
+            "BatchedZO",
+        ),
         ((zoquant.ZOSGD(views), None), FIXED, "one of them"),
         ((None, torch.optim.lr_scheduler.StepLR(other, 1)), None, "its optimizer"),
     ):
@@ -396,7 +412,8 @@ def test_a_copy_shares_what_the_model_computes_with(tmp_path: Path) -> None:
     """What Trainer.__init__ sees of a quantized model is a shallow copy: moving it moves the model."""
     model = tiny(tmp_path)
     stand_in = copy.copy(model)
-    assert stand_in._modules is model._modules and stand_in._parameters is model._parameters
+    assert stand_in._modules is model._modules
+    assert stand_in._parameters is model._parameters
     ids = TOKENS[:2]
     with torch.no_grad():
         assert torch.equal(stand_in(input_ids=ids).logits, model(input_ids=ids).logits)
