@@ -37,14 +37,9 @@ def loader(shuffle: bool = False) -> DataLoader[Any]:
 def trainer(folder: Path, steps: int = 6, callbacks: Any = (), **changes: Any) -> Any:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "log_every_n_steps": 1}
     return pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        **quiet,
-        **changes,
-    )
+        max_steps=steps, max_epochs=-1, accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks),
+        **quiet, **changes,
+    )  # fmt: skip
 
 
 def checkpoints(folder: Path, every: int) -> Any:

@@ -45,7 +45,7 @@ def _warn_of_unused(args: TrainingArguments) -> None:
     unused = [name for name in _UNUSED if getattr(args, name, None) not in (None, False, usual.get(name))]
     if unused:
         warnings.warn(
-            f"ZOTrainer: {', '.join(unused)} of args has no effect: there is no backward pass. Set learning rate, decay "
-            "and rule by zo=Settings(...).",
+            f"ZOTrainer: {', '.join(unused)} of args has no effect: there is no backward pass. Set learning rate, "
+            "decay and rule by zo=Settings(...).",
             stacklevel=4,
         )

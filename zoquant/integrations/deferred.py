@@ -71,8 +71,8 @@ class DeferredStep(torch.optim.Optimizer):
             self._failures += 1
             if self._failures == _LOSSES_IN_A_ROW:
                 raise LossError(
-                    f"{error or undone} This happened {self._failures} times in a row. Begin again with half the lr, or "
-                    "with clip set."
+                    f"{error or undone} This happened {self._failures} times in a row. Begin again with half the lr, "
+                    "or with clip set."
                 ) from undone
             warnings.warn(str(error or undone), stacklevel=2)
 

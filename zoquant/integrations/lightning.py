@@ -32,8 +32,8 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
             def loss(self, batch):
                 return self.model(**batch).loss
 
-    Everything else is Lightning's: loaders, callbacks, loggers, `ModelCheckpoint`, `ckpt_path`. Checkpoints hold a delta
-    in place of the weights. The model stays in eval mode.
+    Everything else is Lightning's: loaders, callbacks, loggers, `ModelCheckpoint`, `ckpt_path`. Checkpoints hold a
+    delta in place of the weights. The model stays in eval mode.
 
     Attributes:
         model: the model.
