@@ -26,7 +26,7 @@ def test_the_example_trains(name: str, tmp_path: Path) -> None:
             "--steps", "4", "--batch", str(len(ROWS) // 3), "--out", str(tmp_path / "out"),
         ],
         capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
