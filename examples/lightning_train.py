@@ -5,10 +5,8 @@ python examples/lightning_train.py model.gguf --steps 100
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,28 +15,25 @@ from zoquant.demo import TEMPLATE, checkpoint, reviews
 from zoquant.integrations.lightning import ZOModule
 from zoquant.rows import read_rows
 from zoquant.settings import Settings
+from zoquant.tasks import Classification
 
 
 class Reviews(ZOModule):
-    """Tells good reviews from bad ones by the word that follows."""
+    """Tells good reviews from bad ones by the word that follows. A batch is the numbers of its examples."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, settings: Settings) -> None:
-        super().__init__(model, settings)
-        self.words = [tokenizer(TEMPLATE.continuation(v), add_special_tokens=False)["input_ids"][0] for v in "01"]
+    def __init__(self, model: nn.Module, train: Classification, test: Classification) -> None:
+        super().__init__(model, Settings())
+        self.train_task, self.test_task = train, test
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the cross-entropy between the two words."""
-        return nn.functional.cross_entropy(self._scores(batch), batch["labels"])
+    def loss(self, batch: Tensor) -> Tensor:
+        """Return the cross-entropy over the label words."""
+        return self.train_task.loss(self.model, self.train_task.batch(batch.tolist()))
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Log the accuracy."""
-        hits = (self._scores(batch).argmax(-1) == batch["labels"]).float()
-        self.log("accuracy", hits.mean(), batch_size=len(hits), prog_bar=True)
-
-    def _scores(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        last = batch["attention_mask"].sum(-1) - 1
-        return logits[torch.arange(len(last)), last][:, self.words].float()
+        examples = self.test_task.batch(batch.tolist())
+        hits = self.test_task.scores(self.model, examples).argmax(-1) == examples.labels
+        self.log("accuracy", hits.float().mean(), batch_size=len(hits), prog_bar=True)
 
 
 def main() -> None:
@@ -53,22 +48,24 @@ def main() -> None:
     given = parser.parse_args()
 
     model, tokenizer = zoquant.load(given.model or checkpoint())
-    tokenizer.padding_side = "right"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    device = next(model.parameters()).device
+    train, test = (Classification(read_rows(path), TEMPLATE, tokenizer, device) for path in (given.train, given.test))
+    train_loader = DataLoader(range(len(train)), given.batch, shuffle=True)
+    test_loader = DataLoader(range(len(test)), 2 * given.batch)
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        texts = tokenizer([TEMPLATE.prompt(row) for row in rows], padding=True, return_tensors="pt")
-        return {**texts, "labels": torch.tensor([int(row["label"]) for row in rows])}
-
-    train = DataLoader(read_rows(given.train), given.batch, shuffle=True, collate_fn=collate)
-    test = DataLoader(read_rows(given.test), 2 * given.batch, collate_fn=collate)
-    module = Reviews(model, tokenizer, Settings())
+    module = Reviews(model, train, test)
     trainer = pl.Trainer(
-        max_steps=given.steps, max_epochs=-1, accelerator="auto", devices=1, default_root_dir=given.out, logger=False
+        max_steps=given.steps,
+        max_epochs=-1,
+        accelerator=device.type,
+        devices=1,
+        default_root_dir=given.out,
+        logger=False,
     )
-    trainer.validate(module, test)
-    trainer.fit(module, train)
-    trainer.validate(module, test)
+    trainer.validate(module, test_loader)
+    trainer.fit(module, train_loader)
+    trainer.validate(module, test_loader)
+    given.out.mkdir(parents=True, exist_ok=True)
     zoquant.save_delta(given.out / "delta.safetensors", module.views)
 
 

@@ -1,4 +1,4 @@
-"""ZOTrainer on checkpoints that the libraries wrote, loaded by transformers with the library's own layers, or natively."""
+"""ZOTrainer on checkpoints that the libraries wrote, on the layers of the library and on native ones."""
 
 import importlib.util
 from pathlib import Path
@@ -36,8 +36,9 @@ def test_a_model_of_the_library(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(VENDORS[name]) is None:
         pytest.skip(f"{VENDORS[name]} is not here")
     model = AutoModelForCausalLM.from_pretrained(path)
-    with pytest.raises(ValueError, match="purely quantized"):
-        Trainer(model=model, args=arguments(tmp_path), train_dataset=ROWS)
+    if name != "quanto_int8":  # whose codes Trainer itself would train
+        with pytest.raises(ValueError, match="purely quantized"):
+            Trainer(model=model, args=arguments(tmp_path), train_dataset=ROWS)
     _train(path, model, tmp_path)
     assert model.is_quantized
 
