@@ -84,10 +84,14 @@ class Soak:
         home: an empty folder.
         seed: of the moments.
         settings: of the runs.
+        tell: called with what was found, after each kill.
     """
 
-    def __init__(self, home: Path, seed: int = 0, settings: Settings = SETTINGS) -> None:
+    def __init__(
+        self, home: Path, seed: int = 0, settings: Settings = SETTINGS, tell: Callable[[Found], None] = lambda _: None
+    ) -> None:
         self.home = home
+        self.tell = tell
         self.random = random.Random(seed)
         self.settings = settings
         self.found = Found()
@@ -123,6 +127,7 @@ class Soak:
             if self._wait(child, kill) is not None:
                 self.found.kills, here = self.found.kills + 1, here + 1
                 self._check(folder)
+                self.tell(self.found)
                 continue
             self._compare(folder)
             self.found.runs += 1
@@ -255,8 +260,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
+
+    def tell(found: Found) -> None:
+        if found.kills % 25 == 0:
+            print(f"{found.kills} kills, {found.runs} runs, {time.perf_counter() - start:.0f} s", flush=True)
+
     with TemporaryDirectory() as home:
-        soak = Soak(Path(home), given.seed)
+        soak = Soak(Path(home), given.seed, tell=tell)
         soak.forks(given.kills - given.fresh)
         soak.processes(given.fresh)
         result: dict[str, Any] = {
