@@ -9,6 +9,7 @@ from fuzz.journal_mutations import mutate_journal
 from fuzz.json_mutations import mutate_json
 from fuzz.tensor_mutations import mutate_safetensors
 
+
 def mutate_lines(content: bytes, choices: Choices) -> bytes:
     """Change one thing in one line of JSON lines."""
     lines = content.split(b"\n")

@@ -64,7 +64,9 @@ def _read_run(path: Path, everything: bool) -> None:
 
 
 def _jsonl(folder: Path) -> Path:
-    (folder / "rows.jsonl").write_text('{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n')
+    (folder / "rows.jsonl").write_text(
+        '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n'
+    )
     return folder / "rows.jsonl"
 
 

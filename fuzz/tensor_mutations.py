@@ -54,7 +54,10 @@ def _mutate_metadata(metadata: dict[str, str], choices: Choices) -> dict[str, An
     """Change the metadata, or the JSON within it that zoquant writes."""
     inner = metadata.get("zoquant")
     if isinstance(inner, str) and choices.below(4):
-        return {**metadata, "zoquant": mutate_json(inner.encode("utf-8", "surrogatepass"), choices).decode("utf-8", "replace")}
+        return {
+            **metadata,
+            "zoquant": mutate_json(inner.encode("utf-8", "surrogatepass"), choices).decode("utf-8", "replace"),
+        }
     return _parse_object(mutate_json(json.dumps(metadata).encode(), choices))
 
 

@@ -14,7 +14,19 @@ FORBIDDEN = (
 ROOT = Path(zoquant.__file__).parent
 LAYERS = (
     ("errors", "protocol", "plain_json", "places"),
-    ("kernels", "registry", "noise", "fingerprint", "files", "folder", "views", "native", "objective", "rules", "estimators"),
+    (
+        "kernels",
+        "registry",
+        "noise",
+        "fingerprint",
+        "files",
+        "folder",
+        "views",
+        "native",
+        "objective",
+        "rules",
+        "estimators",
+    ),
     ("source", "layout", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
     ("update", "journal", "delta", "factors", "trajectory"),

@@ -118,7 +118,7 @@ def test_names_of_shards_stay_in_the_folder(name: str, folder: Path, secret: Pat
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" + "[]," * (MAX_VALUES // 2) + "[]]"])
 def test_json_bombs(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="too deep|values, expected at most|nesting|recursion"):
+    with pytest.raises(ValueError, match=r"too deep|values, expected at most"):
         parse_json(text)
     raw = text.encode()
     (tmp_path / "a.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)

@@ -181,8 +181,8 @@ def _counts(path: Path, header: dict[str, Any]) -> tuple[int, int]:
     seeds = header.get("seeds", probes)
     if type(probes) is not int or type(seeds) is not int or not 0 < probes <= MAX_PROBES or seeds not in (1, probes):
         raise CheckpointError(
-            f"{path}: the header says {probes!r:.40} probes and {seeds!r:.40} seeds a step, expected 1 to {MAX_PROBES}, "
-            "and as many seeds or one. Begin the run again."
+            f"{path}: the header says {probes!r:.40} probes and {seeds!r:.40} seeds a step, expected 1 to "
+            f"{MAX_PROBES}, and as many seeds or one. Begin the run again."
         )
     return probes, seeds
 

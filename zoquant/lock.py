@@ -60,8 +60,8 @@ class Lock:
             _lock(file)
         except BlockingIOError as error:
             raise FolderInUseError(
-                f"{self.path.parent}: a run is under way here, held by {_holder(file)}. Wait for it, stop it, or choose "
-                "another folder."
+                f"{self.path.parent}: a run is under way here, held by {_holder(file)}. Wait for it, stop it, or "
+                "choose another folder."
             ) from error
         except OSError as error:
             raise FolderInUseError(

@@ -14,7 +14,7 @@ errors = Console(stderr=True)
 
 
 def printable(value: Any) -> str:
-    """Return a text in which nothing moves a cursor, colours a line or turns the writing round: `\\x1b` for an escape.
+    r"""Return a text in which nothing moves a cursor, colours a line or turns the writing round: `\x1b` for an escape.
 
     Names come from checkpoints, data and plugins, so from anybody.
     """
