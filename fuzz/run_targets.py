@@ -12,15 +12,18 @@ from zoquant.micro_batches import MicroBatches
 from zoquant.rows import read_rows
 from zoquant.rules import Adam
 from zoquant.run_folder import RunFolder
+from zoquant.tasks import Evaluation, Metric
 from zoquant.update import Step
 
 _STEPS = [Step((7 + n, 11 + n), (0.5 + n, -1e-3), 1e-3) for n in range(3)]
 _RUN = Trajectory({"a.d": "00ff", "b.d": "ff00"}, "relative", Noise("sphere", 0.5), True, "fzoo", Adam(), 0.25, _STEPS)
+_FOUND = Evaluation("accuracy", {"accuracy": Metric(0.5, (0.1, 0.9)), "loss": Metric(0.7, None)}, 4).to_dict()
+_EVALUATED = {f"eval_{name}": value for name, value in _FOUND.items()}
 _METRICS = (
-    {"step": 0, "seconds": 0.1, "eval_accuracy": 0.5, "eval_loss": 0.7, "eval_examples": 4},
+    {"step": 0, "seconds": 0.1, **_EVALUATED},
     {"step": 1, "seconds": 0.1, "loss": 0.7, "derivative": 0.1, "clipped": False, "moved": 1.0, "lr": 1e-3},
-    {"step": 1, "seconds": 0.1, "eval_accuracy": 0.5, "eval_loss": 0.7, "eval_examples": 4},
-)  # fmt: skip
+    {"step": 1, "seconds": 0.1, **_EVALUATED},
+)
 
 
 def _delta(folder: Path) -> Path:

@@ -15,7 +15,6 @@ from zoquant.plain_json import parse_json
 from zoquant.tasks import Evaluation
 from zoquant.trajectory import Trajectory
 
-
 _MOST = 1 << 24
 """Bytes of settings or of a calibration."""
 _MOST_LINES = 1 << 31
@@ -197,7 +196,9 @@ class RunFolder:
                 if "eval_primary" in line
             ]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{self.metrics}: an evaluation is damaged: {error!r:.80}. Begin a new run.") from error
+            raise CheckpointError(
+                f"{self.metrics}: an evaluation is damaged: {error!r:.80}. Begin a new run."
+            ) from error
 
     def _append_samples(self, step: int, found: Evaluation) -> None:
         for sample in found.samples:
