@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,8 +36,9 @@ from zoquant.settings import Settings
 from zoquant.tasks import Classification, Template
 from zoquant.trainer import Job, run
 
-SETTINGS = Settings(steps=16, batch_size=4, eps=1e-2, rule="momentum")
-"""lr is calibrated, so that a kill can fall into the calibration, too."""
+SETTINGS = Settings(steps=12, batch_size=2, lr=1e-3, eps=1e-2, rule="momentum")
+CALIBRATED = 0.2
+"""Share of the kills on runs whose lr is calibrated first, so that a kill can fall there, too."""
 EVAL_EVERY = 4
 AIMED = 0.25
 """Share of the kills that wait for the last step: what follows is short, and a random moment would hardly hit it."""
@@ -60,7 +61,7 @@ class Found:
         fresh: of them, whole processes of the command line.
         runs: runs that came to their end, and were equal to the uninterrupted one.
         most_kills_of_a_run: kills that one run survived.
-        before_the_folder, in_the_calibration, in_the_steps, at_the_end: where the kills fell, by what was on disk.
+        before_the_folder, before_the_steps, in_the_steps, at_the_end: where the kills fell, by what was on disk.
         steps_lost: steps that had been reported and were not in the journal.
         files_damaged: deltas, trajectories and journals that could not be read.
     """
@@ -70,11 +71,17 @@ class Found:
     runs: int = 0
     most_kills_of_a_run: int = 0
     before_the_folder: int = 0
-    in_the_calibration: int = 0
+    before_the_steps: int = 0
     in_the_steps: int = 0
     at_the_end: int = 0
     steps_lost: int = 0
     files_damaged: int = 0
+
+    def plus(self, other: "Found") -> "Found":
+        """Return what two soaks came to together."""
+        both = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        most = max(self.most_kills_of_a_run, other.most_kills_of_a_run)
+        return Found(**{**both, "most_kills_of_a_run": most})
 
 
 class Soak:
@@ -96,6 +103,7 @@ class Soak:
         self.settings = settings
         self.found = Found()
         self._known: set[int] = {-1}
+        home.mkdir(parents=True, exist_ok=True)
         self.checkpoint, self.rows = write_checkpoint(home / "tiny.gguf"), write_rows(home / "rows.jsonl")
         self.source = Source(str(self.checkpoint), compute_dtype="float32", device="cpu")
         self.model, tokenizer, device = self.source.open()
@@ -157,6 +165,7 @@ class Soak:
             "train", str(self.checkpoint), "--data", str(self.rows), "--eval-data", str(self.rows),
             "--template", TEMPLATE, "--labels", LABELS, "--out", str(folder.path), "--steps", str(chosen.steps),
             "--batch-size", str(chosen.batch_size), "--eps", str(chosen.eps), "--rule", chosen.rule,
+            *([] if chosen.lr is None else ["--lr", str(chosen.lr)]),
             "--eval-every", str(EVAL_EVERY), "--compute-dtype", "float32", "--device", "cpu", "--json",
             *(["--resume"] if folder.path.exists() else []),
         ]  # fmt: skip
@@ -221,7 +230,7 @@ class Soak:
         elif folder.journal.exists():
             self.found.in_the_steps += 1
         else:
-            self.found.in_the_calibration += 1
+            self.found.before_the_steps += 1
 
     def _compare(self, folder: RunFolder) -> None:
         if _bytes(folder) != self.whole:
@@ -265,19 +274,21 @@ def main() -> None:
         if found.kills % 25 == 0:
             print(f"{found.kills} kills, {found.runs} runs, {time.perf_counter() - start:.0f} s", flush=True)
 
+    calibrated = round(CALIBRATED * (given.kills - given.fresh))
     with TemporaryDirectory() as home:
-        soak = Soak(Path(home), given.seed, tell=tell)
-        soak.forks(given.kills - given.fresh)
-        soak.processes(given.fresh)
-        result: dict[str, Any] = {
-            **asdict(soak.found),
-            "steps_a_run": soak.settings.steps,
-            "seconds_of_an_uninterrupted_run": round(soak.seconds, 3),
-            "seconds": round(time.perf_counter() - start, 1),
-            "seed": given.seed,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
+        first = Soak(Path(home) / "given", given.seed, tell=tell)
+        first.forks(given.kills - given.fresh - calibrated)
+        first.processes(given.fresh)
+        second = Soak(Path(home) / "calibrated", given.seed + 1, replace(SETTINGS, lr=None), tell)
+        second.forks(calibrated)
+    result: dict[str, Any] = {
+        **asdict(first.found.plus(second.found)),
+        "steps_a_run": SETTINGS.steps,
+        "seconds": round(time.perf_counter() - start, 1),
+        "seed": given.seed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     text = json.dumps(result, indent=1) + "\n"
     print(text, end="")
     if given.out:

@@ -61,7 +61,7 @@ class MicroBatches:
 
         Args:
             step: number of the step, from 0.
-            batches: the batches of the call.
+            batches: the batches of the call; those of a task that cannot halve them are not cut.
             call: gets the parts of each batch, and leaves everything as it was if it raises.
 
         Returns:
@@ -76,7 +76,7 @@ class MicroBatches:
             try:
                 return call(parts)
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or not all(hasattr(batch, "halves") for batch in batches):
                     raise
                 said = " ".join(str(error).split())[:200] or type(error).__name__
             # Out here the error is gone, and with it the activations that its frames held.
