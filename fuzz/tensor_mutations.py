@@ -44,10 +44,21 @@ def mutate_safetensors(content: bytes, choices: Choices) -> bytes:
     except (ValueError, TypeError, KeyError, AttributeError):
         return mutate_bytes(content, choices)
     if how == 2:
-        metadata = _parse_object(mutate_json(json.dumps(metadata).encode(), choices))
+        metadata = _mutate_metadata(metadata, choices)
     elif tensors:
         _mutate_tensor(tensors, choices)
     return _write(metadata, tensors)
+
+
+def _mutate_metadata(metadata: dict[str, str], choices: Choices) -> dict[str, Any]:
+    """Change the metadata, or the JSON within it that zoquant writes."""
+    inner = metadata.get("zoquant")
+    if isinstance(inner, str) and choices.below(4):
+        return {
+            **metadata,
+            "zoquant": mutate_json(inner.encode("utf-8", "surrogatepass"), choices).decode("utf-8", "replace"),
+        }
+    return _parse_object(mutate_json(json.dumps(metadata).encode(), choices))
 
 
 def _mutate_tensor(tensors: list[Stored], choices: Choices) -> None:

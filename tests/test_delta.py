@@ -170,7 +170,7 @@ def refused(file: Path, error: type[Exception], text: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none\.safetensors: not a readable safetensors file: .*Is it whole\?"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: cannot be read: No such file"):
         read_delta(tmp_path / "none.safetensors")
 
 

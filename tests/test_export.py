@@ -134,7 +134,7 @@ def test_damaged_files_are_refused(toy_file: Path, delta: Path, tmp_path: Path) 
         export(short, delta=delta, out=out)
     half = tmp_path / "half.safetensors"
     half.write_bytes(delta.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"half\.safetensors: not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match=r"half\.safetensors: .header.: expected at most 92 bytes"):
         export(toy_file, delta=half, out=out)
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))

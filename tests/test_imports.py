@@ -13,8 +13,20 @@ FORBIDDEN = (
 )  # fmt: skip
 ROOT = Path(zoquant.__file__).parent
 LAYERS = (
-    ("errors", "protocol"),
-    ("kernels", "registry", "noise", "fingerprint", "files", "views", "native", "objective", "rules", "estimators"),
+    ("errors", "protocol", "plain_json", "places"),
+    (
+        "kernels",
+        "registry",
+        "noise",
+        "fingerprint",
+        "files",
+        "folder",
+        "views",
+        "native",
+        "objective",
+        "rules",
+        "estimators",
+    ),
     ("source", "layout", "fused", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
     ("update", "journal", "delta", "factors", "trajectory", "experts"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoquant.attach import BoundView, Views
 from zoquant.errors import BaseMismatchError
+from zoquant.places import refuse_stray
 from zoquant.protocol import Checksum, Checksummed, Format, SeveralFiles, Span
 from zoquant.registry import format_of
 from zoquant.views import TensorView, bytes_of
@@ -45,10 +46,13 @@ def files_of(path: Path, found: Format) -> dict[str, Path]:
     A folder is all files in it; a file is one, unless its format says which others belong to it.
 
     Raises:
-        CheckpointError: the format misses one of them.
+        CheckpointError: the format misses one of them, or one is no plain file of the folder.
     """
     if path.is_dir():
-        return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+        found = [file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir()]
+        for file in found:
+            refuse_stray(path, file)
+        return {file.relative_to(path).as_posix(): file for file in found}
     files = found.files(path) if isinstance(found, SeveralFiles) else [path]
     return {file.name: file for file in files}
 

@@ -55,3 +55,11 @@ class WriteError(ZoquantError, OSError):
 
 class RewardError(LossError):
     """A reward from outside gave no number. The step was undone and counts as skipped."""
+
+
+class FolderInUseError(ZoquantError):
+    """Another run writes to the folder. The message says which process, where, and since when."""
+
+
+class DoesNotFitError(ZoquantError, MemoryError):
+    """A forward of one example alone needs more memory than there is. The step was undone."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoquant.errors import CheckpointError, OutputExistsError, WriteError
+from zoquant.folder.safetensors import read_safetensors
+from zoquant.plain_json import parse_json
 
 _METADATA = "zoquant"
 
@@ -102,7 +103,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file that `save_tensors` wrote.
+    """Read a file that `save_tensors` wrote. Nothing of it stays mapped, so that it may change afterwards.
 
     Args:
         path: the file.
@@ -112,11 +113,10 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         CheckpointError: the file is missing, truncated, or not of this kind.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}. Is it whole?") from error
+        stored, said = read_safetensors(path)
+        metadata = parse_json(said.get(_METADATA, "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata is damaged: {str(error)[:120]}. Is it whole?") from error
     if not isinstance(metadata, dict) or metadata.get("kind") != kind:
         raise CheckpointError(f"{path}: expected a zoquant {kind}, got another safetensors file. Check the path.")
-    return tensors, metadata
+    return {name: tensor.read() for name, tensor in stored.items()}, metadata

@@ -14,18 +14,23 @@ loses at most that many steps, which a resumed run does again to the same bytes.
 """
 
 import json
+import math
 import os
 import struct
 import zlib
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, ValueRangeError
 from zoquant.files import writing
+from zoquant.plain_json import parse_json
 from zoquant.update import Step
 
 MAGIC = b"ZOQTRAJ\x01"
 SYNC_EVERY = 25
+MAX_PROBES = 1 << 16
+MAX_BYTES = 1 << 31
+"""Of a journal that is read: it fits in memory, as a trajectory does."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -120,14 +125,17 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
 
     Raises:
         CheckpointError: the header is not whole, or a record is damaged although a later one is whole.
+        ValueRangeError: a number is NaN or infinite.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: expected a journal of at most {MAX_BYTES} bytes. Check the path.")
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
     header, start = _decode_header(path, data)
-    seeds = header.get("seeds", header["probes"])
-    record = _record(header["probes"], seeds)
+    probes, seeds = _counts(path, header)
+    record = _record(probes, seeds)
     salt, size = zlib.crc32(data[: start - 4]), record.size + 4
     rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
     whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
@@ -156,10 +164,27 @@ def _decode_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
             f"{path}: journal of version {data[len(MAGIC) - 1]}, expected {MAGIC[-1]}. Update zoquant."
         )
     end = fixed + _LENGTH.unpack(data[len(MAGIC) : fixed])[0] if len(data) >= fixed else len(data)
-    if len(data) < end + 4 or _LENGTH.unpack(data[end : end + 4])[0] != zlib.crc32(data[:end]):
+    if not fixed <= end <= len(data) - 4 or _LENGTH.unpack(data[end : end + 4])[0] != zlib.crc32(data[:end]):
         raise CheckpointError(f"{path}: the header is damaged. Use a copy of the file, or begin the run again.")
-    header = json.loads(data[fixed:end])
+    try:
+        header = parse_json(data[fixed:end])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is not JSON: {str(error)[:120]}. Begin the run again.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is no JSON object. Begin the run again.")
     return header, end + 4
+
+
+def _counts(path: Path, header: dict[str, Any]) -> tuple[int, int]:
+    """Return directions and seeds a step, as the header says."""
+    probes = header.get("probes")
+    seeds = header.get("seeds", probes)
+    if type(probes) is not int or type(seeds) is not int or not 0 < probes <= MAX_PROBES or seeds not in (1, probes):
+        raise CheckpointError(
+            f"{path}: the header says {probes!r:.40} probes and {seeds!r:.40} seeds a step, expected 1 to "
+            f"{MAX_PROBES}, and as many seeds or one. Begin the run again."
+        )
+    return probes, seeds
 
 
 def _record(probes: int, seeds: int) -> struct.Struct:
@@ -171,6 +196,10 @@ def _decode(path: Path, number: int, record: struct.Struct, seeds: int, row: byt
     pairs, others = rest[: 2 * seeds], rest[2 * seeds :]
     if found != number:
         raise CheckpointError(f"{path}: record {number} is of step {found}. Use a copy of the file.")
+    if not all(map(math.isfinite, (lr, *pairs[1::2], *others))):
+        raise ValueRangeError(f"{path}: step {number} holds NaN or infinity, expected finite numbers.")
+    if any(seed >= 1 << 63 for seed in pairs[::2]):
+        raise CheckpointError(f"{path}: step {number} has a seed above 2⁶³. Use a copy of the file.")
     return Step(tuple(pairs[::2]), (*pairs[1::2], *others), lr)
 
 

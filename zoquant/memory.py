@@ -1,9 +1,10 @@
-"""Resident memory of this process."""
+"""Memory of this process: how much of it is resident, and whether an error says that there is no more."""
 
 import sys
 from pathlib import Path
 
 import psutil
+import torch
 
 
 def rss_bytes() -> int:
@@ -26,3 +27,14 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+_SAID = ("not enough memory", "out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What RuntimeErrors of torch say when there is no memory: its allocators for CPU and MPS, and cuBLAS."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)

@@ -1,16 +1,24 @@
 """The folder of a training run: its files, and what may be gone on with."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from zoquant.calibration import Calibration
 from zoquant.errors import CheckpointError
-from zoquant.files import refuse_existing, write_text, writing
+from zoquant.files import refuse_existing, replacing_folder, write_text, writing
+from zoquant.lock import Lock
 from zoquant.optim import StepResult
+from zoquant.plain_json import parse_json
 from zoquant.tasks import Evaluation
 from zoquant.trajectory import Trajectory
+
+_MOST = 1 << 24
+"""Bytes of settings or of a calibration."""
+_MOST_LINES = 1 << 31
+"""Bytes of metrics: some millions of steps."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class RunFolder:
         path: the folder.
         settings, calibration, metrics, samples, delta, trajectory, summary, plot: its files.
         journal: the trajectory while the run is under way.
+        micro_batches: at which steps batches were halved, if memory ran out.
+        lock: who trains here now; held from `begin` or `resume` to `release`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,26 +68,44 @@ class RunFolder:
         self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
         self.plot = self.path / "loss.png"
+        self.micro_batches = self.path / "micro_batches.json"
+        self.lock = Lock(self.path / "run.lock")
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Make the folder and write the settings.
+        """Make the folder with the settings in it, and take its lock. There is no folder without settings.
 
         Raises:
             OutputExistsError: the folder exists.
+            FolderInUseError: another process was quicker.
         """
         refuse_existing(self.path)
         with writing(self.path):
-            self.path.mkdir(parents=True)
-        write_text(self.settings, json.dumps(settings, indent=1) + "\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(self.path) as folder:
+            write_text(folder / self.settings.name, json.dumps(settings, indent=1) + "\n")
+        self.lock.acquire()
+
+    def release(self) -> None:
+        """Give the lock back: another process may go on here."""
+        self.lock.release()
 
     def resume(self, settings: dict[str, Any]) -> Trajectory | None:
-        """Return the trajectory to go on from, None if the run saved nothing yet, and forget later metrics.
+        """Take the lock, return the trajectory to go on from, None if there is none yet, and forget later metrics.
 
         Raises:
+            FolderInUseError: another process trains here.
             CheckpointError: the folder holds no run, or one of other settings; the first one is named.
         """
         if not self.settings.exists():
             raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
+        self.lock.acquire()
+        try:
+            return self._resume(settings)
+        except BaseException:
+            self.release()
+            raise
+
+    def _resume(self, settings: dict[str, Any]) -> Trajectory | None:
         before = self._read_settings()
         after = json.loads(json.dumps(settings))
         for name in after | before:
@@ -86,6 +114,8 @@ class RunFolder:
                     f"{self.path}: was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume "
                     "with the settings of the run."
                 )
+        for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
+            left.unlink()
         source = self.journal if self.journal.exists() else self.trajectory
         trajectory = Trajectory.load(source) if source.exists() else None
         done = 0 if trajectory is None else len(trajectory.steps)
@@ -104,7 +134,14 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return self._read_json(self.calibration) if self.calibration.exists() else None
+        if not self.calibration.exists():
+            return None
+        found = self._read_json(self.calibration)
+        if not (_is_rate(found.get("lr")) and _is_rate(found.get("eps")) and found["eps"] > 0) or (
+            found.get("clip") is not None and not (_is_rate(found.get("clip")) and found["clip"] > 0)
+        ):
+            raise CheckpointError(f"{self.calibration}: expected the numbers lr, eps and clip. Begin a new run.")
+        return found
 
     def save_calibration(self, found: dict[str, Any]) -> None:
         """Write what the calibration measured and chose."""
@@ -112,13 +149,22 @@ class RunFolder:
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            size = path.stat().st_size
+            found = parse_json(path.read_bytes()) if size <= _MOST else f"{size} bytes"
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"{path}: cannot be read: expected a JSON object, got {found!r:.80}. Begin a new run."
+            )
         return found
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of the metrics file; a last line that was cut off is left out."""
+        """Return the lines of the metrics file; what a kill or a power failure left at its end is left out.
+
+        Raises:
+            CheckpointError: a line is damaged although a later one is whole.
+        """
         return _read_lines(self.metrics)
 
     def read_samples(self) -> list[dict[str, Any]]:
@@ -138,12 +184,21 @@ class RunFolder:
         self._append(self.metrics, line)
 
     def evaluations(self) -> list[tuple[int, Evaluation]]:
-        """Return the evaluations so far, with the number of steps before each."""
-        return [
-            (line["step"], Evaluation.from_dict({key.removeprefix("eval_"): value for key, value in line.items()}))
-            for line in self.read_metrics()
-            if "eval_primary" in line
-        ]
+        """Return the evaluations so far, with the number of steps before each.
+
+        Raises:
+            CheckpointError: a line is damaged.
+        """
+        try:
+            return [
+                (line["step"], Evaluation.from_dict({key.removeprefix("eval_"): value for key, value in line.items()}))
+                for line in self.read_metrics()
+                if "eval_primary" in line
+            ]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.metrics}: an evaluation is damaged: {error!r:.80}. Begin a new run."
+            ) from error
 
     def _append_samples(self, step: int, found: Evaluation) -> None:
         for sample in found.samples:
@@ -155,5 +210,32 @@ class RunFolder:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """Return the objects of a file to which one is appended at a time, each with the number of a step.
+
+    Raises:
+        CheckpointError: a line is damaged although a later one is whole, or the file is too large.
+    """
+    try:
+        if not path.exists():
+            return []
+        if path.stat().st_size > _MOST_LINES:
+            raise CheckpointError(f"{path}: expected at most {_MOST_LINES} bytes. Begin a new run.")
+        lines = [_line(text) for text in path.read_bytes().split(b"\n")[:-1]]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+    good = lines.index(None) if None in lines else len(lines)
+    if any(line is not None for line in lines[good:]):
+        raise CheckpointError(f"{path}, line {good + 1}: is damaged, but a later one is whole. Begin a new run.")
+    return [line for line in lines[:good] if line is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -14,6 +14,8 @@ from zoquant.delta import save_delta
 from zoquant.errors import LossError, RewardError
 from zoquant.journal import Journal
 from zoquant.memory import peak_rss_bytes, rss_bytes
+from zoquant.micro_batches import MicroBatches
+from zoquant.objective import mean_loss
 from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
@@ -98,10 +100,14 @@ def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> O
         What came of it. After Ctrl-C everything is saved and `finished` is False.
 
     Raises:
-        OutputExistsError, CheckpointError: the folder cannot be used.
+        OutputExistsError, CheckpointError, FolderInUseError: the folder cannot be used.
+        DoesNotFitError: one example alone needs more memory than there is; the run so far is saved.
         LossError: the loss was not finite several times in a row; the run so far is saved.
     """
-    return _Run(job, resume, report).go()
+    try:
+        return _Run(job, resume, report).go()
+    finally:
+        job.folder.release()
 
 
 class _Run:
@@ -121,6 +127,7 @@ class _Run:
             job.folder.begin(settings)
         elif (trajectory := job.folder.resume(settings)) is not None:
             self.optimizer.resume(trajectory)
+        self.micro_batches = MicroBatches(job.folder.micro_batches)
         self.journal: Journal | None = None
         self.rss_loaded = rss_bytes()
 
@@ -128,7 +135,7 @@ class _Run:
         """Evaluate, train, save, evaluate."""
         finished = False
         try:
-            if not self.job.folder.evaluations():
+            if self._evaluation_is_due():
                 self._evaluate()
             self._calibrate()
             self._train()
@@ -143,6 +150,12 @@ class _Run:
             self.job.folder.journal.unlink(missing_ok=True)
         return self._outcome(finished)
 
+    def _evaluation_is_due(self) -> bool:
+        """Whether the run begins, or a kill took the evaluation that its last step called for."""
+        done, every = [step for step, _ in self.job.folder.evaluations()], self.job.eval_every
+        steps = self.optimizer.steps
+        return not done or (every > 0 and steps > 0 and steps % every == 0 and steps not in done)
+
     def _calibrate(self) -> None:
         """Choose the numbers that were not given, or take over those that this run has chosen before."""
         job, chosen = self.job, self.job.settings
@@ -153,9 +166,10 @@ class _Run:
             batches = [
                 job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)
             ]
-            closures = [lambda batch=batch: float(job.train.loss(job.model, batch)) for batch in batches]
             rates = [chosen.rate_at(step) for step in range(chosen.steps)]
-            calibration = self.optimizer.calibrate(closures, choose=chosen.missing, schedule=rates)
+            calibration = self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
+                [self._loss(parts) for parts in cut], choose=chosen.missing, schedule=rates
+            ))  # fmt: skip
             found = calibration.to_dict()
             job.folder.save_calibration(found)
             self.report(Progress(self.optimizer.steps, chosen.steps, None, None, 0.0, 0.0, calibration))
@@ -182,18 +196,35 @@ class _Run:
                         f"{self.job.folder.path}; {advice}."
                     ) from error
                 continue
-            self._record()
             self._after_step(result, time.perf_counter() - start)
 
     def _step(self) -> StepResult:
         job, step = self.job, self.optimizer.steps
         self.optimizer.param_groups[0]["lr"] = self.lr * job.settings.rate_at(step)
         batch = job.train.batch_of_step(job.settings.seed, step, job.settings.batch_size)
-        return self.optimizer.step(lambda: self.watch.forward(lambda: float(job.train.loss(job.model, batch))))
+
+        def attempt(cut: list[list[Any]]) -> StepResult:
+            self.watch.discard()
+            loss = self._loss(cut[0])
+            return self.optimizer.step(lambda: self.watch.forward(loss))
+
+        return self.micro_batches.fit(step, [batch], attempt)
+
+    def _loss(self, parts: Sequence[Any]) -> Callable[[], float]:
+        """Return what evaluates the loss of a batch, which goes through the model in these parts."""
+        job = self.job
+        closures = [lambda part=part: float(job.train.loss(job.model, part)) for part in parts]
+        if len(closures) == 1:
+            return closures[0]
+        whole = mean_loss(closures, [part.weight for part in parts])
+        return lambda: float(whole())
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
-        self._tell(Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds)))
+        progress = Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds))
+        job.folder.append_metrics(progress)
+        self._record()  # last: of a step that the journal does not hold, a run that goes on forgets the line
+        self.report(progress)
         if job.eval_every and steps % job.eval_every == 0:
             self._evaluate()
 

@@ -3,6 +3,7 @@
 Source: MeZO (arXiv 2305.17333, section 2.1 and appendix): the update of a step is lr · derivative · z(seed).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from zoquant.update import Mover, Step
 
 _VERSION = 2
 _TENSORS = ("seeds", "derivatives", "lr")
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass
@@ -138,11 +140,13 @@ class Trajectory:
         base, space, coupled, decay, subspace = (
             state.get(name) for name in ("base", "space", "coupled", "decay", "subspace")
         )
-        typed = isinstance(base, dict) and isinstance(coupled, bool) and isinstance(decay, float)
+        typed = isinstance(coupled, bool) and isinstance(decay, float) and 0 <= decay < math.inf
+        typed &= isinstance(base, dict) and all(isinstance(print_, str) for print_ in base.values())
         if not (typed and space in SPACES and subspace in SUBSPACES):
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         try:
             noise, rule = Noise(**state["noise"]), rule_from_dict(state["rule"])
+            _check_lengths(steps)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{what}: the header is not that of a trajectory: {error} Update zoquant.") from error
         return cls(
@@ -238,6 +242,14 @@ class Trajectory:
             for index, view in enumerate(buffer.views)
         }
         return Delta({key: values[key] for key in views.keys}, dict(self.base), self.space)
+
+
+def _check_lengths(steps: Sequence[Step]) -> None:
+    """Refuse what no run writes: a step so long that float32 does not hold it."""
+    for number, step in enumerate(steps):
+        for amount in step.amounts:
+            if not max(abs(amount), abs(step.lr * amount)) <= _FLOAT32_MAX:
+                raise ValueError(f"step {number} moves by {step.lr:g} times {amount:g}, more than float32 holds.")
 
 
 def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | None = None) -> Sequence[Step]:

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.show import mebibytes, percent, score, show_error, show_json, show_pairs, show_rows
+from zoquant.cli.show import (
+    PrintableFormatter,
+    mebibytes,
+    percent,
+    score,
+    show_error,
+    show_json,
+    show_pairs,
+    show_rows,
+)
 from zoquant.cli.task import (
     KIND,
     METRIC,
@@ -51,7 +60,9 @@ def main() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     log = logging.getLogger("zoquant")
-    log.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         app()

@@ -1,6 +1,7 @@
 """How the command line speaks: tables for people, JSON for programs, one line for an error."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,28 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def printable(value: Any) -> str:
+    r"""Return a text in which nothing moves a cursor, colours a line or turns the writing round: `\x1b` for an escape.
+
+    Names come from checkpoints, data and plugins, so from anybody.
+    """
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in str(value)
+    )
+
+
+def harmless(value: Any) -> str:
+    """Return a text that is printable and that rich shows as it is."""
+    return escape(printable(value))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats a record of the log as `printable` does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def show_json(data: Any) -> None:
     """Print plain data as JSON."""
     print(json.dumps(data, indent=1))
@@ -19,27 +42,27 @@ def show_json(data: Any) -> None:
 
 def show_pairs(title: str, pairs: Mapping[str, Any]) -> None:
     """Print names and values as a table of two columns."""
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table = Table(title=harmless(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(escape(name), escape(str(value)))
+        table.add_row(harmless(name), harmless(value))
     console.print(table)
 
 
 def show_rows(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print rows under column heads."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=harmless(title), title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(harmless(cell) for cell in row))
     console.print(table)
 
 
 def show_error(message: str) -> None:
     """Print an error to the standard error stream."""
-    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {harmless(message)}", highlight=False, soft_wrap=True)
 
 
 def mebibytes(count: float) -> str:

@@ -15,6 +15,9 @@ from zoquant.folder.zipped import Member, read_members
 MAX_DEPTH = 4
 """Dicts within dicts: hqq writes a dict of modules, each a dict, each perhaps with a dict of second-level numbers."""
 
+MAX_PARTS = 1 << 16
+"""Parts of one value, counted as often as they can be reached."""
+
 Plain = int | float | str | bool | torch.dtype | tuple[Any, ...] | list[Any] | None
 
 
@@ -70,6 +73,7 @@ def _check_byte_order(path: Path, members: Mapping[str, Member], folder: str) ->
 
 def _flat(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
     if type(value) is not dict:
+        _check_plain(value)
         yield name, value
         return
     if id(value) in seen or depth > MAX_DEPTH:
@@ -77,6 +81,18 @@ def _flat(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[s
     seen.add(id(value))
     for key, part in value.items():
         yield from _flat(part, f"{name}.{key}" if depth else key, seen, depth + 1)
+
+
+def _check_plain(value: Any) -> None:
+    """Refuse lists that hold themselves, or one another so often that they never end; and dicts within lists."""
+    waiting, seen = [value], 0
+    while waiting:
+        part = waiting.pop()
+        seen += 1
+        if seen > MAX_PARTS or (isinstance(part, dict) and part is not value):
+            raise RefusedPickleError("lists without an end, or dicts in lists")
+        if isinstance(part, list | tuple):
+            waiting.extend(part[: MAX_PARTS + 1])
 
 
 def _place(path: Path, name: str, record: TensorRecord, members: Mapping[str, Member], folder: str) -> StoredTensor:

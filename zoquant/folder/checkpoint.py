@@ -1,6 +1,5 @@
 """A checkpoint folder: its config, what it says of its quantization, and the place of every tensor."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from zoquant.errors import CheckpointError
 from zoquant.folder.archive import Plain, read_archive
 from zoquant.folder.safetensors import read_safetensors
 from zoquant.folder.tensors import StoredTensor
+from zoquant.places import refuse_stray
+from zoquant.plain_json import parse_json
 from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
@@ -118,6 +119,7 @@ def open_folder(path: Path) -> Folder:
     metadata: dict[str, str] = {}
     values: dict[str, Plain] = {}
     for file, names in _files(path).items():
+        refuse_stray(path, file)
         if file.suffix == ".safetensors":
             found, said = read_safetensors(file)
             metadata.update(said)
@@ -139,15 +141,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file cannot be read, is too large, or holds something else.
+        CheckpointError: the file cannot be read, is too large, lies elsewhere, or holds something else.
     """
+    refuse_stray(path.parent, path)
     try:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path}: expected at most {MAX_JSON} bytes of JSON, got {path.stat().st_size}.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Get the whole checkpoint.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{path}: expected JSON, got {str(error)[:120]}. The file is damaged; get it again."
         ) from error

@@ -21,6 +21,12 @@ from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinea
 from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, tied, unfilled
 from zoquant.views import keep_dtype
 
+_CODE = ("attn_implementation", "experts_implementation", "use_kernels", "trust_remote_code", "custom_pipelines")
+"""What would make transformers look for code."""
+_LAYERS = re.compile(r"(layers|^n_layer|^depth|blocks)$")
+_EXPERTS = re.compile(r"experts$")
+_MAX_EXPERTS = 1 << 14
+_MAX_DEPTH = 4
 _NOT_OF_THE_MODEL = ("quantization_config", "torch_dtype", "dtype", "auto_map", "architectures", "model_type")
 
 
@@ -70,7 +76,8 @@ def empty_model(folder: Folder) -> nn.Module:
     kind = folder.config.get("model_type")
     if not isinstance(kind, str):
         raise folder.error("model_type", "a string in config.json", repr(kind)[:80])
-    settings = {name: value for name, value in folder.config.items() if name not in _NOT_OF_THE_MODEL}
+    _check_counts(folder, folder.config)
+    settings = trusted(folder.config)
     try:
         config = transformers.AutoConfig.for_model(kind, **settings)
         with WithoutWeights(), torch.device("cpu"):
@@ -83,6 +90,28 @@ def empty_model(folder: Folder) -> nn.Module:
             f"{' '.join(str(error).split())[:300]} Update transformers, or get the checkpoint again."
         ) from error
     return model
+
+
+def trusted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of the model alone, at every depth.
+
+    A choice of kernels is left out: transformers can fetch code for it from the Hub. So are private names.
+    """
+    return {
+        name: trusted(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in (*_NOT_OF_THE_MODEL, *_CODE) and not name.startswith("_")
+    }
+
+
+def _check_counts(folder: Folder, config: Mapping[str, Any], depth: int = 0) -> None:
+    """Refuse more layers or experts than could have a tensor, before transformers makes an object for each."""
+    for name, value in config.items():
+        if isinstance(value, dict) and depth < _MAX_DEPTH:
+            _check_counts(folder, value, depth + 1)
+        most = len(folder.tensors) if _LAYERS.search(name) else _MAX_EXPERTS if _EXPERTS.search(name) else None
+        if most is not None and isinstance(value, int | float) and value > most:
+            raise folder.error(name, f"at most {most}", f"{value!r:.40}")
 
 
 def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> nn.Module:

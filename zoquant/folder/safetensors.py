@@ -4,7 +4,6 @@ Source: huggingface/safetensors README, "Format", version 0.8: 8 bytes of header
 gaps, little endian.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from zoquant.errors import CheckpointError
 from zoquant.folder.tensors import StoredTensor
+from zoquant.plain_json import parse_json
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 8
@@ -54,10 +54,10 @@ def _header(path: Path) -> tuple[tuple[int, int], dict[str, Any]]:
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise _error(path, "header", f"at most {max(0, size - 8)} bytes", f"a length of {length}")
             raw = file.read(length)
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        header = parse_json(raw, pairs=_without_duplicates)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _error(path, "header", "a JSON object", str(error)[:120]) from error
     if not isinstance(header, dict):
         raise _error(path, "header", "a JSON object", type(header).__name__)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.errors import DataError
+from zoquant.plain_json import parse_json
 from zoquant.rows.row import Row, row_of
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+MAX_BYTES = 1 << 31
+"""Of a data file: rows are held in memory."""
 
 
 def read_file(file: Path) -> list[Row]:
@@ -25,6 +28,8 @@ def read_file(file: Path) -> list[Row]:
         raise DataError(
             f"{file}: unknown kind of file {file.suffix!r}, expected one of {', '.join(ENDINGS)}. Rename or convert."
         )
+    if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_BYTES):
+        raise DataError(f"{file}: expected a file of at most {MAX_BYTES} bytes. Split the data.")
     rows = _parquet(file) if file.suffix == ".parquet" else _text(file)
     if not rows:
         raise DataError(f"{file}: holds no row, expected at least one. Is it the right file?")
@@ -47,13 +52,30 @@ def _jsonl(file: Path, text: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{file}, line {number}: not JSON: {error}. Put one object on each line.") from error
+        if "\\u" in line:
+            _check_characters(file, number, row)
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: expected an object, got {type(row).__name__}.")
-        rows.append(row_of(row))
+        rows.append(_row(file, number, row))
     return rows
+
+
+def _row(file: Path, number: int, row: dict[str, Any]) -> Row:
+    try:
+        return row_of(row)
+    except RecursionError as error:
+        raise DataError(f"{file}, line {number}: values are nested too deep. Flatten them.") from error
+
+
+def _check_characters(file: Path, number: int, row: Any) -> None:
+    """Refuse text that UTF-8 cannot hold: half of a pair of surrogates, which JSON lets through."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{file}, line {number}: holds half a character: {error.reason}. Repair the text.") from error
 
 
 def _table(file: Path, text: str) -> list[Row]:
@@ -63,10 +85,13 @@ def _table(file: Path, text: str) -> list[Row]:
     else:
         reader = csv.DictReader(lines)
     rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
-        rows.append(row_of(row))
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
+            rows.append(row_of(row))
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: {error}. Save it as JSONL.") from error
     return rows
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from zoquant.backends.gguf.header import Header, TensorInfo, read_header
 from zoquant.errors import CheckpointError
+from zoquant.places import refuse_stray
 
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NO, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -67,6 +68,8 @@ def _headers(path: Path) -> list[Header]:
         place = path.with_name(f"{match[1]}-{number + 1:05}-of-{match[3]}.gguf")
         if not place.is_file():
             raise _error(place, f"shard {number + 1} of {count}", "a file", "none", "Get that file, too.")
+        if place != path:
+            refuse_stray(path.parent, place)
         shard = header if place == path else read_header(place)
         for key, expected_number in ((_COUNT, count), (_NO, number)):
             if _whole(shard, key, -1) != expected_number:

@@ -1,0 +1,96 @@
+"""Two runs into one folder: the second is refused and told who is there; a dead holder holds nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import files, job
+from zoquant.errors import FolderInUseError, WriteError
+from zoquant.lock import Lock
+from zoquant.run_folder import Progress
+from zoquant.trainer import run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from zoquant.lock import Lock
+Lock(Path(sys.argv[1])).acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_run_into_the_folder_is_told_who_is_there(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second(progress: Progress) -> None:
+        with pytest.raises(FolderInUseError) as caught:
+            run(job(tmp_path / "run"), resume=True)
+        refused.append(str(caught.value))
+
+    run(job(tmp_path / "run"), report=second)
+    run(job(tmp_path / "alone"))
+    assert files(tmp_path / "run") == files(tmp_path / "alone")
+    assert len(refused) == 6
+    assert f"held by process {os.getpid()} on {socket.gethostname()!r} since '20" in refused[0]
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUseError, match=f"held by process {holder.pid} on "):
+            Lock(path).acquire()
+        holder.send_signal(signal.SIGKILL)
+    assert path.exists()
+    lock = Lock(path)
+    lock.acquire()
+    assert str(os.getpid()) in path.read_text()
+    lock.release()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"[1]", b'{"pid": "x"}', b"[" * 100_000])
+def test_a_holder_that_says_nonsense(tmp_path: Path, said: bytes) -> None:
+    lock = Lock(tmp_path / "run.lock")
+    lock.acquire()
+    lock.path.write_bytes(said)
+    with pytest.raises(FolderInUseError, match="held by a process that has not said its name"):
+        Lock(lock.path).acquire()
+    lock.release()
+
+
+def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was opened is gone when its lock is free: the new one must be locked instead."""
+    first, second = Lock(tmp_path / "run.lock"), Lock(tmp_path / "run.lock")
+    first.acquire()
+    monkeypatch.setattr("zoquant.lock._lock", lambda file: (first.release(), monkeypatch.undo()))
+    second.acquire()
+    with pytest.raises(FolderInUseError):
+        Lock(tmp_path / "run.lock").acquire()
+    second.release()
+
+
+def test_a_lock_through_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run.lock").symlink_to("precious")
+    with pytest.raises(WriteError):
+        Lock(tmp_path / "run.lock").acquire()
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_run_that_cannot_resume_gives_the_lock_back(tmp_path: Path) -> None:
+    run(job(tmp_path / "run"))
+    (tmp_path / "run" / "settings.json").write_text("[]")
+    with pytest.raises(Exception, match="expected a JSON object"):
+        run(job(tmp_path / "run"), resume=True)
+    assert not (tmp_path / "run" / "run.lock").exists()
