@@ -19,6 +19,7 @@ LAYERS = (
     ("verify", "attach"),
     ("update", "journal", "delta", "factors", "trajectory"),
     ("optim", "probing", "batched"),
+    ("distributed",),
     ("presets",),
 )
 """The core from the bottom up: a module imports from its own line and those before it."""

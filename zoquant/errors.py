@@ -55,3 +55,7 @@ class WriteError(ZoquantError, OSError):
 
 class RewardError(LossError):
     """A reward from outside gave no number. The step was undone and counts as skipped."""
+
+
+class RankError(ZoquantError):
+    """Ranks of a distributed run do not hold the same bytes, or one of them failed. The message names the rank."""

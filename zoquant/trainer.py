@@ -5,12 +5,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from zoquant.attach import attach
 from zoquant.delta import save_delta
+from zoquant.distributed import DistributedZO
+from zoquant.distributed.launch import from_first, is_first, stepper
 from zoquant.errors import LossError, RewardError
 from zoquant.journal import Journal
 from zoquant.memory import peak_rss_bytes, rss_bytes
@@ -121,6 +124,7 @@ class _Run:
             job.folder.begin(settings)
         elif (trajectory := job.folder.resume(settings)) is not None:
             self.optimizer.resume(trajectory)
+        self.stepper = stepper(self.optimizer)
         self.journal: Journal | None = None
         self.rss_loaded = rss_bytes()
 
@@ -149,7 +153,7 @@ class _Run:
         if not chosen.missing:
             return
         found = job.folder.read_calibration()
-        if found is None:
+        if found is None and is_first():
             batches = [
                 job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)
             ]
@@ -159,7 +163,8 @@ class _Run:
             found = calibration.to_dict()
             job.folder.save_calibration(found)
             self.report(Progress(self.optimizer.steps, chosen.steps, None, None, 0.0, 0.0, calibration))
-        self.optimizer.param_groups[0].update({name: found[name] for name in ("lr", "eps", "clip")})
+        shared = from_first(found)
+        self.optimizer.param_groups[0].update({name: shared[name] for name in ("lr", "eps", "clip")})
 
     def _train(self) -> None:
         failures = 0
@@ -184,12 +189,21 @@ class _Run:
                 continue
             self._record()
             self._after_step(result, time.perf_counter() - start)
+        if isinstance(self.stepper, DistributedZO):
+            self.stepper.check()
 
     def _step(self) -> StepResult:
         job, step = self.job, self.optimizer.steps
         self.optimizer.param_groups[0]["lr"] = self.lr * job.settings.rate_at(step)
-        batch = job.train.batch_of_step(job.settings.seed, step, job.settings.batch_size)
-        return self.optimizer.step(lambda: self.watch.forward(lambda: float(job.train.loss(job.model, batch))))
+        chosen = job.settings
+        batches = _cut(job.train.batch_of_step(chosen.seed, step, chosen.batch_size), chosen.micro_batches)
+        closures = [partial(self.watch.forward, partial(self._loss, batch)) for batch in batches]
+        if len(closures) == 1:
+            return self.stepper.step(closures[0])
+        return self.stepper.step(closures, [batch.weight for batch in batches])
+
+    def _loss(self, batch: Any) -> float:
+        return float(self.job.train.loss(self.job.model, batch))
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
@@ -268,12 +282,19 @@ class _Stopwatch:
         self._inside = []
 
     def step(self, seconds: float) -> float:
-        """Close a step; return the mean time of its forwards."""
+        """Close a step; return the mean time of its forwards, 0 for a rank that had none."""
         inside, self._inside = self._inside, []
         self.steps.append(seconds)
+        if not inside:
+            return 0.0
         self.forwards.extend(inside)
         self.ratios.append(seconds / sum(inside))
         return statistics.fmean(inside)
+
+
+def _cut(batch: Any, count: int) -> list[Any]:
+    """Return a batch of a task in so many parts, a power of two."""
+    return [batch] if count == 1 else [part for half in batch.halves() for part in _cut(half, count // 2)]
 
 
 def _median(values: Sequence[float]) -> float:
