@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch._dynamo  # every optimizer imports it: once by the parent, not by each process that it forks
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 import zoquant
 from tests.toy import ToyModel, toy_batch, toy_loss, toy_model
@@ -31,7 +31,8 @@ def on_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
 def spread(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what `work(number, ..., folder)` returned in each of some processes, which share a new folder."""
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.start_processes(_kept, (work, arguments, folder), nprocs=count, join=False, start_method="fork")
+        start: Callable[..., Any] = start_processes
+        context = start(_kept, (work, arguments, folder), nprocs=count, join=False, start_method="fork")
         if not _join(context):
             raise TimeoutError(f"processes did not end within {SECONDS} s")
         return [torch.load(Path(folder) / f"{number}.pt") for number in range(count)]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.distributed.processes import closures, held
 from tests.distributed.test_asynchronous import slowly, worker_of
@@ -20,7 +20,7 @@ STEPS = 40
 def run(host: str, port: int, out: str) -> None:
     """Work until the log is full, and write what this worker holds."""
     torch.set_num_threads(1)
-    store = dist.TCPStore(host, port, timeout=timedelta(seconds=120), wait_for_workers=False)
+    store = TCPStore(host, port, timeout=timedelta(seconds=120), wait_for_workers=False)
     model, worker = worker_of(store, 1, steps=STEPS)
     print("begun", flush=True)
     longest = 0.0

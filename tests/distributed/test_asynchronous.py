@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 import zoquant
 from tests.distributed.processes import closures, held, spread, toy_views
@@ -43,7 +43,7 @@ def slowly(seconds: float, closure: Callable[[], Tensor]) -> Tensor:
 
 
 def run_worker(number: int, port: int, folder: str) -> tuple[dict[str, Any], list[tuple[int, int, float]], float]:
-    store = dist.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=60))
+    store = TCPStore("127.0.0.1", port, timeout=timedelta(seconds=60))
     model, worker = worker_of(store, number, steps=STEPS, oldest=4)
     seen, start = [], time.perf_counter()
     while not worker.finished:
@@ -55,7 +55,7 @@ def run_worker(number: int, port: int, folder: str) -> tuple[dict[str, Any], lis
 
 
 def test_four_workers_and_a_slow_one_come_to_the_same_bytes() -> None:
-    host = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     found = spread(4, run_worker, host.port)
     bytes_of, seen, seconds = zip(*found, strict=True)
     assert len(bytes_of[0]["steps"]) == STEPS
@@ -74,14 +74,14 @@ def test_four_workers_and_a_slow_one_come_to_the_same_bytes() -> None:
 
 
 def test_one_worker_alone_waits_for_no_age() -> None:
-    model, worker = worker_of(dist.HashStore())
+    model, worker = worker_of(HashStore())
     results = do(worker, model, 3)
     assert [(result.slot, result.age, result.weight) for result in results] == [(0, 0, 1.0), (1, 0, 1.0), (2, 0, 1.0)]
     assert worker.optimizer.trajectory.steps[-1].derivatives[0] == results[-1].derivative
 
 
 def test_a_stale_step_is_weighted_and_a_very_stale_one_dropped() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     fast_model, fast = worker_of(store, 0, oldest=2)
     slow_model, slow = worker_of(store, 1, oldest=2)
     loss = closures(slow_model, 0, 1)[0]
@@ -109,7 +109,7 @@ def once(first: Callable[[], Any], then: Callable[[], Any]) -> Callable[[], Any]
 
 
 def test_a_late_worker_does_what_the_log_holds() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     model, first = worker_of(store)
     do(first, model, 5)
     _, second = worker_of(store, 1)
@@ -117,16 +117,16 @@ def test_a_late_worker_does_what_the_log_holds() -> None:
 
 
 def test_a_resumed_trajectory_is_put_into_a_new_log() -> None:
-    model, first = worker_of(dist.HashStore())
+    model, first = worker_of(HashStore())
     do(first, model, 5)
-    store = dist.HashStore()
+    store = HashStore()
     _, again = worker_of(store, 1, trajectory=first.optimizer.trajectory)
     _, other = worker_of(store, 2)
     assert held(first.optimizer) == held(again.optimizer) == held(other.optimizer)
 
 
 def test_the_run_ends_where_it_shall() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     model, worker = worker_of(store, steps=2)
     other_model, other = worker_of(store, 1, steps=2)
     do(worker, model, 2)
@@ -136,7 +136,7 @@ def test_the_run_ends_where_it_shall() -> None:
 
 
 def test_a_step_that_was_measured_too_late_for_the_end_is_left_out() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     model, worker = worker_of(store, steps=2)
     other_model, other = worker_of(store, 1, steps=2)
     loss = closures(other_model, 0, 1)[0]
@@ -151,13 +151,13 @@ def test_a_step_that_was_measured_too_late_for_the_end_is_left_out() -> None:
 
 
 def test_workers_take_directions_of_their_own() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     (_, one), (_, two) = worker_of(store, 0), worker_of(store, 1)
     assert one.optimizer.plan()[0].seed != two.optimizer.plan()[0].seed
 
 
 def test_a_loss_that_is_no_number_is_not_pushed() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     model, worker = worker_of(store)
     with pytest.raises(LossError):
         worker.step(lambda: float("nan"))
@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_is_not_pushed() -> None:
 
 
 def test_a_worker_of_another_run_is_refused() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     model, worker = worker_of(store)
     do(worker, model, 2)
     with pytest.raises(BaseMismatchError, match="oldest=64"):
@@ -180,7 +180,7 @@ def test_a_worker_of_another_run_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "zz", "00" * 16, LoggedStep(1, 9, Step((1,), (0.5,), 0.1)).encode()])
 def test_a_slot_that_holds_no_step_is_refused(text: str) -> None:
-    store = dist.HashStore()
+    store = HashStore()
     _, worker = worker_of(store)
     store.set("step/0", text)
     with pytest.raises(RankError, match="slot 0"):
@@ -190,7 +190,7 @@ def test_a_slot_that_holds_no_step_is_refused(text: str) -> None:
 def test_a_step_comes_out_of_the_log_as_it_went_in() -> None:
     step = LoggedStep(3, 2, Step((2**63 - 1, 7), (-0.1, 1e-300), 1e-3))
     assert LoggedStep.decode(step.encode().encode(), 2) == step
-    log = StepLog(dist.HashStore(), {})
+    log = StepLog(HashStore(), {})
     first = replace(step, seen=0)
     assert log.offer(0, first) == first
     assert log.offer(0, replace(first, worker=4)) == first
@@ -199,7 +199,7 @@ def test_a_step_comes_out_of_the_log_as_it_went_in() -> None:
 
 
 def test_a_log_without_its_count_is_read_to_the_end() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     log = StepLog(store, {})
     for slot in range(3):
         store.set(f"step/{slot}", LoggedStep(0, slot, Step((slot,), (0.5,), 0.1)).encode())

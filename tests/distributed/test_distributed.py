@@ -81,7 +81,7 @@ def two_halves(rank: int) -> tuple[float, dict[str, Any]]:
     def closure(part: int) -> Callable[[], torch.Tensor]:
         def loss() -> torch.Tensor:
             x = torch.full((2, 8), float(part + half[0]))
-            own = model(x).square().sum()
+            own: torch.Tensor = model(x).square().sum()
             dist.all_reduce(own, group=mesh.get_group("tp"))
             return own
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.distributed import remote
 from tests.distributed.processes import closures, held
@@ -47,7 +47,7 @@ def namespace() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_cut_off_comes_back_to_the_same_bytes(namespace: str, tmp_path: Path) -> None:
-    host = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=120))
+    host = TCPStore(HERE, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=120))
     command = [sys.executable, "-m", "tests.distributed.remote", HERE, str(host.port), str(tmp_path / "far.pt")]
     process = subprocess.Popen(["ip", "netns", "exec", namespace, *command], stdout=subprocess.PIPE, text=True)
     near = f"zqn{os.getpid()}"[:15]

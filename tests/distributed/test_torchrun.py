@@ -28,9 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows.jsonl")
     source = Source(str(folder / "model.gguf"), compute_dtype="float32", device="cpu")
     task = TaskSettings(template=TEMPLATE, labels=parse_words(LABELS))
-    finetune(
-        source, folder / "rows.jsonl", template, folder / "alone", settings=SETTINGS, eval_data=folder / "rows.jsonl"
-    )
+    finetune(source, folder / "rows.jsonl", task, folder / "alone", settings=SETTINGS, eval_data=folder / "rows.jsonl")
     return folder
 
 
@@ -39,7 +37,8 @@ def torchrun(folder: Path, out: Path, ranks: int, restarts: int, **environment: 
     options = {
         "--data": folder / "rows.jsonl", "--eval-data": folder / "rows.jsonl", "--template": TEMPLATE,
         "--labels": LABELS, "--out": out, "--steps": SETTINGS.steps, "--batch-size": SETTINGS.batch_size,
-        "--eps": SETTINGS.eps, "--micro-batches": SETTINGS.micro_batches, "--compute-dtype": "float32", "--device": "cpu",
+        "--eps": SETTINGS.eps, "--micro-batches": SETTINGS.micro_batches, "--compute-dtype": "float32",
+        "--device": "cpu",
     }  # fmt: skip
     command = ["-m", "tests.distributed.command", "train", str(folder / "model.gguf")]
     chosen = [str(part) for pair in options.items() for part in pair]
