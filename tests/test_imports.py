@@ -31,6 +31,7 @@ LAYERS = (
     ("verify", "attach"),
     ("update", "journal", "delta", "factors", "trajectory", "experts"),
     ("optim", "probing", "batched", "joint"),
+    ("distributed",),
     ("presets",),
 )
 """The core from the bottom up: a module imports from its own line and those before it."""

@@ -90,6 +90,17 @@ def test_the_same_seed_gives_the_same_bytes(job: Callable[..., Job]) -> None:
     assert files(one) != files(other)
 
 
+def test_a_batch_that_is_cut_has_the_mean_loss_of_the_whole(job: Callable[..., Job]) -> None:
+    seen: list[Progress] = []
+    for parts in (1, 2, 4):
+        run(job(f"in-{parts}", replace(SETTINGS, steps=1, micro_batches=parts), held_out=None), report=seen.append)
+    whole, *cut = [progress.result.loss for progress in seen if progress.result is not None]
+    assert cut == pytest.approx([whole, whole], rel=1e-6)
+    for parts in (0, 3, 8):
+        with pytest.raises(ValueError, match="power of 2 of at most batch_size, 4"):
+            replace(SETTINGS, micro_batches=parts)
+
+
 @pytest.mark.parametrize("calls", [0, 1, 5, 10])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(job: Callable[..., Job], calls: int) -> None:
     whole, part = job("whole"), job("part")

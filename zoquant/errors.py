@@ -63,3 +63,7 @@ class FolderInUseError(ZoquantError):
 
 class DoesNotFitError(ZoquantError, MemoryError):
     """A forward of one example alone needs more memory than there is. The step was undone."""
+
+
+class RankError(ZoquantError):
+    """Ranks of a distributed run do not hold the same bytes, or one of them failed. The message names the rank."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from zoquant.attach import attach
 from zoquant.delta import load_delta
+from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.errors import CheckpointError, DataError
 from zoquant.files import refuse_existing, write_text
 from zoquant.hub import local_path
@@ -71,6 +72,7 @@ class Source:
         return model, tokenizer, device
 
 
+@process_group()
 def finetune(
     source: Source,
     data: str | Path,
@@ -87,6 +89,8 @@ def finetune(
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on a data file and fill a run folder.
+
+    Under torchrun all ranks train together; rank 0 alone evaluates and fills the folder, see docs/distributed.md.
 
     Args:
         source: the model.
@@ -109,13 +113,16 @@ def finetune(
     Raises:
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
+    out = folder_of_rank(out)
+    resume = goes_on(resume, out)
     if not resume:
-        refuse_existing(Path(out))
+        refuse_existing(out)
     parts = read_parts(task, data, eval_data, protocol, settings.seed)
     model, tokenizer, device = source.open()
     train = task.build(parts.train, model, tokenizer, device)
     held_out, test = (
-        None if rows is None else task.build(rows, model, tokenizer, device) for rows in (parts.dev, parts.test)
+        None if rows is None or not is_first() else task.build(rows, model, tokenizer, device)
+        for rows in (parts.dev, parts.test)
     )
     learned = (
         with_objective(train, objective, reward) if isinstance(objective, str) else WithObjective(train, objective)

@@ -179,8 +179,13 @@ class ZOSGD(torch.optim.Optimizer):
             for point in self.estimator.points(self.probes)
         ]
 
-    def loss_at(self, evaluation: Evaluation, closure: Closure) -> float:
+    def loss_at(self, evaluation: Evaluation, closure: Closure, *, restore: bool = True) -> float:
         """Return the loss of one evaluation and leave the model at theta, as it was.
+
+        Args:
+            evaluation: one of `plan()`.
+            closure: as for `step`.
+            restore: False leaves the model at the probe, for a caller who goes on with another one or with `apply`.
 
         Raises:
             LossError: the loss is no number, NaN or infinite.
@@ -188,7 +193,8 @@ class ZOSGD(torch.optim.Optimizer):
         try:
             return self._evaluate(closure, evaluation)
         finally:
-            self.views.write()
+            if restore:
+                self.views.write()
 
     def apply(self, losses: Sequence[float]) -> StepResult:
         """Do the update of a step whose losses are known, wherever they were evaluated.
@@ -200,20 +206,9 @@ class ZOSGD(torch.optim.Optimizer):
             ValueError: there are too few or too many losses. Nothing has changed.
             LossError: a loss or a derivative is not finite. The step counts as a step of length 0.
         """
-        lr, eps, clip = self._rates()
-        count = len(self.estimator.points(self.probes))
-        _check("losses", list(losses), len(losses) == count, f"{count} of them, one for each of plan()")
+        lr, eps, _ = self._rates()
         try:
-            for loss in losses:
-                loss_of(loss, self.steps)
-            measured = self._derivatives(losses, eps)
-            seen = (
-                [step.derivatives for step in self.trajectory.steps[-clip.window :]]
-                if isinstance(clip, RobustClip)
-                else []
-            )
-            done = Step(self._seeds(), clipped(measured, clip, seen), lr)
-            self._check_length(done)
+            measured, done = self.step_of(losses)
             moved = self._measure_moved(done.seeds[0], eps) if self._moved is None else self._moved
         except LossError:
             self._undo()
@@ -222,14 +217,7 @@ class ZOSGD(torch.optim.Optimizer):
             self.views.write()
             raise
         self._moved = moved
-        try:
-            self._mover.advance([done])
-            self.views.write()
-            self.trajectory.steps.append(done)
-        except BaseException:
-            self._follow(self.trajectory)
-            self.views.write()
-            raise
+        self.extend([done])
         return StepResult(
             loss=sum(losses) / len(losses),
             derivative=sum(measured) / len(measured),
@@ -238,6 +226,43 @@ class ZOSGD(torch.optim.Optimizer):
             lr=lr,
             step=self.steps - 1,
         )
+
+    def step_of(self, losses: Sequence[float]) -> tuple[tuple[float, ...], Step]:
+        """Return what the losses of a step come to, without doing it: derivatives as measured, and the step.
+
+        Args:
+            losses: the loss of each of `plan()`, in that order.
+
+        Raises:
+            ValueError: there are too few or too many losses.
+            LossError: a loss or a derivative is not finite.
+        """
+        lr, eps, clip = self._rates()
+        count = len(self.estimator.points(self.probes))
+        _check("losses", list(losses), len(losses) == count, f"{count} of them, one for each of plan()")
+        for loss in losses:
+            loss_of(loss, self.steps)
+        measured = self._derivatives(losses, eps)
+        window = clip.window if isinstance(clip, RobustClip) else 0
+        seen = [step.derivatives for step in self.trajectory.steps[-window:]] if window else []
+        done = Step(self._seeds(), clipped(measured, clip, seen), lr)
+        self._check_length(done)
+        return measured, done
+
+    def extend(self, steps: Sequence[Step]) -> None:
+        """Do steps whose derivatives are known, such as those of another worker: deltas, model and trajectory follow.
+
+        Args:
+            steps: the steps, in order; their derivatives are applied as they are.
+        """
+        try:
+            self._mover.advance(steps)
+            self.views.write()
+            self.trajectory.steps.extend(steps)
+        except BaseException:
+            self._follow(self.trajectory)
+            self.views.write()
+            raise
 
     def calibrate(
         self,

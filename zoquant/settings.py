@@ -22,6 +22,7 @@ class Settings:
     Attributes:
         steps: number of steps.
         batch_size: examples a step.
+        micro_batches: forwards that a loss is made of, a power of 2: each sees its part of the batch.
         lr: learning rate at the start; `schedule` takes it to zero. None: calibrated.
         eps: length of a probe, in units of `space`. None: calibrated.
         clip: bound on the derivative, infinity for none. None: calibrated with lr and eps, or none if both are given.
@@ -43,6 +44,7 @@ class Settings:
 
     steps: int = 300
     batch_size: int = 16
+    micro_batches: int = 1
     lr: float | None = None
     eps: float | None = None
     clip: float | None = None
@@ -64,6 +66,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(f"steps is {self.steps} and batch_size {self.batch_size}, expected at least 1 each.")
+        if not (1 <= self.micro_batches <= self.batch_size and self.micro_batches.bit_count() == 1):
+            most = f"expected a power of 2 of at most batch_size, {self.batch_size}"
+            raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
 

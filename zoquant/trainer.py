@@ -5,17 +5,20 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from zoquant.attach import attach
 from zoquant.delta import save_delta
+from zoquant.distributed import DistributedZO
+from zoquant.distributed.launch import from_first, is_first, stepper
 from zoquant.errors import LossError, RewardError
 from zoquant.journal import Journal
 from zoquant.memory import peak_rss_bytes, rss_bytes
 from zoquant.micro_batches import MicroBatches
-from zoquant.objective import mean_loss
+from zoquant.objective import Closure, mean_loss
 from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
@@ -128,6 +131,7 @@ class _Run:
         elif (trajectory := job.folder.resume(settings)) is not None:
             self.optimizer.resume(trajectory)
         self.micro_batches = MicroBatches(job.folder.micro_batches)
+        self.stepper = stepper(self.optimizer)
         self.journal: Journal | None = None
         self.rss_loaded = rss_bytes()
 
@@ -162,18 +166,19 @@ class _Run:
         if not chosen.missing:
             return
         found = job.folder.read_calibration()
-        if found is None:
+        if found is None and is_first():
             batches = [
                 job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)
             ]
             rates = [chosen.rate_at(step) for step in range(chosen.steps)]
             calibration = self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
-                [self._loss(parts) for parts in cut], choose=chosen.missing, schedule=rates
+                [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
             ))  # fmt: skip
             found = calibration.to_dict()
             job.folder.save_calibration(found)
             self.report(Progress(self.optimizer.steps, chosen.steps, None, None, 0.0, 0.0, calibration))
-        self.optimizer.param_groups[0].update({name: found[name] for name in ("lr", "eps", "clip")})
+        shared = from_first(found)
+        self.optimizer.param_groups[0].update({name: shared[name] for name in ("lr", "eps", "clip")})
 
     def _train(self) -> None:
         failures = 0
@@ -197,27 +202,35 @@ class _Run:
                     ) from error
                 continue
             self._after_step(result, time.perf_counter() - start)
+        if isinstance(self.stepper, DistributedZO):
+            self.stepper.check()
 
     def _step(self) -> StepResult:
         job, step = self.job, self.optimizer.steps
         self.optimizer.param_groups[0]["lr"] = self.lr * job.settings.rate_at(step)
-        batch = job.train.batch_of_step(job.settings.seed, step, job.settings.batch_size)
+        chosen = job.settings
+        batches = _cut(job.train.batch_of_step(chosen.seed, step, chosen.batch_size), chosen.micro_batches)
+        if isinstance(self.stepper, DistributedZO):
+            return self._attempt([[batch] for batch in batches])
+        return self.micro_batches.fit(step, batches, self._attempt)
 
-        def attempt(cut: list[list[Any]]) -> StepResult:
-            self.watch.discard()
-            loss = self._loss(cut[0])
-            return self.optimizer.step(lambda: self.watch.forward(loss))
-
-        return self.micro_batches.fit(step, [batch], attempt)
-
-    def _loss(self, parts: Sequence[Any]) -> Callable[[], float]:
-        """Return what evaluates the loss of a batch, which goes through the model in these parts."""
-        job = self.job
-        closures = [lambda part=part: float(job.train.loss(job.model, part)) for part in parts]
+    def _attempt(self, cut: list[list[Any]]) -> StepResult:
+        """Do a step whose micro-batches are cut into these parts."""
+        self.watch.discard()
+        parts = [part for batch in cut for part in batch]
+        closures = [partial(self.watch.forward, partial(self._loss, part)) for part in parts]
         if len(closures) == 1:
-            return closures[0]
-        whole = mean_loss(closures, [part.weight for part in parts])
-        return lambda: float(whole())
+            return self.stepper.step(closures[0])
+        return self.stepper.step(closures, [part.weight for part in parts])
+
+    def _mean(self, parts: Sequence[Any]) -> Closure:
+        """Return what evaluates the loss of a batch that goes through the model in these parts."""
+        cut = [small for part in parts for small in _cut(part, self.job.settings.micro_batches)]
+        closures = [partial(self._loss, part) for part in cut]
+        return closures[0] if len(cut) == 1 else mean_loss(closures, [part.weight for part in cut])
+
+    def _loss(self, batch: Any) -> float:
+        return float(self.job.train.loss(self.job.model, batch))
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
@@ -299,12 +312,19 @@ class _Stopwatch:
         self._inside = []
 
     def step(self, seconds: float) -> float:
-        """Close a step; return the mean time of its forwards."""
+        """Close a step; return the mean time of its forwards, 0 for a rank that had none."""
         inside, self._inside = self._inside, []
         self.steps.append(seconds)
+        if not inside:
+            return 0.0
         self.forwards.extend(inside)
         self.ratios.append(seconds / sum(inside))
         return statistics.fmean(inside)
+
+
+def _cut(batch: Any, count: int) -> list[Any]:
+    """Return a batch of a task in so many parts, a power of two."""
+    return [batch] if count == 1 else [part for half in batch.halves() for part in _cut(half, count // 2)]
 
 
 def _median(values: Sequence[float]) -> float:

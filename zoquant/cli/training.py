@@ -58,6 +58,9 @@ def train_command(
     eval_every: Annotated[int, typer.Option(help="Evaluate every so many steps as well.")] = 0,
     steps: Annotated[int, typer.Option(help="Number of steps.")] = _DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = _DEFAULT.batch_size,
+    micro_batches: Annotated[
+        int, typer.Option(help="Forwards that a batch is cut into, a power of 2; processes of torchrun share them.")
+    ] = _DEFAULT.micro_batches,
     lr: Annotated[float | None, typer.Option(help="Learning rate at the start. Not given: calibrated.")] = _DEFAULT.lr,
     eps: Annotated[
         float | None, typer.Option(help="Length of a probe, relative to each value. Not given: calibrated.")
@@ -91,24 +94,27 @@ def train_command(
     Example: `zoquant train model.gguf --data train.jsonl --eval-data test.jsonl
     --template "{sentence} It was {label}" --labels "0=terrible,1=great" --out run`
     """
+    from zoquant.distributed.launch import is_first
     from zoquant.finetune import Source, finetune
     from zoquant.rewards import OutsideReward
 
     asked = task_settings(task, template, labels, label_column, options, metric, max_new_tokens, stop)
     chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "unit": unit, "space": space}
     settings = Settings(
-        steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed, coupled=coupled,
-        density=density, estimator=estimator, rule=rule, decay=decay,
+        steps=steps, batch_size=batch_size, micro_batches=micro_batches, lr=lr, eps=eps, clip=clip, probes=probes,
+        seed=seed, coupled=coupled, density=density, estimator=estimator, rule=rule, decay=decay,
         roles=tuple(role) if role else _DEFAULT.roles,  # type: ignore[arg-type]
         include=tuple(include) if include else None, exclude=tuple(exclude) if exclude else None, **chosen,
     )  # fmt: skip
     source = Source(model, runtime=_runtime(runtime), compute_dtype=compute_dtype, device=device)
-    with reporting(quiet or json) as report:
+    with reporting(quiet or json or not is_first()) as report:
         summary = finetune(
             source, data, asked, out, settings=settings, eval_data=eval_data, eval_every=eval_every,
             protocol=protocol, objective=objective,
             reward=None if reward is None else OutsideReward(reward, reward_timeout), resume=resume, report=report,
         )  # fmt: skip
+    if not is_first():
+        return
     if json:
         show_json(summary)
         return

@@ -1,0 +1,54 @@
+"""What travels between ranks in step: a row of 64-bit numbers each, and when a rank joins, the steps it has missed."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def gathered(row: Sequence[int]) -> list[list[int]]:
+    """Return the rows of all ranks, in the order of the ranks.
+
+    Args:
+        row: signed 64-bit numbers, as many on every rank.
+    """
+    own = torch.tensor(row, dtype=torch.int64, device=_device())
+    rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, own)
+    return [found.tolist() for found in rows]
+
+
+def broadcast(value: Any, source: int = 0) -> Any:
+    """Return the value of one rank on all ranks.
+
+    Args:
+        value: anything JSON can hold, of which a float comes out to the bit; ignored on the other ranks.
+        source: the rank.
+    """
+    data = json.dumps(value).encode() if dist.get_rank() == source else b""
+    size = torch.tensor([len(data)], dtype=torch.int64, device=_device())
+    dist.broadcast(size, source)
+    text = torch.zeros(int(size), dtype=torch.uint8, device=_device())
+    if data:
+        text.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    dist.broadcast(text, source)
+    return json.loads(bytes(text.tolist()))
+
+
+def bits_of(losses: Sequence[float]) -> list[int]:
+    """Return the bits of losses as signed 64-bit numbers."""
+    bits: list[int] = torch.tensor(losses, dtype=torch.float64).view(torch.int64).tolist()
+    return bits
+
+
+def losses_of(bits: Sequence[int]) -> list[float]:
+    """Return the losses that `bits_of` was given."""
+    losses: list[float] = torch.tensor(bits, dtype=torch.int64).view(torch.float64).tolist()
+    return losses
+
+
+def _device() -> torch.device:
+    """Return where tensors of the default group have to lie."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

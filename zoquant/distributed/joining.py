@@ -1,0 +1,58 @@
+"""How a rank that comes late, or comes back, gets the steps it has missed: from a rank that has them."""
+
+import json
+from typing import Any
+
+from zoquant.distributed.agreement import Agreement, digest
+from zoquant.distributed.exchange import broadcast, gathered
+from zoquant.errors import RankError
+from zoquant.optim import ZOSGD
+from zoquant.update import Step
+
+
+def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
+    """Bring all ranks to the steps of the one that is furthest. All ranks call it.
+
+    Args:
+        optimizer: the optimizer of this rank.
+        agreement: compares ranks.
+        rank: this rank.
+
+    Raises:
+        RankError: a rank has another base, other settings or other steps; it is named. No rank has changed.
+    """
+    counts = [count for (count,) in gathered([optimizer.steps])]
+    source, least = counts.index(max(counts)), min(counts)
+    run = optimizer.trajectory
+    sent = broadcast({"header": run.header(), "steps": [_plain(step) for step in run.steps[least:]]}, source)
+    missed = [Step(tuple(seeds), tuple(derivatives), lr) for seeds, derivatives, lr in sent["steps"]]
+    same_part = agreement.parts[rank] == agreement.parts[source]
+    why = _difference(optimizer, sent["header"], missed, least, same_part)
+    refused = [other for other, (bad,) in enumerate(gathered([int(bool(why))])) if bad]
+    if refused:
+        raise RankError(
+            f"rank {refused[0]} cannot join rank {source}, which has done {max(counts)} steps. "
+            f"{why or 'Its own log says why.'} Nothing was changed; start all with one model and one set of settings."
+        )
+    own = digest([optimizer.seed, optimizer.probes], run.steps[:least])
+    agreement.compare([other for (other,) in gathered([own])], "seed, probes and steps")
+    optimizer.extend(missed[optimizer.steps - least :])
+
+
+def _difference(optimizer: ZOSGD, header: dict[str, Any], missed: list[Step], least: int, same_part: bool) -> str:
+    """Say in what the run of this rank is no beginning of the one that was sent; nothing where it is."""
+    mine: dict[str, Any] = json.loads(json.dumps(optimizer.trajectory.header()))
+    for name, value in mine.items():
+        if value != header.get(name) and (name != "base" or same_part):
+            return f"Its {name} differs: the one has {_short(value)}, the other {_short(header.get(name))}."
+    own = optimizer.trajectory.steps[least:]
+    return "" if own == missed[: len(own)] else f"They have done other steps from step {least} on."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]} …"
+
+
+def _plain(step: Step) -> list[Any]:
+    return [step.seeds, step.derivatives, step.lr]
