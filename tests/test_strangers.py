@@ -310,3 +310,11 @@ def test_a_name_of_a_tensor_in_an_error_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_safetensors(tmp_path / "a.safetensors")
     assert "\x1b" not in str(caught.value)
+
+
+def test_found_an_interval_that_is_no_pair(tmp_path: Path) -> None:
+    line = {"step": 1, "eval_primary": "a", "eval_examples": 4, "eval_a": 0.5, "eval_a_interval": ""}
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text(json.dumps(line) + "\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: an evaluation is damaged: IndexError"):
+        folder.evaluations()

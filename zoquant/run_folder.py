@@ -195,7 +195,7 @@ class RunFolder:
                 for line in self.read_metrics()
                 if "eval_primary" in line
             ]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.metrics}: an evaluation is damaged: {error!r:.80}. Begin a new run."
             ) from error
