@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 import zoquant
 from zoquant.demo import TEMPLATE, checkpoint, reviews
-from zoquant.integrations.lightning import ZOModule
+from zoquant.integrations.lightning import Settings, ZOModule
 from zoquant.rows import read_rows
-from zoquant.settings import Settings
 from zoquant.tasks import Classification
 
 

@@ -15,8 +15,7 @@ from transformers import DataCollatorForSeq2Seq, EvalPrediction, TrainingArgumen
 
 import zoquant
 from zoquant.demo import checkpoint, reviews
-from zoquant.integrations.transformers import ZOTrainer  # 1. was: from transformers import Trainer
-from zoquant.settings import Settings
+from zoquant.integrations.transformers import Settings, ZOTrainer  # 1. was: from transformers import Trainer
 
 WORDS = {0: " unhappy", 1: " happy"}
 

@@ -21,6 +21,8 @@ from zoquant.integrations.draws import Draws
 from zoquant.optim import ZOSGD, StepResult
 from zoquant.settings import Settings
 
+__all__ = ["Settings", "ZOModule"]
+
 _CALIBRATION_BATCHES = 2
 _DELTA = "zoquant_delta"
 

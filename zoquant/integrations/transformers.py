@@ -28,6 +28,8 @@ from zoquant.optim import ZOSGD
 from zoquant.settings import Settings
 from zoquant.trajectory import Trajectory
 
+__all__ = ["Settings", "ZOTrainer"]
+
 DELTA = "delta.safetensors"
 TRAJECTORY = "trajectory.safetensors"
 
@@ -83,7 +85,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         super().__init__(_not_refused(model), args, *rest, **others)
         if self.model_init is not None:
             raise ValueError("ZOTrainer: got model_init, but the views are those of one model. Pass model.")
-        ready = self.optimizer
+        ready: Any = self.optimizer
         _check_optimizer(ready, self.lr_scheduler, zo)
         settings = Settings() if zo is None else zo
         self.model = self.model_wrapped = self.callback_handler.model = model
@@ -91,7 +93,9 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         self.zo: ZOSGD = settings.optimizer(self.views) if ready is None else ready
         self.calibration: Calibration | None = None
         self._missing = settings.missing if ready is None else ()
-        self._deferred = self.optimizer = self.callback_handler.optimizer = DeferredStep(self.zo)
+        self._deferred = DeferredStep(self.zo)
+        self.optimizer: Any = self._deferred
+        self.callback_handler.optimizer = self._deferred
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
