@@ -1,6 +1,7 @@
 """The folder of a training run: its files, and what may be gone on with."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Progress:
         forward_seconds: mean time of its forwards.
         calibration: what was chosen before the first step, and why.
         skipped: why the step was undone and counts for nothing; None for one that was done.
+        overhead: time of the step ÷ time of its forwards.
     """
 
     step: int
@@ -36,6 +38,7 @@ class Progress:
     forward_seconds: float
     calibration: Calibration | None = None
     skipped: str | None = None
+    overhead: float = math.nan
 
 
 class RunFolder:
@@ -43,24 +46,26 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        settings, calibration, metrics, samples, delta, trajectory, summary, plot: its files.
+        settings, config, calibration, metrics, samples, delta, trajectory, summary, plot, card: its files.
         journal: the trajectory while the run is under way.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.settings = self.path / "settings.json"
+        self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.jsonl"
         self.delta = self.path / "delta.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
         self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
         self.plot = self.path / "loss.png"
+        self.card = self.path / "README.md"
+        self.samples = self.path / "samples.jsonl"
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Make the folder and write the settings.
+    def begin(self, settings: dict[str, Any], config: str | None = None) -> None:
+        """Make the folder and write the settings, and the config file if there is one.
 
         Raises:
             OutputExistsError: the folder exists.
@@ -69,6 +74,8 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True)
         write_text(self.settings, json.dumps(settings, indent=1) + "\n")
+        if config is not None:
+            write_text(self.config, config)
 
     def resume(self, settings: dict[str, Any]) -> Trajectory | None:
         """Return the trajectory to go on from, None if the run saved nothing yet, and forget later metrics.
@@ -78,7 +85,7 @@ class RunFolder:
         """
         if not self.settings.exists():
             raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
-        before = self._read_settings()
+        before = self.read_settings()
         after = json.loads(json.dumps(settings))
         for name in after | before:
             if before.get(name) != after.get(name):
@@ -95,8 +102,21 @@ class RunFolder:
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
 
-    def _read_settings(self) -> dict[str, Any]:
+    def read_settings(self) -> dict[str, Any]:
+        """Return what decides the bytes of the run, by name.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
         return self._read_json(self.settings)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return what the run came to.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        return self._read_json(self.summary)
 
     def read_calibration(self) -> dict[str, Any] | None:
         """Return what `save_calibration` wrote, None if there was no calibration.
@@ -129,7 +149,7 @@ class RunFolder:
         """Add one line to the metrics file."""
         line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
         if progress.result is not None:
-            line |= asdict(progress.result) | {"step": progress.step}
+            line |= asdict(progress.result) | {"step": progress.step, "overhead": progress.overhead}
         if progress.skipped is not None:
             line["skipped"] = progress.skipped
         if progress.evaluation is not None:

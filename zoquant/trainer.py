@@ -75,6 +75,7 @@ class Job:
         folder: where the files go.
         identity: further facts that must be the same to resume, such as model and data.
         eval_every: steps between evaluations; 0 evaluates at the start and the end only.
+        config: text of the folder's config file, or None.
     """
 
     model: nn.Module
@@ -84,6 +85,7 @@ class Job:
     folder: RunFolder
     identity: dict[str, Any]
     eval_every: int = 0
+    config: str | None = None
 
 
 def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> Outcome:
@@ -118,7 +120,7 @@ class _Run:
         self.optimizer = chosen.optimizer(self.views)
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
         if not resume:
-            job.folder.begin(settings)
+            job.folder.begin(settings, job.config)
         elif (trajectory := job.folder.resume(settings)) is not None:
             self.optimizer.resume(trajectory)
         self.journal: Journal | None = None
@@ -193,7 +195,8 @@ class _Run:
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
-        self._tell(Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds)))
+        forward_seconds, overhead = self.watch.step(seconds), self.watch.ratios[-1]
+        self._tell(Progress(steps, job.settings.steps, result, None, seconds, forward_seconds, overhead=overhead))
         if job.eval_every and steps % job.eval_every == 0:
             self._evaluate()
 
