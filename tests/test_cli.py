@@ -64,7 +64,8 @@ def test_the_whole_way(shell: Shell, folder: Path) -> None:
     assert summary["format"] == "gguf"
     assert summary == json.loads((folder / "run" / "summary.json").read_text())
     assert {path.name for path in (folder / "run").iterdir()} == {
-        "delta.safetensors", "loss.png", "metrics.jsonl", "settings.json", "summary.json", "trajectory.safetensors"
+        "README.md", "config.toml", "delta.safetensors", "loss.png", "metrics.jsonl", "settings.json", "summary.json",
+        "trajectory.safetensors",
     }  # fmt: skip
 
     exported = shell.json("export", "base.gguf", "--delta", "run/delta.safetensors", "--out", "tuned.gguf")
@@ -73,6 +74,9 @@ def test_the_whole_way(shell: Shell, folder: Path) -> None:
     tuned = shell.json("eval", "tuned.gguf", *TASK)
     with_delta = shell.json("eval", "base.gguf", *TASK, "--delta", "run/delta.safetensors")
     assert tuned == with_delta == summary["eval_after"]
+    assert shell.json("eval", "base.gguf", *TASK, "--delta", "run") == tuned
+    shell.json("export", "base.gguf", "--delta", "run", "--out", "same.gguf")
+    assert (folder / "same.gguf").read_bytes() == (folder / "tuned.gguf").read_bytes()
     assert before == summary["eval_before"]
     assert tuned["loss"] != before["loss"]
 
@@ -119,7 +123,7 @@ def test_inspect_counts_without_loading(shell: Shell, folder: Path) -> None:
     assert set(found["runtimes"]) == {"native", "vendor"}
 
 
-@pytest.mark.parametrize("command", ["backends", "inspect", "train", "eval", "export", "replay", "bench"])
+@pytest.mark.parametrize("command", ["backends", "inspect", "train", "report", "eval", "export", "replay", "bench"])
 def test_help_teaches(shell: Shell, command: str) -> None:
     text = shell.text(command, "--help")
     assert "--json" in text
@@ -142,10 +146,11 @@ def test_errors_are_one_line_and_json_when_asked(
         (("--lr", "-1"), "lr is -1.0, expected at least 0"),
         (("--eps", "0"), "eps is 0.0, expected above 0"),
         (("--schedule", "wild"), "schedule is 'wild', expected one of constant, linear, cosine"),
-        (("--role", "bias"), "unknown role 'bias'"),
+        (("--role", "bias"), "roles is 'bias', expected one of scale, zero, codebook, dense, adapter"),
+        (("--lr", "fast"), "lr is 'fast', expected a number"),
         (("--include", "nothing*"), "no view has a role"),
         (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
-        (("--runtime", "fast"), "runtime is 'fast', expected auto, native or vendor"),
+        (("--runtime", "fast"), "runtime is 'fast', expected one of auto, native, vendor"),
         (("--data", "gone.csv"), "gone.csv: cannot be read"),
     ],
 )
@@ -158,3 +163,12 @@ def test_doctor(shell: Shell) -> None:
     text = shell.text("doctor")
     assert "Checkpoint files" in text
     assert all(name in text for name in ("gguf", "transformers", "Libraries"))
+
+
+def test_report(shell: Shell, folder: Path) -> None:
+    shell.json(*TRAIN, "--eval-data", "rows.jsonl", "--out", "run")
+    found = shell.json("report", "run")
+    assert found == {"report": "run/report.html", "bytes": (folder / "run" / "report.html").stat().st_size}
+    assert "both.html" in shell.text("report", "run", "run", "--out", "both.html")
+    assert "already exists" in shell.error("report", "run", "--out", "both.html")
+    assert "holds no run" in shell.error("report", ".")

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from zoquant.errors import CheckpointError
-from zoquant.hub import local_path
+from zoquant.hub import delta_path, local_path
 
 
 @pytest.fixture
@@ -64,3 +64,30 @@ def test_several_checkpoints(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) 
         local_path("who/what")
     assert local_path("who/what/b.gguf") == Path("/cache/who/what/b.gguf")
     assert asked == ["b.gguf"]
+
+
+def test_a_delta_is_a_file_a_folder_or_a_name(tmp_path: Path, asked: list[Any]) -> None:
+    """Of a repository that one file is downloaded, and nothing else."""
+    file = tmp_path / "delta.safetensors"
+    file.write_bytes(b"")
+    assert delta_path(file) == delta_path(tmp_path) == file
+    assert asked == []
+    assert delta_path("who/what") == Path("/cache/who/what/delta.safetensors")
+    assert delta_path("who/what/other.safetensors") == Path("/cache/who/what/other.safetensors")
+    assert asked == ["delta.safetensors", "other.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["gone", "run/gone.safetensors", "./who/what", "/no/such/delta"])
+def test_a_path_without_a_delta_asks_nobody(name: str, asked: list[Any]) -> None:
+    with pytest.raises(CheckpointError, match="no such delta"):
+        delta_path(name)
+    assert asked == []
+
+
+def test_a_repository_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(repo: str, name: str) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(CheckpointError, match=r"who/what: no such path here, and not to be had .* offline"):
+        delta_path("who/what")

@@ -49,10 +49,10 @@ def files_of(path: Path, found: Format) -> dict[str, Path]:
         CheckpointError: the format misses one of them, or one is no plain file of the folder.
     """
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir()]
-        for file in found:
+        inside = [file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir()]
+        for file in inside:
             refuse_stray(path, file)
-        return {file.relative_to(path).as_posix(): file for file in found}
+        return {file.relative_to(path).as_posix(): file for file in inside}
     files = found.files(path) if isinstance(found, SeveralFiles) else [path]
     return {file.name: file for file in files}
 

@@ -13,13 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from zoquant.card import write_card
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import show_error
 from zoquant.cli.training import show_summary
+from zoquant.config import Config
 from zoquant.errors import CheckpointError, OutputExistsError, ZoquantError
 from zoquant.export import export
 from zoquant.files import write_text
-from zoquant.finetune import Source, evaluate, evaluation_summary, finetune
+from zoquant.finetune import Source, evaluate, evaluation_summary
 from zoquant.run_folder import RunFolder
 from zoquant.settings import Settings
 from zoquant.tasks import TaskSettings, Template
@@ -69,12 +71,12 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
         if not folder.settings.exists():
             raise OutputExistsError(f"{out}: exists and is no run of zoquant. Choose another folder with --out.")
         shutil.rmtree(out)
-    source = Source(str(checkpoint()))
-    with reporting(quiet=False) as report:
-        summary = finetune(
-            source, reviews("train"), TASK, out,
-            settings=settings, eval_data=reviews("test"), eval_every=50, report=report,
-        )  # fmt: skip
+    config = Config(
+        model=str(checkpoint()), data=str(reviews("train")), asked=TASK, eval_data=str(reviews("test")), eval_every=50,
+        settings=settings,
+    )  # fmt: skip
+    with reporting() as report:
+        summary = config.finetune(out, report=report)
     if not summary["finished"]:
         return summary
     gc.collect()
@@ -82,6 +84,7 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
     summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TASK))
     summary["export_path"] = str(tuned)
     write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
+    write_card(folder)
     return summary
 
 

@@ -45,6 +45,18 @@ class DataError(ZoquantError):
     """Training data, template or labels do not fit together."""
 
 
+class ConfigError(ZoquantError, ValueError):
+    """A config file or a flag names an unknown key, or gives a key a value that it cannot have.
+
+    Attributes:
+        key: the key at fault, None where it is not one key.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class OutputExistsError(ZoquantError, FileExistsError):
     """The place to write to is taken; nothing was overwritten."""
 

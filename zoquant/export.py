@@ -19,6 +19,7 @@ from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, ShapeError
 from zoquant.files import refuse_existing, replacing, replacing_folder
 from zoquant.fingerprint import check_base, fingerprint
+from zoquant.hub import delta_path
 from zoquant.layout import keeps_sign
 from zoquant.protocol import Checksum, Span
 from zoquant.registry import format_of
@@ -32,7 +33,7 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
 
     Args:
         base: the checkpoint that the training started from.
-        delta: a file that `save_delta` wrote.
+        delta: a file that `save_delta` wrote, the folder of a run, or `owner/name[/file]` on the Hub.
         out: where the tuned checkpoint goes: the name of a file for a checkpoint of one file, else of a folder, which
             gets every file of the base.
 
@@ -49,7 +50,7 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     refuse_existing(target)
     found = format_of(source)
     index = found.index(source)
-    change = read_delta(delta)
+    change = read_delta(delta_path(delta))
     _check(str(delta), source, index, change)
     files = files_of(source, found)
     if source.is_file() and len(files) == 1:

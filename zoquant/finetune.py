@@ -4,20 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from zoquant.attach import attach
-from zoquant.delta import load_delta
+from zoquant.card import write_card
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.errors import CheckpointError, DataError
 from zoquant.files import refuse_existing, write_text
 from zoquant.hub import local_path
 from zoquant.load import Runtime, default_compute_dtype, default_device, load
 from zoquant.plot import plot_run
-from zoquant.protocol import ROLES
 from zoquant.registry import format_of
 from zoquant.rewards import Reward
 from zoquant.run_folder import RunFolder
@@ -26,6 +24,9 @@ from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
 from zoquant.tasks.splits import drawn, read_part, read_parts, read_test
 from zoquant.trainer import Job, Outcome, Report, run
+
+if TYPE_CHECKING:
+    from zoquant.config import Config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,14 +60,15 @@ class Source:
             raise ValueError(f"compute dtype is {self.compute_dtype!r}, expected auto or one of {list(_DTYPES)}.")
         return device, _DTYPES[self.compute_dtype]
 
-    def open(self) -> tuple[nn.Module, Any, torch.device]:
-        """Load model and tokenizer; return them with their device.
+    def open(self, delta: str | Path | None = None) -> tuple[nn.Module, Any, torch.device]:
+        """Load model and tokenizer, with a delta on it if one is given; return them with their device.
 
         Raises:
             CheckpointError: not a checkpoint, damaged, or without a tokenizer.
+            BaseMismatchError: the delta was made on another base.
         """
         device, dtype = self.resolve()
-        model, tokenizer = load(self.model, runtime=self.runtime, compute_dtype=dtype, device=device)
+        model, tokenizer = load(self.model, runtime=self.runtime, compute_dtype=dtype, device=device, delta=delta)
         if tokenizer is None:
             raise CheckpointError(f"{self.model}: carries no tokenizer, so text cannot be fed to it.")
         return model, tokenizer, device
@@ -87,6 +89,7 @@ def finetune(
     reward: Reward | None = None,
     resume: bool = False,
     report: Report = lambda _: None,
+    config: "Config | None" = None,
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on a data file and fill a run folder.
 
@@ -106,6 +109,7 @@ def finetune(
         reward: of objective `"reward"`, what scores generations.
         resume: go on in a folder that holds an unfinished run.
         report: called after each step and each evaluation.
+        config: all of the above as a config, which is written into the folder, or None.
 
     Returns:
         What `summary.json` holds.
@@ -136,6 +140,7 @@ def finetune(
         identity=_identity(source, data, eval_data, task)
         | {"protocol": protocol, "objective": _name(objective), "reward": None if reward is None else _name(reward)},
         eval_every=eval_every,
+        config=None if config is None else config.resolved().to_toml(),
     )
     outcome = run(job, resume=resume, report=report)
     summary = _summary(source, outcome) | {"calibration": job.folder.read_calibration()}
@@ -143,6 +148,7 @@ def finetune(
         summary["test"] = test.evaluate(model).to_dict()
     write_text(job.folder.summary, json.dumps(summary, indent=1) + "\n")
     plot_run(job.folder)
+    write_card(job.folder)
     return summary
 
 
@@ -176,9 +182,7 @@ def evaluate(
     if shots and shots_from is None and Path(data).is_file():
         raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
-    model, tokenizer, device = source.open()
-    if delta is not None:
-        load_delta(delta, attach(model, roles=ROLES, coupled=False))
+    model, tokenizer, device = source.open(delta)
     return task.build(rows, model, tokenizer, device, shots=examples).evaluate(model)
 
 

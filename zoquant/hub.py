@@ -1,4 +1,4 @@
-"""Checkpoints by name from the Hugging Face Hub: only files that hold tensors or text, never code."""
+"""Checkpoints and deltas by name from the Hugging Face Hub: only files that hold tensors or text, never code."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ from zoquant.errors import CheckpointError
 _FOLDER = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "qmodel.pt")
 _TENSORS = (".safetensors", ".bin", ".pt")
 _PICKLED = ("*.bin",)
+_DELTA = "delta.safetensors"
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
@@ -21,10 +22,51 @@ def local_path(path_or_repo: str | Path) -> Path:
         CheckpointError: neither a path nor a name on the Hub, or the repository holds several checkpoints.
     """
     path = Path(path_or_repo).expanduser()
+    repo, file = _split(path_or_repo)
+    return path if path.exists() or repo is None else _download(repo, file)
+
+
+def delta_path(path_or_repo: str | Path) -> Path:
+    """Return the path of a delta file on this machine, downloading that one file from the Hub if need be.
+
+    Args:
+        path_or_repo: the file, the folder of a run that holds one, `owner/name`, or `owner/name/file`.
+
+    Raises:
+        CheckpointError: neither a path nor a name on the Hub, or no delta lies there.
+    """
+    path = Path(path_or_repo).expanduser()
+    repo, file = _split(path_or_repo)
+    if not path.exists() and repo is not None and (file is not None or path.suffix != ".safetensors"):
+        return _delta_from(repo, file or _DELTA)
+    found = path / _DELTA if path.is_dir() else path
+    if not found.is_file():
+        raise CheckpointError(f"{found}: no such delta. Pass a delta file, the folder of a run, or owner/name.")
+    return found
+
+
+def _delta_from(repo: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repo, file))
+    except (HfHubHTTPError, OSError) as error:
+        raise _not_there(repo, error) from error
+
+
+def _split(path_or_repo: str | Path) -> tuple[str | None, str | None]:
+    """Return repository and file that a name stands for on the Hub, None where it can only be a path."""
     parts = str(path_or_repo).split("/")
-    if path.exists() or not 2 <= len(parts) <= 3 or not all(parts) or parts[0] in (".", "..", "~"):
-        return path
-    return _download("/".join(parts[:2]), parts[2] if len(parts) == 3 else None)
+    if not 2 <= len(parts) <= 3 or not all(parts) or parts[0] in (".", "..", "~"):
+        return None, None
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+
+
+def _not_there(repo: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{repo}: no such path here, and not to be had from the Hugging Face Hub: {error}. Check the name."
+    )
 
 
 def _download(repo: str, file: str | None) -> Path:
@@ -37,9 +79,7 @@ def _download(repo: str, file: str | None) -> Path:
             return _folder(repo, names)
         return _gguf(repo, names, file)
     except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{repo}: no such path here, and not to be had from the Hugging Face Hub: {error}. Check the name."
-        ) from error
+        raise _not_there(repo, error) from error
 
 
 def _folder(repo: str, names: list[str]) -> Path:

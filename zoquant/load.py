@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from zoquant.delta import put_on
 from zoquant.errors import UnsupportedLayoutError, ZoquantError
-from zoquant.hub import local_path
+from zoquant.hub import delta_path, local_path
 from zoquant.protocol import Format, Vendor
 from zoquant.registry import format_of
 from zoquant.runtime import faster
@@ -26,6 +27,7 @@ def load(
     runtime: Runtime = "auto",
     compute_dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    delta: str | Path | None = None,
 ) -> Loaded:
     """Load a quantized checkpoint with its codes and scales as the file has them.
 
@@ -38,12 +40,14 @@ def load(
             are the faster ones.
         compute_dtype: dtype of the matrix products; None takes bfloat16 where the hardware multiplies it, else float32.
         device: where to put the model; None takes a GPU if there is one.
+        delta: what training made of it: a delta file, the folder of a run, or `owner/name[/file]` on the Hub.
 
     Returns:
         The model, in eval mode and without gradients, and its tokenizer (None if the checkpoint has none).
 
     Raises:
         CheckpointError: not a checkpoint that zoquant knows, damaged, or of an unknown architecture.
+        BaseMismatchError: the delta was made on another checkpoint; the first key that differs is named.
         UnsupportedLayoutError: the format has no vendor runtime.
         ValueError: the runtime is none of the three.
     """
@@ -60,6 +64,8 @@ def load(
         if runtime == "auto":
             loaded, why = _choose(found, path, dtype, place, loaded)
     log.info("%s (%s): runtime %s", path, found.name, why)
+    if delta is not None:
+        put_on(delta_path(delta), loaded[0])
     return loaded
 
 

@@ -34,6 +34,7 @@ class Progress:
         forward_seconds: mean time of its forwards.
         calibration: what was chosen before the first step, and why.
         skipped: why the step was undone and counts for nothing; None for one that was done.
+        overhead: time of the step ÷ time of its forwards.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Progress:
     forward_seconds: float
     calibration: Calibration | None = None
     skipped: str | None = None
+    overhead: float = math.nan
 
 
 class RunFolder:
@@ -51,7 +53,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        settings, calibration, metrics, samples, delta, trajectory, summary, plot: its files.
+        settings, config, calibration, metrics, samples, delta, trajectory, summary, plot, card: its files.
         journal: the trajectory while the run is under way.
         micro_batches: at which steps batches were halved, if memory ran out.
         lock: who trains here now; held from `begin` or `resume` to `release`.
@@ -60,19 +62,23 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.settings = self.path / "settings.json"
+        self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.jsonl"
         self.delta = self.path / "delta.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
         self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
         self.plot = self.path / "loss.png"
+        self.card = self.path / "README.md"
+        self.samples = self.path / "samples.jsonl"
         self.micro_batches = self.path / "micro_batches.json"
         self.lock = Lock(self.path / "run.lock")
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Make the folder with the settings in it, and take its lock. There is no folder without settings.
+    def begin(self, settings: dict[str, Any], config: str | None = None) -> None:
+        """Make the folder with the settings in it, and the config if there is one, and take its lock.
+
+        There is no folder without settings.
 
         Raises:
             OutputExistsError: the folder exists.
@@ -83,6 +89,8 @@ class RunFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_folder(self.path) as folder:
             write_text(folder / self.settings.name, json.dumps(settings, indent=1) + "\n")
+            if config is not None:
+                write_text(folder / self.config.name, config)
         self.lock.acquire()
 
     def release(self) -> None:
@@ -106,7 +114,7 @@ class RunFolder:
             raise
 
     def _resume(self, settings: dict[str, Any]) -> Trajectory | None:
-        before = self._read_settings()
+        before = self.read_settings()
         after = json.loads(json.dumps(settings))
         for name in after | before:
             if before.get(name) != after.get(name):
@@ -125,8 +133,21 @@ class RunFolder:
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
 
-    def _read_settings(self) -> dict[str, Any]:
+    def read_settings(self) -> dict[str, Any]:
+        """Return what decides the bytes of the run, by name.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
         return self._read_json(self.settings)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return what the run came to.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        return self._read_json(self.summary)
 
     def read_calibration(self) -> dict[str, Any] | None:
         """Return what `save_calibration` wrote, None if there was no calibration.
@@ -175,7 +196,7 @@ class RunFolder:
         """Add one line to the metrics file."""
         line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
         if progress.result is not None:
-            line |= asdict(progress.result) | {"step": progress.step}
+            line |= asdict(progress.result) | {"step": progress.step, "overhead": progress.overhead}
         if progress.skipped is not None:
             line["skipped"] = progress.skipped
         if progress.evaluation is not None:

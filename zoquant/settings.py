@@ -1,8 +1,8 @@
-"""What decides the bytes of a training run."""
+"""What decides the bytes of a training run. Every field is a flag of `zoquant train` and a key of its config file."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from zoquant.attach import Views
 from zoquant.buffer import Space
@@ -17,51 +17,34 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the bytes of a run, together with model and data.
+    """What decides the bytes of a run, together with model and data. The text beside a field says what it means."""
 
-    Attributes:
-        steps: number of steps.
-        batch_size: examples a step.
-        micro_batches: forwards that a loss is made of, a power of 2: each sees its part of the batch.
-        lr: learning rate at the start; `schedule` takes it to zero. None: calibrated.
-        eps: length of a probe, in units of `space`. None: calibrated.
-        clip: bound on the derivative, infinity for none. None: calibrated with lr and eps, or none if both are given.
-        schedule: course of the learning rate.
-        probes: directions a step.
-        seed: seed of noise and batches.
-        noise: distribution of the directions.
-        density: share of `unit`s that a direction moves.
-        unit: what is in or out as a whole: element, view or layer.
-        space: what delta means.
-        estimator: what is made of the losses: a name of `estimators.ESTIMATORS`.
-        rule: how deltas move: a name of `rules.RULES`, with its default numbers.
-        decay: pull back to the base, per unit of lr.
-        coupled: whether the views of one layer, role and shape share their delta.
-        roles: which kinds of values move.
-        include: patterns of keys that move; None for all.
-        exclude: patterns of keys that do not.
-    """
-
-    steps: int = 300
-    batch_size: int = 16
-    micro_batches: int = 1
-    lr: float | None = None
-    eps: float | None = None
-    clip: float | None = None
-    schedule: Schedule = "linear"
-    probes: int = 1
-    seed: int = 0
-    noise: Kind = "rademacher"
-    density: float = 1.0
-    unit: Unit = "element"
-    space: Space = "relative"
-    estimator: str = "two-point"
-    rule: str = "sgd"
-    decay: float = 0.0
-    coupled: bool = True
-    roles: tuple[Role, ...] = ("scale",)
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
+    steps: Annotated[int, "Number of steps."] = 300
+    batch_size: Annotated[int, "Examples a step."] = 16
+    micro_batches: Annotated[
+        int, "Forwards that a batch is cut into, a power of 2; processes of torchrun share them."
+    ] = 1
+    lr: Annotated[float | None, "Learning rate at the start; auto: calibrated."] = None
+    eps: Annotated[float | None, "Length of a probe, in units of space; auto: calibrated."] = None
+    clip: Annotated[float | None, "Bound on the derivative, inf for none; auto: calibrated along with lr and eps."] = (
+        None
+    )
+    schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
+    probes: Annotated[int, "Directions a step."] = 1
+    seed: Annotated[int, "Seed of noise and batches: the same seed gives the same bytes."] = 0
+    noise: Annotated[Kind, "Distribution of the directions: rademacher, gaussian or sphere."] = "rademacher"
+    density: Annotated[float, "Share of the units that a direction moves."] = 1.0
+    unit: Annotated[Unit, "What moves or stays as a whole: element, view or layer."] = "element"
+    space: Annotated[Space, "What delta means: relative or absolute."] = "relative"
+    estimator: Annotated[str, "What is made of the losses: two-point, one-sided or fzoo."] = "two-point"
+    rule: Annotated[str, "How deltas move: sgd, momentum, sign or adam."] = "sgd"
+    decay: Annotated[float, "Pull back to the base, per unit of lr."] = 0.0
+    coupled: Annotated[bool, "Move the views of one layer, role and shape together."] = True
+    roles: Annotated[tuple[Role, ...], "What moves: scale, zero, codebook, dense, adapter; may be repeated."] = (
+        "scale",
+    )
+    include: Annotated[tuple[str, ...] | None, "Keys to move, as shell patterns; may be repeated."] = None
+    exclude: Annotated[tuple[str, ...] | None, "Keys to leave alone; may be repeated."] = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:

@@ -80,6 +80,7 @@ class Job:
         folder: where the files go.
         identity: further facts that must be the same to resume, such as model and data.
         eval_every: steps between evaluations; 0 evaluates at the start and the end only.
+        config: text of the folder's config file, or None.
     """
 
     model: nn.Module
@@ -89,6 +90,7 @@ class Job:
     folder: RunFolder
     identity: dict[str, Any]
     eval_every: int = 0
+    config: str | None = None
 
 
 def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> Outcome:
@@ -127,7 +129,7 @@ class _Run:
         self.optimizer = chosen.optimizer(self.views)
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
         if not resume:
-            job.folder.begin(settings)
+            job.folder.begin(settings, job.config)
         elif (trajectory := job.folder.resume(settings)) is not None:
             self.optimizer.resume(trajectory)
         self.micro_batches = MicroBatches(job.folder.micro_batches)
@@ -234,7 +236,8 @@ class _Run:
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
-        progress = Progress(steps, job.settings.steps, result, None, seconds, self.watch.step(seconds))
+        forward_seconds, overhead = self.watch.step(seconds), self.watch.ratios[-1]
+        progress = Progress(steps, job.settings.steps, result, None, seconds, forward_seconds, overhead=overhead)
         job.folder.append_metrics(progress)
         self._record()  # last: of a step that the journal does not hold, a run that goes on forgets the line
         self.report(progress)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from zoquant.trainer import run
 HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from zoquant.lock import Lock
 Lock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
@@ -73,7 +75,12 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
     """The file that was opened is gone when its lock is free: the new one must be locked instead."""
     first, second = Lock(tmp_path / "run.lock"), Lock(tmp_path / "run.lock")
     first.acquire()
-    monkeypatch.setattr("zoquant.lock._lock", lambda file: (first.release(), monkeypatch.undo()))
+
+    def taken_away(file: Any) -> None:
+        first.release()
+        monkeypatch.undo()
+
+    monkeypatch.setattr("zoquant.lock._lock", taken_away)
     second.acquire()
     with pytest.raises(FolderInUseError):
         Lock(tmp_path / "run.lock").acquire()

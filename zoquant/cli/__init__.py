@@ -1,4 +1,4 @@
-"""The command line: `zoquant backends | inspect | train | eval | export | replay | bench`."""
+"""The command line: `zoquant backends | inspect | train | report | eval | export | replay | bench`."""
 
 from zoquant.cli.app import main
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zoquant.cli.flags import SOURCE, TASK, config_of, with_flags
 from zoquant.cli.show import (
     PrintableFormatter,
     mebibytes,
@@ -17,24 +18,6 @@ from zoquant.cli.show import (
     show_json,
     show_pairs,
     show_rows,
-)
-from zoquant.cli.task import (
-    KIND,
-    METRIC,
-    OPTIONS,
-    STOP,
-    TOKENS,
-    Data,
-    LabelColumn,
-    Labels,
-    MaxNewTokens,
-    MetricName,
-    Options,
-    Protocol,
-    Stop,
-    TaskName,
-    TemplateText,
-    task_settings,
 )
 from zoquant.errors import ZoquantError
 
@@ -48,15 +31,11 @@ app = typer.Typer(
 )
 
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
-Model = Annotated[str, typer.Argument(help="A checkpoint: a path, or owner/name[/file] on the Hugging Face Hub.")]
-RuntimeName = Annotated[str, typer.Option("--runtime", help="Who computes the forward: auto, native or vendor.")]
-Dtype = Annotated[str, typer.Option("--compute-dtype", help="Matrix products in float32, bfloat16, float16 or auto.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
 
 
 def main() -> None:
     """Run the command line; an error that zoquant knows ends it with one line and exit code 2."""
-    from zoquant.cli import checking, measuring, training  # noqa: F401  (they register their commands)
+    from zoquant.cli import checking, measuring, report, training  # noqa: F401  (they register their commands)
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     log = logging.getLogger("zoquant")
@@ -126,54 +105,41 @@ def inspect_command(path: Annotated[Path, typer.Argument(help="A checkpoint.")],
 
 
 @app.command("eval")
+@with_flags("model", "data", *TASK, "protocol", *SOURCE)
 def eval_command(
-    model: Model,
-    data: Data,
-    task: TaskName = KIND,
-    template: TemplateText = None,
-    labels: Labels = None,
-    label_column: LabelColumn = None,
-    options: Options = OPTIONS,
-    metric: MetricName = METRIC,
-    max_new_tokens: MaxNewTokens = TOKENS,
-    stop: Stop = STOP,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Take off what each word or option scores without the input.")
-    ] = False,
+    given: dict[str, Any],
     shots: Annotated[int, typer.Option(help="Worked examples before every prompt; 0 is zero-shot.")] = 0,
     shots_from: Annotated[str | None, typer.Option(help="Rows to draw them from. Not given: the train split.")] = None,
-    protocol: Protocol = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws of --shots and --protocol.")] = 0,
-    delta: Annotated[Path | None, typer.Option(help="A delta to put on the checkpoint first.")] = None,
-    runtime: RuntimeName = "auto",
-    compute_dtype: Dtype = "auto",
-    device: Device = "auto",
+    delta: Annotated[
+        str | None, typer.Option(help="What training saved: a delta, a run's folder or owner/name.")
+    ] = None,
     json: JSON = False,
 ) -> None:
     """Measure a checkpoint on rows with known answers, zero-shot or with worked examples.
 
     Example: `zoquant eval model.gguf --data test.jsonl --template "{sentence} It was {label}"
-    --labels "0=terrible,1=great" --delta run/delta.safetensors`
+    --labels "0=terrible,1=great" --delta run`
     """
-    from zoquant.finetune import Source, evaluate, evaluation_summary
+    from zoquant.finetune import evaluate, evaluation_summary
 
-    asked = task_settings(
-        task, template, labels, label_column, options, metric, max_new_tokens, stop, calibrate=calibrate
-    )
-    source = Source(model, runtime=_runtime(runtime), compute_dtype=compute_dtype, device=device)
-    found = evaluate(source, data, asked, delta, protocol=protocol, shots=shots, shots_from=shots_from, seed=seed)
+    chosen = config_of(given)
+    found = evaluate(
+        chosen.source, chosen.data, chosen.asked, delta,
+        protocol=chosen.protocol, shots=shots, shots_from=shots_from, seed=seed,
+    )  # fmt: skip
     if json:
         show_json(evaluation_summary(found))
         return
     pairs: dict[str, Any] = {"found": score(found.to_dict()), "examples": found.examples}
     pairs |= {f"wrote {number}": sample.text for number, sample in enumerate(found.samples[:3], 1)}
-    show_pairs(f"{model}, {shots} worked examples" if shots else model, pairs)
+    show_pairs(f"{chosen.model}, {shots} worked examples" if shots else chosen.model, pairs)
 
 
 @app.command("export")
 def export_command(
     base: Annotated[Path, typer.Argument(help="The checkpoint that the training started from.")],
-    delta: Annotated[Path, typer.Option(help="The delta that the training saved.")],
+    delta: Annotated[str, typer.Option(help="What the training saved: a delta, the folder of a run, or owner/name.")],
     out: Annotated[Path, typer.Option(help="The new checkpoint; must not exist.")],
     json: JSON = False,
 ) -> None:
@@ -218,9 +184,3 @@ def replay_command(
         show_json(result)
         return
     show_pairs("Replayed", {"delta": out, "steps": done, "size": mebibytes(out.stat().st_size)})
-
-
-def _runtime(name: str) -> Any:
-    if name not in ("auto", "native", "vendor"):
-        raise ValueError(f"runtime is {name!r}, expected auto, native or vendor.")
-    return name

@@ -1,84 +1,119 @@
-"""The progress of a run: a live bar in a terminal, a plain line now and then elsewhere."""
+"""The progress of a run: a live table in a terminal, a plain line now and then elsewhere."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 from zoquant.calibration import Calibration
-from zoquant.cli.show import console, score
+from zoquant.cli.show import console, number, percent, score
 from zoquant.run_folder import Progress
+from zoquant.tasks import Evaluation
 from zoquant.trainer import Report
 
 _PLAIN_EVERY = 25
 _SMOOTHING = 0.95
+_EVALUATIONS = 8
+COLUMNS = ("step", "loss", "derivative", "clipped", "moved", "lr", "s/step", "x fwd", "held-out")
 
 
 @contextmanager
-def reporting(quiet: bool) -> Iterator[Report]:
-    """Yield what a run shall call after each step."""
-    if quiet:
+def reporting(*, quiet: bool = False, silent: bool = False) -> Iterator[Report]:
+    """Yield what a run shall call after each step.
+
+    Args:
+        quiet: plain lines in a terminal as well.
+        silent: nothing at all.
+    """
+    if silent:
         yield lambda _: None
-    elif console.is_terminal:
-        with _bar() as bar:
-            yield _Live(bar)
+    elif console.is_terminal and not quiet:
+        with LiveTable(console) as table:
+            yield table
     else:
         yield _plain
 
 
-class _Live:
-    """Moves a bar and prints evaluations above it."""
+class LiveTable:
+    """A table whose last row follows the steps; every evaluation leaves a row above it.
 
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._task = bar.add_task("training", total=None, loss=float("nan"), derivative=float("nan"), rate=0.0)
+    Args:
+        screen: the terminal.
+    """
+
+    def __init__(self, screen: Console) -> None:
+        self._bar = Bar(
+            BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), console=screen,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=None)
+        self._rows: deque[list[str]] = deque(maxlen=_EVALUATIONS)
+        self._now = [""] * len(COLUMNS)
         self._loss: float | None = None
-        self._seconds = 0.0
-        self._steps = 0
+        self._steps = self._clipped = 0
+        self._live = Live(self.renderable(), console=screen, refresh_per_second=4)
+
+    def __enter__(self) -> "LiveTable":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.__exit__(None, None, None)
 
     def __call__(self, progress: Progress) -> None:
+        """Take in what a run reports."""
         if progress.calibration is not None:
-            self._bar.console.print(_calibration_lines(progress.calibration), highlight=False)
-        if progress.evaluation is not None:
-            self._bar.console.print(_evaluation_line(progress), highlight=False)
+            self._live.console.print(_calibration_lines(progress.calibration), highlight=False, markup=False)
         if progress.skipped is not None:
-            self._bar.console.print(_skipped_line(progress), highlight=False, markup=False)
-        if progress.result is None:
-            return
-        loss = progress.result.loss
-        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        self._seconds += progress.seconds
+            self._live.console.print(_skipped_line(progress), highlight=False, markup=False)
+        if progress.result is not None:
+            self._now = self._step(progress)
+            self._bar.update(self._task, completed=progress.step, total=progress.steps)
+        if progress.evaluation is not None:
+            self._rows.append([str(progress.step), *self._now[1:-1], _held_out(progress.evaluation)])
+        self._live.update(self.renderable())
+
+    def renderable(self) -> Group:
+        """Return table and bar as they stand now."""
+        table = Table(box=SIMPLE_HEAD, padding=0)
+        for name in COLUMNS:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*row)
+        if self._now[0]:
+            table.add_row(*self._now, style="bold")
+        return Group(table, self._bar)
+
+    def _step(self, progress: Progress) -> list[str]:
+        seen = progress.result
+        if seen is None:
+            return self._now
+        self._loss = seen.loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * seen.loss
         self._steps += 1
-        self._bar.update(
-            self._task,
-            completed=progress.step,
-            total=progress.steps,
-            loss=self._loss,
-            derivative=progress.result.derivative,
-            rate=self._steps / self._seconds,
-        )
+        self._clipped += seen.clipped
+        return [
+            str(progress.step), f"{self._loss:.3f}", f"{seen.derivative:+.2f}", percent(self._clipped / self._steps),
+            percent(seen.moved), f"{seen.lr:.1e}", f"{progress.seconds:.2f}", f"{progress.overhead:.2f}", "",
+        ]  # fmt: skip
 
 
-def _bar() -> Bar:
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  derivative {task.fields[derivative]:+.2f}"),
-        TextColumn("{task.fields[rate]:.2f} steps/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+def _held_out(found: Evaluation) -> str:
+    """Return the metric that says how good a model is, and the loss."""
+    names = dict.fromkeys((found.primary, "loss"))
+    return ", ".join(number(name, found[name]) for name in names if name in found.metrics)
 
 
 def _plain(progress: Progress) -> None:
     if progress.calibration is not None:
         print(_calibration_lines(progress.calibration), flush=True)
     if progress.evaluation is not None:
-        print(_evaluation_line(progress), flush=True)
+        print(_evaluation_line(progress.step, progress.steps, progress.evaluation), flush=True)
     if progress.skipped is not None:
         print(_skipped_line(progress), flush=True)
     if progress.result is not None and progress.step % _PLAIN_EVERY == 0:
@@ -98,8 +133,5 @@ def _skipped_line(progress: Progress) -> str:
     return f"step {progress.step}/{progress.steps} skipped: {progress.skipped}"
 
 
-def _evaluation_line(progress: Progress) -> str:
-    found = progress.evaluation
-    if found is None:
-        return ""
-    return f"step {progress.step}/{progress.steps}  held-out {score(found.to_dict())} on {found.examples} examples"
+def _evaluation_line(step: int, steps: int, found: Evaluation) -> str:
+    return f"step {step}/{steps}  held-out {score(found.to_dict())} on {found.examples} examples"

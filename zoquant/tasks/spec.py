@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 from torch import nn
@@ -24,30 +24,27 @@ _BETWEEN = "\n\n"
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What decides a task, together with model and data.
+    """What decides a task, together with model and data. The text beside a field says what it means."""
 
-    Attributes:
-        task: a kind: classification, choice, generation, masked, text or chat; or a name of `catalog.CATALOG`.
-        template: the prompt, with fields in braces and `{label}` for the answer; None for that of the named task.
-            Of text it is `"{column}"`, of chat the column with the messages likewise.
-        labels: the word for each label value; None for those of the named task.
-        label_column: the column that fills `{label}`; None for `label`, or that of the named task.
-        options: of a choice, the columns with the options: one with a list, or one for each.
-        metric: of generation, the primary metric: f1, exact-match, rouge-l, or loss to generate nothing.
-        max_new_tokens: of generation, most tokens of a text.
-        stop: of generation, the text that ends an answer; empty for the token that ends a text.
-        calibrate: whether evaluation takes off what a word or option scores without the input.
-    """
-
-    task: str = "classification"
-    template: str | None = None
-    labels: Mapping[str, str] | None = None
-    label_column: str | None = None
-    options: tuple[str, ...] = ("options",)
-    metric: str = "f1"
-    max_new_tokens: int = 50
-    stop: str = "\n"
-    calibrate: bool = False
+    task: Annotated[str, f"classification, choice, generation, masked, text, chat, or one of {', '.join(CATALOG)}."] = (
+        "classification"
+    )
+    template: Annotated[
+        str | None,
+        "Prompt with columns in braces, {label} for the answer: '{text} It was {label}'. Not given: that of the named "
+        "task. Of text and chat: the column, as '{text}'.",
+    ] = None
+    labels: Annotated[
+        Mapping[str, str] | None, "The word for each label value: '0=terrible,1=great'. Not given: of the named task."
+    ] = None
+    label_column: Annotated[str | None, "The column that fills {label}. Not given: label, or of the named task."] = None
+    options: Annotated[tuple[str, ...], "Choice: the column with the list of options, or a column for each: a,b."] = (
+        "options",
+    )
+    metric: Annotated[str, "Generation: f1, exact-match, rouge-l, or loss to generate nothing."] = "f1"
+    max_new_tokens: Annotated[int, "Generation: most tokens of an answer."] = 50
+    stop: Annotated[str, "Generation: the text that ends an answer; '' for the end of the text."] = "\n"
+    calibrate: Annotated[bool, "Evaluation takes off what a word or option scores without the input."] = False
 
     def __post_init__(self) -> None:
         if self.task not in (*get_args(Kind), *CATALOG):

@@ -1,0 +1,120 @@
+"""Config files: TOML and YAML are read, TOML is written."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """What a config file says.
+
+    Attributes:
+        path: the file.
+        text: all of it.
+        values: its values by key.
+    """
+
+    path: Path
+    text: str
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ConfigFile":
+        """Read a file whose name ends in .toml, .yaml or .yml.
+
+        Raises:
+            ConfigError: the file is missing, is not TOML or YAML, or is no table; the line is named where it is known.
+        """
+        file = Path(path)
+        if file.suffix not in (".toml", ".yaml", ".yml"):
+            raise ConfigError(f"{file}: expected a name that ends in .toml, .yaml or .yml.")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: cannot be read: {error}. Check the path.") from error
+        values = _toml(file, text) if file.suffix == ".toml" else _yaml(file, text)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: expected keys with values, got {type(values).__name__}.")
+        return cls(file, text, {str(key): value for key, value in values.items()})
+
+    @contextmanager
+    def naming_lines(self) -> Iterator[None]:
+        """Put the file, and the line of the key at fault, before the message of a ConfigError."""
+        try:
+            yield
+        except ConfigError as error:
+            line = None if error.key is None else self.line_of(error.key)
+            where = f"{self.path}" if line is None else f"{self.path}, line {line}"
+            raise ConfigError(f"{where}: {error}", error.key) from error
+
+    def line_of(self, key: str) -> int | None:
+        """Return the number of the line that a key stands on, None where it is not to be found."""
+        name = rf"""(["']?){re.escape(key)}\1"""
+        pattern = re.compile(rf"\s*({name.replace('1', '2')}\s*[=:]|\[\s*{name.replace('1', '3')}\s*\])")
+        lines = enumerate(self.text.splitlines(), 1)
+        return next((number for number, line in lines if pattern.match(line)), None)
+
+
+def _toml(file: Path, text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}.") from error
+
+
+def _yaml(file: Path, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}.") from error
+
+
+def toml_line(key: str, value: Any) -> str:
+    """Return `key = value` as TOML has it.
+
+    Args:
+        key: any text.
+        value: text, a number, a bool, a sequence or a mapping of such.
+    """
+    return f"{_toml_key(key)} = {_toml_value(value)}"
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _toml_text(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return _toml_text(value)
+    if isinstance(value, Mapping):
+        inside = ", ".join(toml_line(key, each) for key, each in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return repr(value)
+
+
+def _toml_text(text: str) -> str:
+    """Return text in quotes: JSON's escapes are TOML's, but for the character 127 and halves of a pair."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError(f"{text!r} is not valid text, so no config file can hold it. Rename the file.")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
