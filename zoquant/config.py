@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -24,6 +24,7 @@ from zoquant.settings import Settings
 from zoquant.tasks import TaskSettings
 from zoquant.trainer import Report
 
+T = TypeVar("T", TaskSettings, Settings)
 _DATA = ("data", "eval_data")
 _FILES = ("model", *_DATA)
 _SHA256 = "sha256"
@@ -94,8 +95,7 @@ class Config:
             if name not in values and key.default is MISSING:
                 raise ConfigError(f"{name} is missing: {key.help} Give it on the command line or in the config file.")
         taken = {name: convert(name, value, key_of(name).kind) for name, value in values.items()}
-        asked = TaskSettings(**_part(TaskSettings, taken))
-        settings = Settings(**_part(Settings, taken))
+        asked, settings = _made(TaskSettings, taken), _made(Settings, taken)
         return cls(**taken, asked=asked, settings=settings, sha256=dict(sha256 or {}))
 
     @classmethod
@@ -135,11 +135,11 @@ class Config:
             ConfigError: a file is not the one that `sha256` names.
             ZoquantError: any of its kinds.
         """
+        reward = None if self.reward is None else OutsideReward(self.reward, self.reward_timeout)
         return finetune(
             self.source, self.data, self.asked, out,
             settings=self.settings, eval_data=self.eval_data, eval_every=self.eval_every, protocol=self.protocol,
-            objective=self.objective, reward=OutsideReward(self.reward, self.reward_timeout) if self.reward else None,
-            resume=resume, report=report, config=self,
+            objective=self.objective, reward=reward, resume=resume, report=report, config=self,
         )  # fmt: skip
 
     def resolved(self) -> "Config":
@@ -202,6 +202,11 @@ def key_of(name: str) -> Key:
     return known[name]
 
 
+def _made(owner: type[T], values: dict[str, Any]) -> T:
+    """Return a dataclass of the values that are its own, which are taken out of the others."""
+    return owner(**{each.name: values.pop(each.name) for each in fields(owner) if each.name in values})
+
+
 def _keys_of(owner: Any) -> Iterator[Key]:
     hints = get_type_hints(owner, include_extras=True)
     for each in fields(owner):
@@ -216,8 +221,3 @@ def _check_sha256(found: Any) -> None:
     for name in found:
         if name not in _FILES:
             raise ConfigError(f"{_SHA256}.{name} is no file of a run, expected {', '.join(_FILES)}.", name)
-
-
-def _part(owner: type, taken: dict[str, Any]) -> dict[str, Any]:
-    """Take out the values that belong to the fields of a dataclass."""
-    return {each.name: taken.pop(each.name) for each in fields(owner) if each.name in taken}
