@@ -60,7 +60,7 @@ def _read_run(path: Path, everything: bool) -> None:
     folder.read_calibration()
     folder.evaluations()
     if folder.settings.exists():
-        folder._read_settings()
+        folder.read_settings()
     MicroBatches(folder.micro_batches).halvings(1)
     if everything and folder.journal.exists():
         Trajectory.load(folder.journal)

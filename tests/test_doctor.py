@@ -62,7 +62,8 @@ def test_every_extra_for_users_is_part_of_all() -> None:
     brought: dict[str, set[str]] = {}
     for line in metadata.requires("zoquant") or ():
         package, _, extra = line.partition("; ")
-        brought.setdefault(extra.rpartition("extra == ")[2].strip("'\""), set()).add(package)
+        name = extra.rpartition("extra == ")[2].strip("'\"") if "extra == " in extra else ""
+        brought.setdefault(name, set()).add(package)
     everything = brought.pop("all")
     assert everything == set().union(*(packages for extra, packages in brought.items() if extra not in ("", "dev")))
     assert set(extras().values()) == set(brought) - {""}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zoquant.errors import ShapeError
+from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.kernels.build import library
 from zoquant.kernels.decode import FIELDS, LAYOUTS, checked_rows
 
@@ -97,7 +97,8 @@ def multiply_plain(x: Tensor, weight: Tensor) -> Tensor:
 
 def _run(x: Tensor, rows: int, *weights: Any) -> Tensor:
     function = _function()
-    assert function is not None
+    if function is None:
+        raise UnsupportedLayoutError("no compiled product here: ask `multiplies` first, or multiply with torch.")
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(len(x), rows, dtype=x.dtype)
     if not (y.numel() and x.shape[1]):
