@@ -20,7 +20,6 @@ from zoquant.rules import SGD, Adam, Momentum, Rule, Sign
 from zoquant.testing.tensors import same_bits
 from zoquant.update import Step
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
 small = st.floats(-1e19, 1e19)
 
 
