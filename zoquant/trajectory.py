@@ -146,9 +146,9 @@ class Trajectory:
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         try:
             noise, rule = Noise(**state["noise"]), rule_from_dict(state["rule"])
-            _check_lengths(steps)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{what}: the header is not that of a trajectory: {error} Update zoquant.") from error
+        _check_lengths(what, steps)
         return cls(
             cast(dict[str, str], base), cast(Space, space), noise, bool(coupled), str(state.get("estimator")), rule,
             cast(float, decay), steps, cast(Subspace, subspace),
@@ -244,12 +244,15 @@ class Trajectory:
         return Delta({key: values[key] for key in views.keys}, dict(self.base), self.space)
 
 
-def _check_lengths(steps: Sequence[Step]) -> None:
+def _check_lengths(what: str, steps: Sequence[Step]) -> None:
     """Refuse what no run writes: a step so long that float32 does not hold it."""
     for number, step in enumerate(steps):
         for amount in step.amounts:
             if not max(abs(amount), abs(step.lr * amount)) <= _FLOAT32_MAX:
-                raise ValueError(f"step {number} moves by {step.lr:g} times {amount:g}, more than float32 holds.")
+                raise ValueRangeError(
+                    f"{what}: step {number} moves by {step.lr:g} times {amount:g}, more than float32 holds. Nothing was "
+                    "changed."
+                )
 
 
 def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | None = None) -> Sequence[Step]:
