@@ -4,7 +4,9 @@
 
 The ranks share out the two sides of a direction. Rounds of one and of two processes take turns; a round is the median
 of its steps, and a figure the median of its rounds. Efficiency is the time of one over twice the time of two. That both
-come to the same bytes is checked. The load average is noted, since others on the machine slow two processes more.
+come to the same bytes is checked. The load average is noted, since others on the machine slow two processes more: the
+efficiency by processor time, of one over that of two together, leaves them out, and what the two wait for each other.
+Seconds of a forward and of adding a direction are processor time as well.
 """
 
 import argparse
@@ -58,10 +60,12 @@ def summary(rounds: list[dict[int, dict[str, Any]]]) -> dict[str, Any]:
     if len(sums) != 1:
         raise RuntimeError(f"the rounds ended with the checksums {sorted(sums)}, expected one: the bytes differ.")
     one, two = (statistics.median(found[world]["step"] for found in rounds) for world in (1, 2))
+    busy, together = (statistics.median(found[world]["processor"] for found in rounds) for world in (1, 2))
     return {
         "step_seconds_1": one,
         "step_seconds_2": two,
         "efficiency": one / (2 * two),
+        "efficiency_by_processor_time": busy / together,
         "efficiency_by_round": [found[1]["step"] / (2 * found[2]["step"]) for found in rounds],
         "forward_seconds": statistics.median(found[1]["forward"] for found in rounds),
         "direction_seconds": statistics.median(found[1]["direction"] for found in rounds),
@@ -73,8 +77,8 @@ def measure(path: str, world: int, steps: int) -> dict[str, Any]:
     """Return what rank 0 of so many processes saw."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_rank, (world, path, steps, folder), nprocs=world, start_method="spawn")
-        found: dict[str, Any] = json.loads((Path(folder) / "0.json").read_text())
-    return found
+        found: list[dict[str, Any]] = [json.loads((Path(folder) / f"{n}.json").read_text()) for n in range(world)]
+    return found[0] | {"processor": sum(each["processor"] for each in found)}
 
 
 def _rank(rank: int, world: int, path: str, steps: int, folder: str) -> None:
@@ -90,18 +94,20 @@ def _rank(rank: int, world: int, path: str, steps: int, folder: str) -> None:
     forwards: list[float] = []
 
     def loss() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         value = float(model(input_ids=ids, labels=ids).loss)
-        forwards.append(time.perf_counter() - start)
+        forwards.append(time.process_time() - start)
         return value
 
-    times = []
+    times, processor = [], []
     for _ in range(steps + 1):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         stepper.step(loss)
         times.append(time.perf_counter() - start)
+        processor.append(time.process_time() - busy)
     found = {
         "step": statistics.median(times[1:]),
+        "processor": statistics.median(processor[1:]),
         "forward": statistics.median(forwards[2 // world :]),
         "bytes": stepper.bytes_a_step() if isinstance(stepper, DistributedZO) else 0,
         "checksum": checksum([buffer.delta for buffer in optimizer.views.buffers]),
