@@ -48,8 +48,8 @@ class World:
         restart: seconds until a lost worker, or a restarted group, goes on.
     """
 
-    forward: float = 0.56
-    direction: float = 0.006
+    forward: float = 2.4
+    direction: float = 0.0012
     spread: float = 0.1
     latency: float = 1e-4
     bandwidth: float = 1e8
