@@ -107,6 +107,8 @@ def test_a_checkpoint_is_a_delta(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="define loss"):
         trainer(tmp_path).fit(ZOModule(tiny(tmp_path), FIXED), loader())
+    with pytest.raises(ValueError, match="max_epochs"):
+        Tiny(tiny(tmp_path), Settings(steps=7))
     run = trainer(tmp_path)
     run.precision_plugin.scaler = object()
     with pytest.raises(ValueError, match="scales gradients"):

@@ -18,6 +18,7 @@ from zoquant.delta import Delta
 from zoquant.errors import CheckpointError
 from zoquant.fingerprint import check_base
 from zoquant.integrations.draws import Draws
+from zoquant.integrations.elsewhere import refuse_settings
 from zoquant.optim import ZOSGD, StepResult
 from zoquant.settings import Settings
 
@@ -25,6 +26,11 @@ __all__ = ["Settings", "ZOModule"]
 
 _CALIBRATION_BATCHES = 2
 _DELTA = "zoquant_delta"
+_ELSEWHERE = {
+    "steps": "Set max_steps or max_epochs of the Trainer",
+    "batch_size": "Set the batch size in the loader",
+    "micro_batches": "Set the batch size in the loader",
+}
 
 
 class ZOModule(pl.LightningModule):  # type: ignore[misc]
@@ -39,13 +45,16 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
 
     Attributes:
         model: the model.
-        settings: settings of the optimizer; `steps` and `batch_size` are up to the trainer and the loader.
+        settings: settings of the optimizer; steps and batches are up to the trainer and the loader.
         views: what the optimizer moves, once training or the loading of a checkpoint has begun.
         calibration: what was chosen before the first step, and why.
 
     Args:
         model: any model with layers that zoquant knows.
         settings: settings of the optimizer; None takes the usual ones.
+
+    Raises:
+        ValueError: a setting that is up to the trainer or the loader is given.
     """
 
     strict_loading = False  # a checkpoint has no weights
@@ -55,6 +64,7 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
         self.automatic_optimization = False
         self.model = model
         self.settings = Settings() if settings is None else settings
+        refuse_settings("ZOModule", self.settings, _ELSEWHERE)
         self.views: Views | None = None
         self.calibration: Calibration | None = None
 

@@ -24,6 +24,7 @@ from zoquant.errors import CheckpointError
 from zoquant.integrations.arguments import check_arguments
 from zoquant.integrations.deferred import DeferredStep
 from zoquant.integrations.draws import Draws
+from zoquant.integrations.elsewhere import refuse_settings
 from zoquant.optim import ZOSGD
 from zoquant.settings import Settings
 from zoquant.trajectory import Trajectory
@@ -35,10 +36,11 @@ TRAJECTORY = "trajectory.safetensors"
 
 log = logging.getLogger("zoquant")
 
-_OF_THE_TRAINER = {
-    "steps": "max_steps or num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "schedule": "lr_scheduler_type",
+_ELSEWHERE = {
+    "steps": "Set max_steps or num_train_epochs in args",
+    "batch_size": "Set per_device_train_batch_size in args",
+    "micro_batches": "Set gradient_accumulation_steps in args",
+    "schedule": "Set lr_scheduler_type in args",
 }
 _CALIBRATION_BATCHES = 2
 
@@ -63,7 +65,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         model: any model with layers that zoquant knows, purely quantized ones included.
         args: as for `Trainer`.
         rest: the further arguments of `Trainer`, in its order.
-        zo: settings of the optimizer; `steps`, `batch_size` and `schedule` are those of `args`. To use an optimizer of
+        zo: settings of the optimizer; steps, batches and schedule are those of `args`. To use an optimizer of
             your own, pass `optimizers=(zosgd, scheduler or None)`.
         others: the further arguments of `Trainer`, by name.
 
@@ -237,6 +239,5 @@ def _check_optimizer(ready: object, scheduler: object, zo: Settings | None) -> N
         raise ValueError(f"ZOTrainer: optimizers holds a {type(ready).__name__}, expected a zoquant.ZOSGD or None.")
     if ready is not None and zo is not None:
         raise ValueError("ZOTrainer: got zo and an optimizer, expected one of them.")
-    for name, instead in _OF_THE_TRAINER.items() if zo is not None else ():
-        if getattr(zo, name) != getattr(Settings, name):
-            raise ValueError(f"ZOTrainer: zo sets {name}, which is up to the Trainer. Set {instead} in args.")
+    if zo is not None:
+        refuse_settings("ZOTrainer", zo, _ELSEWHERE)

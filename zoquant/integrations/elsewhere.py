@@ -1,0 +1,23 @@
+"""Settings that are not up to zoquant where another library runs the loop."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from zoquant.settings import Settings
+
+
+def refuse_settings(who: str, settings: Settings, elsewhere: Mapping[str, str]) -> None:
+    """Refuse settings that would have no effect.
+
+    Args:
+        who: the class that was given them.
+        settings: what was given.
+        elsewhere: what to set instead, by the name of the setting.
+
+    Raises:
+        ValueError: a setting that is up to the other library is not at its default.
+    """
+    usual = {field.name: field.default for field in fields(Settings)}
+    for name, instead in elsewhere.items():
+        if getattr(settings, name, None) != usual.get(name):
+            raise ValueError(f"{who}: {name} is {getattr(settings, name)!r}, but that is not up to it here. {instead}.")
