@@ -26,7 +26,7 @@ def make_run(
         "task": text, "template": text, "labels": {text: text}, "include": None, "coupled": True, text: text,
     }  # fmt: skip
     folder.settings.write_text(json.dumps(settings))
-    folder.calibration.write_text(json.dumps({"lr": 0.01, "eps": 0.03, "clip": math.inf, "reasons": [text]}))
+    folder.calibration.write_text(json.dumps({"lr": 0.01, "eps": 0.03, "clip": None, "reasons": [text]}))
     lines = [
         evaluation(0, 0.5, text),
         *(step_line(step, text) for step in range(1, steps + 1)),
