@@ -44,6 +44,8 @@ def test_the_card_says_what_was_measured(trained: Path) -> None:
         ) in text
     assert "base.gguf" in text
     assert "rows.jsonl" in text
+    assert "| task | classification |" in text
+    assert "| objective | loss |" in text
     assert str(trained) not in text
     listed = set(re.findall(r"^\| `(.+?)` \|", text, flags=re.MULTILINE))
     assert listed == {path.name for path in folder.path.iterdir()} - {"README.md"}

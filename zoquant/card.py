@@ -101,6 +101,7 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
     facts = {
         "data": Path(settings["data"]).name,
         "held-out data": Path(settings["eval_data"]).name if settings.get("eval_data") else "none",
+        **{name: settings.get(name) for name in ("task", "protocol", "objective", "reward")},
         **{
             name: json.dumps(settings[name], ensure_ascii=False)
             for name in ("template", "labels")
@@ -138,6 +139,7 @@ def _files(folder: RunFolder) -> str:
         folder.config: "the run again: `zoquant train --config config.toml --out again`",
         folder.settings: "what decides the bytes, for `--resume`",
         folder.calibration: "the numbers that were chosen, and why",
+        folder.micro_batches: "at which steps batches were halved, since memory ran out",
         folder.metrics: "a line a step and an evaluation",
         folder.summary: "what came of it",
         folder.samples: "what the model generates",

@@ -168,7 +168,8 @@ def _setting(run: Recorded, name: str) -> str:
     """Return a setting as text: a number that was calibrated, where that was asked for."""
     value = run.settings.get(name)
     if value is None:
-        return f"{shown(run.calibration[name])}, calibrated" if name in run.calibration else "none"
+        found = run.calibration.get(name)
+        return "none" if found is None else f"{shown(found)}, calibrated"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
