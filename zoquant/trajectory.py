@@ -250,8 +250,8 @@ def _check_lengths(what: str, steps: Sequence[Step]) -> None:
         for amount in step.amounts:
             if not max(abs(amount), abs(step.lr * amount)) <= _FLOAT32_MAX:
                 raise ValueRangeError(
-                    f"{what}: step {number} moves by {step.lr:g} times {amount:g}, more than float32 holds. Nothing was "
-                    "changed."
+                    f"{what}: step {number} moves by {step.lr:g} times {amount:g}, more than float32 holds. Nothing "
+                    "was changed."
                 )
 
 
