@@ -236,7 +236,8 @@ class _Run:
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
-        forward_seconds, overhead = self.watch.step(seconds), self.watch.ratios[-1]
+        forward_seconds = self.watch.step(seconds)
+        overhead = self.watch.ratios[-1] if self.watch.ratios else 0.0  # a rank that has nothing to do
         progress = Progress(steps, job.settings.steps, result, None, seconds, forward_seconds, overhead=overhead)
         job.folder.append_metrics(progress)
         self._record()  # last: of a step that the journal does not hold, a run that goes on forgets the line

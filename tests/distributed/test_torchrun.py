@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
+import zoquant
+from tests.distributed.processes import on_ranks
+from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.distributed import launch
 from zoquant.finetune import Source, finetune
+from zoquant.run_folder import RunFolder
 from zoquant.settings import Settings
-from zoquant.tasks import TaskSettings
+from zoquant.tasks import Classification, TaskSettings, Template
 from zoquant.tasks.template import parse_words
+from zoquant.trainer import Job, run
 
 SETTINGS = Settings(steps=6, batch_size=4, micro_batches=2, eps=1e-2)  # lr and clip are calibrated
 SECONDS = 900
@@ -80,6 +85,27 @@ def test_a_taken_folder_is_refused_under_torchrun(folder: Path) -> None:
     assert done.returncode != 0
     assert "already exists" in done.stderr + done.stdout
     assert files(folder / "alone") == before
+
+
+def run_on_rank(rank: int, checkpoint: str, out: str) -> bool:
+    names = {"RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    os.environ.update(names)
+    return run(job_of(checkpoint, launch.folder_of_rank(out))).finished
+
+
+def job_of(checkpoint: str, out: Path) -> Job:
+    model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
+    examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    settings = Settings(steps=3, batch_size=4, eps=1e-2)  # two losses a step
+    return Job(model, examples, examples if launch.is_first() else None, settings, RunFolder(out), {})
+
+
+def test_the_loop_of_three_ranks_of_which_one_is_idle_has_the_bytes_of_one(tmp_path: Path) -> None:
+    checkpoint = str(write_checkpoint(tmp_path / "model.gguf"))
+    run(job_of(checkpoint, tmp_path / "alone"))
+    assert on_ranks(3, run_on_rank, checkpoint, str(tmp_path / "ranks")) == [True] * 3
+    assert files(tmp_path / "ranks") == files(tmp_path / "alone")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["alone", "model.gguf", "ranks"]
 
 
 @pytest.fixture
