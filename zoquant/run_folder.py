@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zoquant.calibration import Calibration
+from zoquant.calibration import Numbers
 from zoquant.errors import CheckpointError
+from zoquant.factors import SUBSPACES, Subspace
 from zoquant.files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.lock import Lock
 from zoquant.optim import StepResult
@@ -34,6 +35,7 @@ class Progress:
         forward_seconds: mean time of its forwards.
         calibration: what was chosen before the first step, and why.
         skipped: why the step was undone and counts for nothing; None for one that was done.
+        notice: what the run has chosen by itself, and why.
     """
 
     step: int
@@ -42,8 +44,9 @@ class Progress:
     evaluation: Evaluation | None
     seconds: float
     forward_seconds: float
-    calibration: Calibration | None = None
+    calibration: Numbers | None = None
     skipped: str | None = None
+    notice: str | None = None
 
 
 class RunFolder:
@@ -96,8 +99,7 @@ class RunFolder:
             FolderInUseError: another process trains here.
             CheckpointError: the folder holds no run, or one of other settings; the first one is named.
         """
-        if not self.settings.exists():
-            raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
+        self._check_begun()
         self.lock.acquire()
         try:
             return self._resume(settings)
@@ -124,6 +126,24 @@ class RunFolder:
             if path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
+
+    def subspace(self) -> Subspace:
+        """Return what the directions of the run in this folder are made of.
+
+        Raises:
+            CheckpointError: the folder holds no run, or its settings are damaged.
+        """
+        self._check_begun()
+        found: Subspace = self._read_settings().get("subspace", "values")
+        if found not in SUBSPACES:
+            raise CheckpointError(
+                f"{self.settings}: subspace is {found!r}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
+            )
+        return found
+
+    def _check_begun(self) -> None:
+        if not self.settings.exists():
+            raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
 
     def _read_settings(self) -> dict[str, Any]:
         return self._read_json(self.settings)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from zoquant.calibration import Calibration
+from zoquant.calibration import Numbers
 from zoquant.cli.show import console, score
 from zoquant.run_folder import Progress
 from zoquant.trainer import Report
@@ -38,6 +38,8 @@ class _Live:
         self._steps = 0
 
     def __call__(self, progress: Progress) -> None:
+        if progress.notice is not None:
+            self._bar.console.print(progress.notice, highlight=False, markup=False)
         if progress.calibration is not None:
             self._bar.console.print(_calibration_lines(progress.calibration), highlight=False)
         if progress.evaluation is not None:
@@ -75,6 +77,8 @@ def _bar() -> Bar:
 
 
 def _plain(progress: Progress) -> None:
+    if progress.notice is not None:
+        print(progress.notice, flush=True)
     if progress.calibration is not None:
         print(_calibration_lines(progress.calibration), flush=True)
     if progress.evaluation is not None:
@@ -90,8 +94,9 @@ def _plain(progress: Progress) -> None:
         )
 
 
-def _calibration_lines(found: Calibration) -> str:
-    return "\n".join([f"calibrated with {found.forwards} forwards:", *(f"  {reason}" for reason in found.reasons)])
+def _calibration_lines(found: Numbers) -> str:
+    how = f"calibrated with {found.forwards} forwards:" if found.forwards else "set without a forward:"
+    return "\n".join([how, *(f"  {reason}" for reason in found.reasons)])
 
 
 def _skipped_line(progress: Progress) -> str:

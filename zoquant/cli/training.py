@@ -66,6 +66,9 @@ def train_command(
         float | None, typer.Option(help="Bound on the derivative, inf for none. Calibrated along with lr and eps.")
     ] = _DEFAULT.clip,
     schedule: Annotated[str, typer.Option(help="Course of the rate: constant, linear, cosine.")] = _DEFAULT.schedule,
+    subspace: Annotated[
+        str, typer.Option(help="What directions are made of: values, rows-columns, or auto to choose.")
+    ] = _DEFAULT.subspace,
     probes: Annotated[int, typer.Option(help="Directions a step.")] = _DEFAULT.probes,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = _DEFAULT.seed,
     noise: Annotated[str, typer.Option(help="rademacher, gaussian or sphere.")] = _DEFAULT.noise,
@@ -95,7 +98,7 @@ def train_command(
     from zoquant.rewards import OutsideReward
 
     asked = task_settings(task, template, labels, label_column, options, metric, max_new_tokens, stop)
-    chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "unit": unit, "space": space}
+    chosen: dict[str, Any] = {"schedule": schedule, "noise": noise, "unit": unit, "space": space, "subspace": subspace}
     settings = Settings(
         steps=steps, batch_size=batch_size, lr=lr, eps=eps, clip=clip, probes=probes, seed=seed, coupled=coupled,
         density=density, estimator=estimator, rule=rule, decay=decay,

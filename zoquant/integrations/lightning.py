@@ -18,6 +18,7 @@ from zoquant.delta import Delta
 from zoquant.errors import CheckpointError
 from zoquant.fingerprint import check_base
 from zoquant.integrations.draws import Draws
+from zoquant.integrations.subspace import check_subspace
 from zoquant.optim import ZOSGD, StepResult
 from zoquant.settings import Settings
 
@@ -53,6 +54,7 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
         self.automatic_optimization = False
         self.model = model
         self.settings = Settings() if settings is None else settings
+        check_subspace(self.settings)
         self.views: Views | None = None
         self.calibration: Calibration | None = None
 
