@@ -65,11 +65,7 @@ def course(row: Row, seed: int, numbers: Result) -> Course:
     given = {name: value for name, value in row.settings.items() if name in names} | numbers
     draft = Settings(steps=1, seed=seed, **given)
     share = draft.batch_size / BATCH
-    points = (
-        2
-        if row.method == "default"
-        else len(ESTIMATORS[draft.estimator]().points(row.settings.get("directions", draft.probes)))
-    )
+    points = len(ESTIMATORS[draft.estimator]().points(row.settings.get("directions", draft.probes)))
     a_step = share * (points // row.settings["directions"] if row.settings.get("split") else points)
     before = CALIBRATION * share if draft.missing and row.method != "default" else 0
     steps = int((row.forwards - before) // a_step)
