@@ -20,6 +20,7 @@ from zoquant.automatic import resolve
 from zoquant.calibration import WALK
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
 from zoquant.export import export
+from zoquant.integrations.subspace import check_subspace
 from zoquant.recorded import recorded_views
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
@@ -295,3 +296,9 @@ def test_a_step_is_two_forwards_of_its_batch(job: Callable[..., Job]) -> None:
             assert 0 < 2 * progress.forward_seconds <= progress.seconds
     assert outcome.overhead >= 1
     assert 2 * outcome.forward_seconds <= outcome.step_seconds * 1.5
+
+
+def test_a_trainer_with_one_loss_a_batch_refuses_rows_and_columns() -> None:
+    check_subspace(Settings())
+    with pytest.raises(ValueError, match="subspace is 'rows-columns', which needs the loss of each example"):
+        check_subspace(Settings(subspace="rows-columns"))
