@@ -269,6 +269,32 @@ def test_every_example_has_a_direction_of_its_own() -> None:
     assert step.derivatives[1] == pytest.approx(float(seen[0][1] - seen[0][COUNT + 1]) / 0.1, rel=1e-4)
 
 
+@pytest.mark.parametrize("shares", [[4, 4], [3, 5], [1] * 8])
+def test_micro_batches_have_the_directions_of_their_examples(shares: list[int]) -> None:
+    models = [toy_model(dtype=torch.float32) for _ in range(2)]
+    whole, parts = (BatchedZO(attach(model, roles=ROLES), directions=COUNT) for model in models)
+    x, y = toy_batch(count=COUNT)
+
+    def losses_of_part(start: int, stop: int) -> Callable[[int], Tensor]:
+        rows, goals = x[start:stop], y[start:stop]
+        return lambda repeat: (models[1](rows.repeat(repeat, 1)) - goals.repeat(repeat, 1)).square().mean(1)
+
+    ends = [sum(shares[: number + 1]) for number in range(len(shares))]
+    closures = [losses_of_part(end - share, end) for share, end in zip(shares, ends, strict=True)]
+    expected, result = whole.step(losses_of(models[0])), parts.step(closures, shares)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert parts.trajectory.steps[0].derivatives == pytest.approx(whole.trajectory.steps[0].derivatives, rel=1e-3)
+
+
+@pytest.mark.parametrize(("split", "shares"), [(True, [4, 3]), (True, [8, 0]), (True, [8]), (False, [4, 4])])
+def test_shares_that_do_not_fit_are_refused(split: bool, shares: list[int]) -> None:
+    model = toy_model()
+    optimizer = BatchedZO(attach(model, roles=ROLES), directions=COUNT, split=split)
+    with pytest.raises(ValueError, match="shares"):
+        optimizer.step([losses_of(model)] * 2, shares)
+    assert optimizer.steps == 0
+
+
 def test_one_forward_is_as_good_as_one_for_each_point() -> None:
     model = toy_model(dtype=torch.float32)
     optimizer = BatchedZO(attach(model, roles=ROLES), directions=3, split=False, estimator=OneSided())

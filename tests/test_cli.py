@@ -93,6 +93,21 @@ def test_numbers_that_are_not_given_are_calibrated(shell: Shell, folder: Path) -
     assert shell.json(*FREE, "--out", "again", "--rule", "momentum")["calibration"] == found
 
 
+def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) -> None:
+    text = " ".join(shell.text(*FREE, "--eval-data", "rows.jsonl", "--out", "run").split())
+    found = json.loads((folder / "run" / "calibration.json").read_text())
+    assert "set without a forward: subspace rows-columns, with a direction for each example: 7 layers move" in text
+    assert all(" ".join(reason.split()) in text for reason in found["reasons"])
+    after = json.loads((folder / "run" / "summary.json").read_text())["eval_after"]
+    shell.json("replay", "base.gguf", "run/trajectory.safetensors", "--out", "again.safetensors")
+    assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
+    shell.json("export", "base.gguf", "--delta", "again.safetensors", "--out", "tuned.gguf")
+    assert shell.json("eval", "tuned.gguf", *TASK) == after
+    assert "calibrated with" in shell.text(*FREE, "--out", "values", "--subspace", "values")
+    assert "subspace values: lr is 0.01." in shell.text(*TRAIN, "--out", "given")
+    assert "expected one of auto, values, rows-columns" in shell.error(*FREE, "--out", "bad", "--subspace", "rows")
+
+
 def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
     shell.text(*TRAIN, "--out", "run")
     assert "already exists" in shell.error(*TRAIN, "--out", "run")

@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("source", "layout", "fused", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
-    ("update", "journal", "delta", "factors", "trajectory", "experts"),
+    ("update", "journal", "delta", "factors", "depth", "trajectory", "experts"),
     ("optim", "probing", "batched", "joint"),
     ("distributed",),
     ("presets",),

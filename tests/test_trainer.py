@@ -155,7 +155,7 @@ def test_the_journal_grows_by_one_record_a_step(job: Callable[..., Job]) -> None
 
 def test_missing_numbers_are_calibrated_saved_and_kept_when_the_run_goes_on(job: Callable[..., Job]) -> None:
     seen: list[Progress] = []
-    free = replace(SETTINGS, lr=None, eps=None)
+    free = replace(SETTINGS, lr=None, eps=None, subspace="values")
     whole, part = job("whole", free), job("part", free)
     run(whole, report=seen.append)
     found = json.loads(whole.folder.calibration.read_text())

@@ -1,6 +1,7 @@
 """Descent along rows and columns: all probes of a step in one forward, and no value written for any of them."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, cast
 
 import torch
@@ -90,32 +91,54 @@ class BatchedZO(ZOSGD):
         points = len(self.estimator.points(self.probes))
         return points // self.probes if self.split else points
 
-    def step(self, closure: RowLosses) -> StepResult:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: RowLosses | Sequence[RowLosses], shares: Sequence[int] | None = None
+    ) -> StepResult:
         """Do one step, with one forward.
 
         Args:
             closure: is called once, with `repeat`. It puts the batch so many times one below the other, runs the model
                 once, and returns the loss of each example, float `[repeat * examples]`. An example may be several
-                neighbouring rows of the model's input. It runs without gradients.
+                neighbouring rows of the model's input. It runs without gradients. With `split`, several closures are
+                the micro-batches of one step, each with a forward of its own.
+            shares: of several closures, how many of the directions each has, in order.
 
         Raises:
-            ValueError: a scheduler set a rate out of its range. Nothing has changed.
+            ValueError: a scheduler set a rate out of its range, or the shares do not fit. Nothing has changed.
             LossError: the losses are not one for each example, or one is NaN or infinite. The step is undone and counts
                 as a step of length 0.
             ShapeError, UnsupportedLayoutError: a layer did not see the rows of the batch. Nothing has changed.
             Exception: whatever the closure raises. Nothing has changed.
         """
         plan = self.plan()
-        order = [number for sign in range(self.repeat) for number in range(sign, len(plan), self.repeat)]
-        if not self.split:
-            order = list(range(len(plan)))
+        closures = [closure] if callable(closure) else list(closure)
+        orders = self._orders([self.probes] if shares is None else shares)
+        if len(closures) != len(orders):
+            raise ValueError(
+                f"BatchedZO: {len(closures)} closures and {len(orders)} shares, expected as many of either."
+            )
+        losses: dict[int, float] = {}
         try:
-            means = self._losses(closure, [plan[number] for number in order], self.repeat)
+            for part, order in zip(closures, orders, strict=True):
+                means = self._losses(part, [plan[number] for number in order], self.repeat)
+                losses.update(zip(order, means, strict=True))
         except LossError:
             self._undo()
             raise
-        losses = dict(zip(order, means, strict=True))
         return self.apply([losses[number] for number in range(len(plan))])
+
+    def _orders(self, shares: Sequence[int]) -> list[list[int]]:
+        """Return which evaluations of the plan each micro-batch has, in the order of its rows."""
+        if sum(shares) != self.probes or min(shares, default=0) < 1 or not (self.split or len(shares) == 1):
+            expected = f"directions that add up to {self.probes}" if self.split else "one, without split"
+            raise ValueError(f"BatchedZO: shares is {list(shares)}, expected {expected}.")
+        if not self.split:
+            return [list(range(len(self.estimator.points(self.probes))))]
+        ends = list(accumulate(shares))
+        return [
+            [direction * self.repeat + sign for sign in range(self.repeat) for direction in range(end - share, end)]
+            for share, end in zip(shares, ends, strict=True)
+        ]
 
     def calibrate(
         self,

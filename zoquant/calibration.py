@@ -68,19 +68,12 @@ class EpsFound:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What `ZOSGD.calibrate` measured, chose, and why.
+class Numbers:
+    """The numbers of a run, and why.
 
     Attributes:
         eps, lr, clip: the numbers, chosen or kept.
         reasons: a sentence on each, and on what else should be known.
-        loss: mean loss at theta.
-        repeat: difference of two evaluations at theta: 0 unless the closure draws batches or the forward is random.
-        derivatives: the derivatives at eps, as the rule will get them.
-        derivative_rms, derivative_median: their rms, and the median of their absolute values.
-        signal: share of their variance that two batches have in common; None with one batch.
-        curvature: mean second derivative of the loss along a direction.
-        scan: what was measured at each eps.
         forwards: evaluations that all this took.
     """
 
@@ -88,6 +81,28 @@ class Calibration:
     lr: float
     clip: Clip
     reasons: tuple[str, ...]
+    forwards: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that JSON can hold; a number that is not finite becomes None."""
+        plain: dict[str, Any] = _finite(asdict(self))
+        return plain
+
+
+@dataclass(frozen=True)
+class Calibration(Numbers):
+    """What `ZOSGD.calibrate` measured, chose, and why.
+
+    Attributes:
+        loss: mean loss at theta.
+        repeat: difference of two evaluations at theta: 0 unless the closure draws batches or the forward is random.
+        derivatives: the derivatives at eps, as the rule will get them.
+        derivative_rms, derivative_median: their rms, and the median of their absolute values.
+        signal: share of their variance that two batches have in common; None with one batch.
+        curvature: mean second derivative of the loss along a direction.
+        scan: what was measured at each eps.
+    """
+
     loss: float
     repeat: float
     derivatives: tuple[float, ...]
@@ -96,12 +111,6 @@ class Calibration:
     signal: float | None
     curvature: float
     scan: tuple[EpsFound, ...]
-    forwards: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold; a number that is not finite becomes None."""
-        plain: dict[str, Any] = _finite(asdict(self))
-        return plain
 
 
 @dataclass(frozen=True)
@@ -169,9 +178,48 @@ def calibrate(plan: Plan) -> Calibration:
     clip, why_clip = _choose_clip(plan, median)
     signal = _signal(applied)
     return Calibration(
-        eps, lr, clip, (why_eps, why_lr, why_clip, *_remarks(signal, repeat, rms, eps)), statistics.fmean(centers),
-        repeat, derivatives, rms, median, signal, curvature, tuple(scan), count,
+        eps, lr, clip, (why_eps, why_lr, why_clip, *_remarks(signal, repeat, rms, eps)), count,
+        statistics.fmean(centers), repeat, derivatives, rms, median, signal, curvature, tuple(scan),
     )  # fmt: skip
+
+
+def by_rule(
+    rule: Rule,
+    directions: int,
+    schedule: Sequence[float],
+    *,
+    eps: float | None = None,
+    lr: float | None = None,
+    clip: Clip = None,
+) -> Numbers:
+    """Choose without a forward: group-relative derivatives are of size 1, whatever the loss.
+
+    The mean of n of them has the rms 1/√n, so the lr that makes a run walk `WALK` of a value is known beforehand.
+
+    Args:
+        rule: update rule.
+        directions: directions a step, n.
+        schedule: learning rates of the run, relative to the first.
+        eps: length of a probe, None for `PREFERRED`.
+        lr: learning rate, None for that of the walk.
+        clip: bound on the derivative.
+    """
+    step = 1 / math.sqrt(directions)
+    walk = WALK / (rule.gain(step) * _length(schedule))
+    why_eps = f"eps {eps:.3g} was given." if eps is not None else (
+        f"eps {PREFERRED:.3g}: a derivative relative to those of the other examples does not depend on its size."
+    )  # fmt: skip
+    why_lr = f"lr {lr:.3g} was given." if lr is not None else (
+        f"lr {walk:.3g}: the mean of {directions} such derivatives is of size {step:.2g}, and {len(schedule)} steps of "
+        f"{walk * rule.gain(step):.2g} of a value add up to a walk of {WALK:.2g} of it."
+    )  # fmt: skip
+    why_clip = "clip: none, since the derivatives of a step share their scale." if clip is None else "clip was given."
+    return Numbers(PREFERRED if eps is None else eps, walk if lr is None else lr, clip, (why_eps, why_lr, why_clip), 0)
+
+
+def _length(schedule: Sequence[float]) -> float:
+    """Return how far a random walk goes whose steps are the rates of a schedule."""
+    return math.sqrt(sum(rate**2 for rate in schedule))
 
 
 def _scan(plan: Plan, loss: Loss, grid: Sequence[float], center: float) -> list[EpsFound]:
@@ -225,9 +273,8 @@ def _choose_lr(plan: Plan, rms: float, raw: float, curvature: float) -> tuple[fl
     if "lr" not in plan.choose:
         return plan.lr, f"lr {plan.lr:.3g} was given."
     schedule = [1.0] * _STEPS if plan.schedule is None else plan.schedule
-    length = math.sqrt(sum(rate**2 for rate in schedule))
     gain = plan.rule.gain(rms / math.sqrt(plan.probes))
-    walk = WALK * plan.unit / (gain * length)
+    walk = WALK * plan.unit / (gain * _length(schedule))
     steps = f"{len(schedule)} steps" if plan.schedule is not None else f"{_STEPS} steps, since the number is not known"
     text = f"{steps} of {walk * gain / plan.unit:.2g} of a value add up to a walk of {WALK:.2g} of it"
     limit = raw * math.sqrt(plan.probes) / (curvature * gain) if curvature > 0 else math.inf

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zoquant.calibration import Calibration
+from zoquant.calibration import Numbers
 from zoquant.errors import CheckpointError
+from zoquant.factors import SUBSPACES, Subspace
 from zoquant.files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.lock import Lock
 from zoquant.optim import StepResult
@@ -35,6 +36,7 @@ class Progress:
         calibration: what was chosen before the first step, and why.
         skipped: why the step was undone and counts for nothing; None for one that was done.
         overhead: time of the step ÷ time of its forwards.
+        notice: what the run has chosen by itself, and why.
     """
 
     step: int
@@ -43,9 +45,10 @@ class Progress:
     evaluation: Evaluation | None
     seconds: float
     forward_seconds: float
-    calibration: Calibration | None = None
+    calibration: Numbers | None = None
     skipped: str | None = None
     overhead: float = math.nan
+    notice: str | None = None
 
 
 class RunFolder:
@@ -104,8 +107,7 @@ class RunFolder:
             FolderInUseError: another process trains here.
             CheckpointError: the folder holds no run, or one of other settings; the first one is named.
         """
-        if not self.settings.exists():
-            raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
+        self._check_begun()
         self.lock.acquire()
         try:
             return self._resume(settings)
@@ -132,6 +134,24 @@ class RunFolder:
             if path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
+
+    def subspace(self) -> Subspace:
+        """Return what the directions of the run in this folder are made of.
+
+        Raises:
+            CheckpointError: the folder holds no run, or its settings are damaged.
+        """
+        self._check_begun()
+        found: Subspace = self.read_settings().get("subspace", "values")
+        if found not in SUBSPACES:
+            raise CheckpointError(
+                f"{self.settings}: subspace is {found!r}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
+            )
+        return found
+
+    def _check_begun(self) -> None:
+        if not self.settings.exists():
+            raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
 
     def read_settings(self) -> dict[str, Any]:
         """Return what decides the bytes of the run, by name.

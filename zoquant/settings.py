@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from zoquant.attach import Views
+from zoquant.batched import BatchedZO
 from zoquant.buffer import Space
-from zoquant.estimators import ESTIMATORS
+from zoquant.calibration import Numbers, by_rule
+from zoquant.estimators import ESTIMATORS, GroupRelative
+from zoquant.factors import SUBSPACES, Subspace
 from zoquant.noise import Kind, Noise, Unit
 from zoquant.optim import ZOSGD
 from zoquant.protocol import Role
 from zoquant.rules import RULES
 
 Schedule = Literal["constant", "linear", "cosine"]
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,15 @@ class Settings:
     micro_batches: Annotated[
         int, "Forwards that a batch is cut into, a power of 2; processes of torchrun share them."
     ] = 1
-    lr: Annotated[float | None, "Learning rate at the start; auto: calibrated."] = None
-    eps: Annotated[float | None, "Length of a probe, in units of space; auto: calibrated."] = None
+    lr: Annotated[float | None, "Learning rate at the start; auto: calibrated, or set by rule."] = None
+    eps: Annotated[float | None, "Length of a probe, in units of space; auto: calibrated, or set by rule."] = None
     clip: Annotated[float | None, "Bound on the derivative, inf for none; auto: calibrated along with lr and eps."] = (
         None
     )
+    subspace: Annotated[
+        Subspace | Literal["auto"],
+        "What a direction has numbers for: values; or rows-columns, with a direction for each example; auto chooses.",
+    ] = AUTO
     schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
     probes: Annotated[int, "Directions a step."] = 1
     seed: Annotated[int, "Seed of noise and batches: the same seed gives the same bytes."] = 0
@@ -43,7 +51,10 @@ class Settings:
     roles: Annotated[tuple[Role, ...], "What moves: scale, zero, codebook, dense, adapter; may be repeated."] = (
         "scale",
     )
-    include: Annotated[tuple[str, ...] | None, "Keys to move, as shell patterns; may be repeated."] = None
+    include: Annotated[
+        tuple[str, ...] | None,
+        "Keys to move, as shell patterns; may be repeated. Not given: all; of rows and columns those of the upper middle.",
+    ] = None
     exclude: Annotated[tuple[str, ...] | None, "Keys to leave alone; may be repeated."] = None
 
     def __post_init__(self) -> None:
@@ -54,15 +65,34 @@ class Settings:
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
-
+        if self.subspace not in (AUTO, *SUBSPACES):
+            raise ValueError(f"subspace is {self.subspace!r}, expected one of {', '.join((AUTO, *SUBSPACES))}.")
         for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
+        if self.subspace == "rows-columns":
+            self._check_rows_columns()
+
+    def _check_rows_columns(self) -> None:
+        """Refuse what a direction for each example leaves no choice of."""
+        for name, fits, expected in (
+            ("batch_size", self.batch_size >= 2, "at least 2: a derivative is relative to those of the other examples"),
+            ("estimator", self.estimator in ("two-point", "group-relative"), "group-relative"),
+            ("probes", self.probes == 1, "1: each example has a direction of its own"),
+            ("space", self.space == "relative", "relative"),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, with subspace rows-columns expected {expected}. Or take "
+                    "subspace values."
+                )
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The numbers that a calibration has to choose."""
+        """The numbers that are not given: a calibration has to choose them, or for rows and columns a rule."""
         names = tuple(name for name in ("lr", "eps") if getattr(self, name) is None)
+        if self.subspace == "rows-columns":
+            return names
         return (*names, "clip") if names and self.clip is None else names
 
     def rate_at(self, step: int) -> float:
@@ -74,8 +104,21 @@ class Settings:
             return (1 - math.cos(math.pi * left)) / 2
         return 1.0
 
+    def by_rule(self) -> Numbers:
+        """Return the numbers of a run on rows and columns: those that are not given are set without a forward."""
+        rates = [self.rate_at(step) for step in range(self.steps)]
+        clip = None if self.clip == math.inf else self.clip
+        return by_rule(RULES[self.rule](), self.batch_size, rates, eps=self.eps, lr=self.lr, clip=clip)
+
     def optimizer(self, views: Views) -> ZOSGD:
-        """Return the optimizer; numbers that are missing stand at its defaults."""
+        """Return the optimizer; numbers that a calibration has to choose stand at its defaults."""
+        if self.subspace == "rows-columns":
+            numbers = self.by_rule()
+            return BatchedZO(
+                views, directions=self.batch_size, lr=numbers.lr, eps=numbers.eps, clip=numbers.clip, seed=self.seed,
+                noise=Noise(self.noise, self.density, self.unit), estimator=GroupRelative(), rule=RULES[self.rule](),
+                decay=self.decay,
+            )  # fmt: skip
         chosen: dict[str, Any] = {
             name: getattr(self, name) for name in ("lr", "eps") if getattr(self, name) is not None
         }

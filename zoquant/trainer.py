@@ -4,13 +4,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from zoquant.attach import attach
+from zoquant.automatic import resolve
+from zoquant.batched import BatchedZO, RowLosses
+from zoquant.calibration import Numbers
 from zoquant.delta import save_delta
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.launch import from_first, is_first, stepper
@@ -21,14 +23,15 @@ from zoquant.micro_batches import MicroBatches
 from zoquant.objective import Closure, mean_loss
 from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
-from zoquant.settings import Settings
-from zoquant.tasks import Evaluation, Task
+from zoquant.settings import AUTO, Settings
+from zoquant.tasks import Evaluation, PerExample, Task
 
 _LOSSES_IN_A_ROW = 3
 _CALIBRATION_BATCHES = 2
 _LOWER = "begin a new one with half the lr, or with clip set"
 
 Report = Callable[[Progress], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Outcome:
         before: evaluation before training, None without evaluation data.
         after: evaluation after training.
         step_seconds: median time of a step.
-        forward_seconds: median time of a forward of the same batches in the same run.
+        forward_seconds: median over the steps of the mean time of a forward of the batch.
         overhead: median over the steps of step time ÷ time of its forwards.
         views: number of views.
         trainable: number of values that moved.
@@ -119,13 +122,16 @@ class _Run:
     """A run under way."""
 
     def __init__(self, job: Job, resume: bool, report: Report) -> None:
-        chosen = job.settings
-        self.job = job
+        asked = job.settings
+        if resume and asked.subspace == AUTO:
+            asked = replace(asked, subspace=job.folder.subspace())
+        resolved = resolve(asked, job.model, job.train)
+        chosen = resolved.settings
+        self.job = replace(job, settings=chosen)
         self.report = report
+        self.why = resolved.why
         self.watch = _Stopwatch()
-        self.views = attach(
-            job.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude, coupled=chosen.coupled
-        )
+        self.views = resolved.views
         self.optimizer = chosen.optimizer(self.views)
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
         if not resume:
@@ -140,6 +146,8 @@ class _Run:
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
         finished = False
+        if self.why is not None and not self.job.settings.missing:
+            self.report(Progress(0, self.job.settings.steps, None, None, 0.0, 0.0, notice=self.why))
         try:
             if self._evaluation_is_due():
                 self._evaluate()
@@ -169,18 +177,23 @@ class _Run:
             return
         found = job.folder.read_calibration()
         if found is None and is_first():
-            batches = [
-                job.train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)
-            ]
-            rates = [chosen.rate_at(step) for step in range(chosen.steps)]
-            calibration = self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
-                [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
-            ))  # fmt: skip
-            found = calibration.to_dict()
+            numbers = chosen.by_rule() if chosen.subspace == "rows-columns" else self._measure()
+            if self.why is not None:
+                numbers = replace(numbers, reasons=(self.why, *numbers.reasons))
+            found = numbers.to_dict()
             job.folder.save_calibration(found)
-            self.report(Progress(self.optimizer.steps, chosen.steps, None, None, 0.0, 0.0, calibration))
+            self.report(Progress(self.optimizer.steps, chosen.steps, None, None, 0.0, 0.0, numbers))
         shared = from_first(found)
         self.optimizer.param_groups[0].update({name: shared[name] for name in ("lr", "eps", "clip")})
+
+    def _measure(self) -> Numbers:
+        """Return what probes of the first batches say of the numbers that were not given."""
+        train, chosen = self.job.train, self.job.settings
+        batches = [train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)]
+        rates = [chosen.rate_at(step) for step in range(chosen.steps)]
+        return self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
+            [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
+        ))  # fmt: skip
 
     def _train(self) -> None:
         failures = 0
@@ -216,10 +229,17 @@ class _Run:
             return self._attempt([[batch] for batch in batches])
         return self.micro_batches.fit(step, batches, self._attempt)
 
+    def _losses(self, part: Any) -> RowLosses:
+        """Return what evaluates the losses of the examples of a part of a batch, as often as it is told."""
+        model, train = self.job.model, cast(PerExample[Any], self.job.train)
+        return lambda repeat: self.watch.forward(lambda: train.losses(model, part.repeat(repeat)))
+
     def _attempt(self, cut: list[list[Any]]) -> StepResult:
         """Do a step whose micro-batches are cut into these parts."""
         self.watch.discard()
         parts = [part for batch in cut for part in batch]
+        if isinstance(self.optimizer, BatchedZO):
+            return self.optimizer.step([self._losses(part) for part in parts], [part.weight for part in parts])
         closures = [partial(self.watch.forward, partial(self._loss, part)) for part in parts]
         if len(closures) == 1:
             return self.stepper.step(closures[0])
@@ -236,7 +256,7 @@ class _Run:
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
-        forward_seconds = self.watch.step(seconds)
+        forward_seconds = self.watch.step(seconds, self._forwards)
         overhead = self.watch.ratios[-1] if self.watch.ratios else 0.0  # a rank that has nothing to do
         progress = Progress(steps, job.settings.steps, result, None, seconds, forward_seconds, overhead=overhead)
         job.folder.append_metrics(progress)
@@ -244,6 +264,12 @@ class _Run:
         self.report(progress)
         if job.eval_every and steps % job.eval_every == 0:
             self._evaluate()
+
+    @property
+    def _forwards(self) -> int:
+        """How many forwards of the batch a step takes."""
+        optimizer = self.optimizer
+        return optimizer.repeat if isinstance(optimizer, BatchedZO) else len(optimizer.plan())
 
     def _skip(self, why: str, seconds: float) -> None:
         """Count a step that was undone."""
@@ -304,8 +330,8 @@ class _Stopwatch:
         self.ratios: list[float] = []
         self._inside: list[float] = []
 
-    def forward(self, closure: Callable[[], float]) -> float:
-        """Run the closure and note its time."""
+    def forward(self, closure: Callable[[], T]) -> T:
+        """Run the closure and note its time. It may be a part of a forward, or several at once."""
         start = time.perf_counter()
         loss = closure()
         self._inside.append(time.perf_counter() - start)
@@ -315,15 +341,15 @@ class _Stopwatch:
         """Forget the forwards of a step that was undone."""
         self._inside = []
 
-    def step(self, seconds: float) -> float:
-        """Close a step; return the mean time of its forwards, 0 for a rank that had none."""
-        inside, self._inside = self._inside, []
+    def step(self, seconds: float, forwards: int) -> float:
+        """Close a step of so many forwards of the batch; return their mean time, 0 for a rank that had none."""
+        inside, self._inside = sum(self._inside), []
         self.steps.append(seconds)
         if not inside:
             return 0.0
-        self.forwards.extend(inside)
-        self.ratios.append(seconds / sum(inside))
-        return statistics.fmean(inside)
+        self.forwards.append(inside / forwards)
+        self.ratios.append(seconds / inside)
+        return self.forwards[-1]
 
 
 def _cut(batch: Any, count: int) -> list[Any]:

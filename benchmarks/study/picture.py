@@ -15,6 +15,7 @@ SHOWN = (
     "default",
     "default, long",
     "default, N/8 forwards",
+    "two-point, calibrated",
     "qzo, the best of the grid",
     "qzo, the paper's numbers",
     "first-order, Adam, lr 2e-3",

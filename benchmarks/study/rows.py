@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zoquant.calibration import WALK
 from zoquant.estimators import RobustClip
 
-Method = Literal["zero-shot", "zeroth-order", "batched", "first-order"]
+Method = Literal["zero-shot", "default", "zeroth-order", "batched", "first-order"]
 Model = Literal["checkpoint", "dense", "aqlm"]
 
+VALUES: dict[str, Any] = {"subspace": "values"}
+"""What a row of single values says; without it a run chooses rows and columns by itself."""
 MATRICES = ("model.layers.*",)
 """The matrices of the layers, without the embedding: batched probes cannot move a table that is looked up."""
 UPPER_MIDDLE = ("*.layers.1[5-9].*", "*.layers.2[0-3].*")
@@ -18,6 +19,7 @@ UPPER_MIDDLE = ("*.layers.1[5-9].*", "*.layers.2[0-3].*")
 QZO_SCALES = ("model.layers.*.d",)
 """What QZO calls the scales: the factor of the integer codes of each matrix, without offsets and embedding."""
 QZO = {
+    **VALUES,
     "space": "absolute",
     "coupled": False,
     "noise": "gaussian",
@@ -27,6 +29,7 @@ QZO = {
 }
 """`presets.qzo` but for lr and eps, as arguments of `Settings`."""
 MEZO = {
+    **VALUES,
     "space": "absolute",
     "coupled": False,
     "noise": "gaussian",
@@ -36,6 +39,7 @@ MEZO = {
 }
 """`presets.mezo` but for lr and eps."""
 FZOO = {
+    **VALUES,
     "space": "absolute",
     "coupled": False,
     "estimator": "fzoo",
@@ -86,14 +90,12 @@ def rows(forwards: int, long: int) -> list[Row]:
     """
     return [
         Row("zero-shot", 0, method="zero-shot", seeds=(0,), early=True),
-        Row("default", forwards, early=True),
-        Row("default, N/8 forwards", forwards // 8, early=True),
-        *short(forwards),
+        *default(forwards, long),
+        *two_point(forwards, long),
         *qzo(forwards),
         Row("first-order, Adam, lr 2e-3", min(75, forwards), method="first-order", early=True),
-        Row("default, long", long, seeds=(0,), early=True),
-        *(Row(name, forwards, settings) for name, settings in variants().items()),
-        *(Row(f"eps {eps:g}", forwards, {"eps": eps}, seeds=(0,)) for eps in (3e-3, 1e-2, 1e-1)),
+        *(Row(name, forwards, VALUES | settings) for name, settings in variants().items()),
+        *(Row(f"eps {eps:g}", forwards, VALUES | {"eps": eps}, seeds=(0,)) for eps in (3e-3, 1e-2, 1e-1)),
         *codebooks(forwards),
         *mezo(forwards),
         *batched(forwards),
@@ -113,6 +115,25 @@ def grid(lines: Sequence[Row]) -> list[Row]:
     return [row for row in lines if row.factors is not None]
 
 
+def default(forwards: int, long: int) -> list[Row]:
+    """Return what `zoquant train` does with no number given, at shares of the forwards and for long."""
+    return [
+        Row("default", forwards, method="default", early=True),
+        Row("default, N/8 forwards", forwards // 8, method="default", early=True),
+        Row("default, N/4 forwards", forwards // 4, method="default", early=True),
+        Row("default, long", long, method="default", seeds=(0,), early=True),
+    ]
+
+
+def two_point(forwards: int, long: int) -> list[Row]:
+    """Return two-point probes of all values with calibrated numbers."""
+    return [
+        Row("two-point, calibrated", forwards, VALUES, early=True),
+        Row("two-point, calibrated, N/8 forwards", forwards // 8, VALUES, early=True),
+        Row("two-point, calibrated, long", long, VALUES, seeds=(0,), early=True),
+    ]
+
+
 def qzo(forwards: int) -> list[Row]:
     """Return QZO: the grid, its best, and the paper's own numbers."""
     pairs = [(lr, eps) for lr in FACTORS for eps in FACTORS]
@@ -127,7 +148,7 @@ def qzo(forwards: int) -> list[Row]:
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """Return what differs from the default, one thing at a time; lr, eps and clip are calibrated."""
+    """Return what differs from two-point probes of all values, one thing at a time; numbers are calibrated."""
     return {
         "without the embedding": {"include": MATRICES},
         "layers 20 to 29": {"include": ("*.layers.2?.*",)},
@@ -160,7 +181,8 @@ def codebooks(forwards: int) -> list[Row]:
     """Return what moves on the AQLM-shaped model."""
     roles = {"scales": ("scale",), "codebooks": ("codebook",), "scales and codebooks": ("scale", "codebook")}
     return [Row("aqlm, zero-shot", 0, method="zero-shot", model="aqlm", seeds=(0,))] + [
-        Row(f"aqlm, {name}", forwards, {"roles": chosen}, model="aqlm", seeds=(0,)) for name, chosen in roles.items()
+        Row(f"aqlm, {name}", forwards, VALUES | {"roles": chosen}, model="aqlm", seeds=(0,))
+        for name, chosen in roles.items()
     ]
 
 
@@ -169,25 +191,6 @@ def mezo(forwards: int) -> list[Row]:
     return [
         Row(f"mezo, dense float32, lr {lr:g}", forwards, {**MEZO, "lr": lr, "eps": 1e-3}, model="dense", seeds=(0,))
         for lr in (1e-6, 1e-5)
-    ]
-
-
-def short(forwards: int) -> list[Row]:
-    """Return a direction for each example in the layers with the most signal, at shares of the forwards.
-
-    Group-relative derivatives are of size 1, so the mean of 16 moves a value by lr / 4 a step, and over T steps with lr
-    falling to 0 it walks lr / 4 · √(T / 3): `calibration.WALK` of it gives the lr.
-    """
-    own = {"directions": 16, "split": True, "estimator": "group-relative", "eps": 3e-2, "include": UPPER_MIDDLE}
-    return [
-        Row(
-            f"a direction an example, layers 15 to 23, {name} forwards",
-            forwards // share,
-            {**own, "lr": round(4 * WALK / math.sqrt(forwards / share / 6), 3)},
-            method="batched",
-            early=True,
-        )
-        for name, share in (("N/8", 8), ("N/4", 4), ("N", 1))
     ]
 
 

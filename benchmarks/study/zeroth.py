@@ -12,6 +12,7 @@ from benchmarks.study.examples import Examples
 from benchmarks.study.record import Draft, Result, TimeUpError, point
 from benchmarks.study.rows import Row
 from zoquant import ZOSGD, BatchedZO, Trajectory, Views
+from zoquant.automatic import resolve
 from zoquant.errors import LossError
 from zoquant.estimators import ESTIMATORS, RobustClip
 from zoquant.rules import RULES
@@ -66,7 +67,7 @@ def course(row: Row, seed: int, numbers: Result) -> Course:
     share = draft.batch_size / BATCH
     points = len(ESTIMATORS[draft.estimator]().points(row.settings.get("directions", draft.probes)))
     a_step = share * (points // row.settings["directions"] if row.settings.get("split") else points)
-    before = CALIBRATION * share if draft.missing else 0
+    before = CALIBRATION * share if draft.missing and row.method != "default" else 0
     steps = int((row.forwards - before) // a_step)
     if steps < 1:
         raise ValueError(f"{row.name}: {row.forwards} forwards leave no step, expected at least {before + a_step:g}.")
@@ -90,9 +91,9 @@ class ZerothOrder:
         self, row: Row, model: nn.Module, data: Examples, plan: Course, draft: Draft, check: Callable[[], None]
     ) -> None:
         self.row, self.model, self.data, self.plan, self.draft, self.check = row, model, data, plan, draft, check
-        self.views = views_of(model, plan.settings)
+        self.settings, self.views = _chosen(row, plan.settings, model, data)
         self.state: Result = {"curve": [], "seconds": 0.0, "calibration": None, **draft.read()}
-        self.opt = optimizer(row, plan.settings, self.views)
+        self.opt = optimizer(row, self.settings, self.views)
 
     def run(self) -> Result:
         """Calibrate, train, and evaluate on all of dev and on test.
@@ -113,18 +114,17 @@ class ZerothOrder:
 
     def _calibrate(self) -> None:
         """Choose the numbers that are missing, or take over those that this run has chosen before."""
-        settings, group = self.plan.settings, self.opt.param_groups[0]
-        if settings.missing and self.state["calibration"] is None:
+        settings, group = self.settings, self.opt.param_groups[0]
+        missing = () if settings.subspace == "rows-columns" else settings.missing
+        if missing and self.state["calibration"] is None:
             self.check()
             start = time.perf_counter()
             batches = [self._batch(step) for step in range(_CALIBRATION_BATCHES)]
             rates = [settings.rate_at(step) for step in range(settings.steps)]
-            found = self.opt.calibrate(
-                [self._closure(batch) for batch in batches], choose=settings.missing, schedule=rates
-            )
+            found = self.opt.calibrate([self._closure(batch) for batch in batches], choose=missing, schedule=rates)
             self.state["seconds"] += time.perf_counter() - start
             self.state["calibration"] = found.to_dict()
-        for name in settings.missing:
+        for name in missing:
             group[name] = self.state["calibration"][name]
         self.state["numbers"] = {name: str(v) if isinstance(v := group[name], RobustClip) else v for name in NUMBERS}
         self.draft.write(self.state)
@@ -182,9 +182,23 @@ class ZerothOrder:
 
     def _closure(self, batch: Batch) -> Callable[..., Any]:
         train = self.data.train
-        if self.row.method == "batched":
+        if isinstance(self.opt, BatchedZO):
             return lambda repeat: train.losses(self.model, batch.repeat(repeat))
         return lambda: float(train.loss(self.model, batch))
+
+
+def _chosen(row: Row, settings: Settings, model: nn.Module, data: Examples) -> tuple[Settings, Views]:
+    """Return what a run moves: what `zoquant train` chooses, or for a row with settings of its own what they say.
+
+    Raises:
+        ValueError: the model is one whose rows and columns cannot move, so the default is not what was planned for.
+    """
+    if row.method != "default":
+        return settings, views_of(model, settings)
+    resolved = resolve(settings, model, data.train)
+    if resolved.settings.subspace != "rows-columns":
+        raise ValueError(f"{row.name}: {resolved.why} Expected rows-columns, which its forwards are counted for.")
+    return resolved.settings, resolved.views
 
 
 def views_of(model: nn.Module, settings: Settings) -> Views:

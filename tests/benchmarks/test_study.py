@@ -17,7 +17,7 @@ from benchmarks.study.models import Models
 from benchmarks.study.picture import plot
 from benchmarks.study.record import Records, Result, TimeUpError
 from benchmarks.study.report import table
-from benchmarks.study.rows import MEZO, QZO, Row, batched, jobs, qzo, rows
+from benchmarks.study.rows import MEZO, QZO, VALUES, Row, batched, jobs, qzo, rows
 from benchmarks.study.work import CENTER, Study
 from benchmarks.study.zeroth import course, views_of
 from tests.tiny import write_checkpoint
@@ -27,7 +27,8 @@ from zoquant.native.layers import QuantWeight
 from zoquant.settings import Settings
 from zoquant.tasks import Classification, Template
 
-CALIBRATED = Row("default", 93, seeds=(0,))
+CALIBRATED = Row("two-point, calibrated", 93, VALUES, seeds=(0,))
+DEFAULT = Row("default", 6, method="default", seeds=(0,))
 GIVEN = Row("given numbers", 40, {"lr": 1e-3, "eps": 3e-2, "rule": "adam"}, seeds=(0,))
 BATCHED = replace(batched(6)[1], seeds=(0,))
 BOUND = Row("first-order", 4, method="first-order", seeds=(0,))
@@ -72,7 +73,7 @@ def study_of(model_file: Path, data: Path, tmp_path: Path) -> Callable[..., Stud
     return make
 
 
-@pytest.mark.parametrize("row", [CALIBRATED, GIVEN, BATCHED, BOUND], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [CALIBRATED, DEFAULT, GIVEN, BATCHED, BOUND], ids=lambda row: row.name)
 def test_a_run_that_is_stopped_and_killed_goes_on_to_the_same_numbers(
     row: Row, study_of: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,14 +127,32 @@ def test_forwards_are_those_that_were_spent(study_of: Callable[..., Study], monk
 
 def test_every_line_has_a_course_within_its_forwards() -> None:
     for row in rows(2000, 20_000):
-        if row.method not in ("zeroth-order", "batched"):
+        if row.method not in ("default", "zeroth-order", "batched"):
             continue
         numbers = {"lr": 1.0, "eps": 1.0} if row.factors or row.best else {}
         plan = course(row, 0, numbers)
-        before = 83 * plan.settings.batch_size / 16 if plan.settings.missing else 0
+        calibrated = plan.settings.missing and row.method != "default"
+        before = 83 * plan.settings.batch_size / 16 if calibrated else 0
         assert row.forwards - plan.a_step < before + plan.settings.steps * plan.a_step <= row.forwards, row.name
         assert {0, plan.settings.steps} <= plan.marks
     assert course(Row("b", 1000, {"batch_size": 64, "lr": 1.0, "eps": 1.0}), 0, {}).settings.steps == 125
+
+
+def test_the_default_row_is_a_run_with_no_number_given(study_of: Callable[..., Study]) -> None:
+    study = study_of([DEFAULT])
+    study.work()
+    (found,) = study.records.of(DEFAULT)
+    numbers = Settings(steps=3, subspace="rows-columns").by_rule()
+    assert found["steps"] == 3
+    assert found["calibration"] is None
+    assert found["numbers"] == {"lr": numbers.lr, "eps": 0.03, "clip": None}
+    assert [each["forwards"] for each in found["curve"]] == [0, 2, 6]
+
+
+def test_rows_of_values_say_so() -> None:
+    for row in rows(2000, 20_000):
+        if row.method == "zeroth-order":
+            assert row.settings["subspace"] == "values", row.name
 
 
 def test_every_batched_row_makes_its_steps(study_of: Callable[..., Study]) -> None:
@@ -151,7 +170,7 @@ def test_every_batched_row_makes_its_steps(study_of: Callable[..., Study]) -> No
 
 def test_a_run_too_short_for_its_calibration_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least 85"):
-        course(Row("default", 84), 0, {})
+        course(Row("two-point, calibrated", 84, VALUES), 0, {})
 
 
 def test_early_lines_have_all_their_seeds_at_once_and_the_others_take_turns() -> None:

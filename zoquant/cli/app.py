@@ -169,14 +169,14 @@ def replay_command(
 
     Example: `zoquant replay model.gguf run/trajectory.safetensors --out delta.safetensors --steps 200`
     """
-    from zoquant.checkpoint import checkpoint_views
     from zoquant.delta import save_delta
     from zoquant.files import refuse_existing
+    from zoquant.recorded import recorded_views
     from zoquant.trajectory import Trajectory, replay
 
     refuse_existing(out)
     recorded = Trajectory.load(trajectory)
-    views = checkpoint_views(base, recorded.base, coupled=recorded.coupled)
+    views = recorded_views(base, recorded)
     done = len(replay(recorded, views, steps=steps))
     save_delta(out, views)
     result = {"delta": str(out), "steps": done, "bytes": out.stat().st_size}

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from zoquant.calibration import Calibration
+from zoquant.calibration import Numbers
 from zoquant.cli.show import console, number, percent, score
 from zoquant.run_folder import Progress
 from zoquant.tasks import Evaluation
@@ -68,6 +68,8 @@ class LiveTable:
 
     def __call__(self, progress: Progress) -> None:
         """Take in what a run reports."""
+        if progress.notice is not None:
+            self._live.console.print(progress.notice, highlight=False, markup=False)
         if progress.calibration is not None:
             self._live.console.print(_calibration_lines(progress.calibration), highlight=False, markup=False)
         if progress.skipped is not None:
@@ -110,6 +112,8 @@ def _held_out(found: Evaluation) -> str:
 
 
 def _plain(progress: Progress) -> None:
+    if progress.notice is not None:
+        print(progress.notice, flush=True)
     if progress.calibration is not None:
         print(_calibration_lines(progress.calibration), flush=True)
     if progress.evaluation is not None:
@@ -125,8 +129,9 @@ def _plain(progress: Progress) -> None:
         )
 
 
-def _calibration_lines(found: Calibration) -> str:
-    return "\n".join([f"calibrated with {found.forwards} forwards:", *(f"  {reason}" for reason in found.reasons)])
+def _calibration_lines(found: Numbers) -> str:
+    how = f"calibrated with {found.forwards} forwards:" if found.forwards else "set without a forward:"
+    return "\n".join([how, *(f"  {reason}" for reason in found.reasons)])
 
 
 def _skipped_line(progress: Progress) -> str:

@@ -19,6 +19,7 @@ from zoquant.errors import CheckpointError
 from zoquant.fingerprint import check_base
 from zoquant.integrations.draws import Draws
 from zoquant.integrations.elsewhere import refuse_settings
+from zoquant.integrations.subspace import check_subspace
 from zoquant.optim import ZOSGD, StepResult
 from zoquant.settings import Settings
 
@@ -65,6 +66,7 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
         self.model = model
         self.settings = Settings() if settings is None else settings
         refuse_settings("ZOModule", self.settings, _ELSEWHERE)
+        check_subspace(self.settings)
         self.views: Views | None = None
         self.calibration: Calibration | None = None
 

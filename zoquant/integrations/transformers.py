@@ -25,6 +25,7 @@ from zoquant.integrations.arguments import check_arguments
 from zoquant.integrations.deferred import DeferredStep
 from zoquant.integrations.draws import Draws
 from zoquant.integrations.elsewhere import refuse_settings
+from zoquant.integrations.subspace import check_subspace
 from zoquant.optim import ZOSGD
 from zoquant.settings import Settings
 from zoquant.trajectory import Trajectory
@@ -90,6 +91,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         ready: Any = self.optimizer
         _check_optimizer(ready, self.lr_scheduler, zo)
         settings = Settings() if zo is None else zo
+        check_subspace(settings)
         self.model = self.model_wrapped = self.callback_handler.model = model
         self.views: Views = _attach(model, settings) if ready is None else ready.views
         self.zo: ZOSGD = settings.optimizer(self.views) if ready is None else ready

@@ -7,7 +7,7 @@ from zoquant.tasks.generation import Generation
 from zoquant.tasks.language import LanguageModeling
 from zoquant.tasks.masked import Cloze, MaskedClassification
 from zoquant.tasks.spec import TaskSettings
-from zoquant.tasks.task import Task
+from zoquant.tasks.task import PerExample, Task
 from zoquant.tasks.template import Prompt, Template
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MaskedClassification",
     "Metric",
     "MultipleChoice",
+    "PerExample",
     "Prompt",
     "Sample",
     "Task",

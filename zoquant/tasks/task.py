@@ -1,6 +1,6 @@
 """What the training loop asks of a task."""
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -33,3 +33,15 @@ class Task(Protocol[B]):
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Return how well a model does on all examples."""
+
+
+@runtime_checkable
+class PerExample(Task[B], Protocol[B]):
+    """A task that tells the loss of each example.
+
+    Its batches have `repeat(times)`, which returns the batch so many times one below the other, as `BatchedZO` asks
+    for.
+    """
+
+    def losses(self, model: nn.Module, batch: B) -> Tensor:
+        """Return the loss of each example, float `[examples]`; no two examples share a row of the model's input."""

@@ -1,0 +1,31 @@
+"""The views that a trajectory moves, from the checkpoint that its run started from."""
+
+from pathlib import Path
+
+import torch
+
+from zoquant.attach import Views, attach
+from zoquant.checkpoint import checkpoint_views
+from zoquant.load import load
+from zoquant.protocol import ROLES
+from zoquant.trajectory import Trajectory
+
+
+def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
+    """Return the views to replay a trajectory on.
+
+    Those of single values are read from the file alone. Where rows and columns moved, the layers have to say how their
+    values lie: the model is loaded, and no forward is run.
+
+    Args:
+        path: the checkpoint.
+        trajectory: of a run on it.
+
+    Raises:
+        BaseMismatchError, NoViewsError: the checkpoint does not hold the keys of the trajectory.
+        CheckpointError: the checkpoint is damaged or of an unknown kind.
+    """
+    if trajectory.subspace == "values":
+        return checkpoint_views(path, trajectory.base, coupled=trajectory.coupled)
+    model, _ = load(path, runtime="native", compute_dtype=torch.float32, device="cpu")
+    return attach(model, roles=ROLES, include=list(trajectory.base), coupled=trajectory.coupled)
