@@ -53,7 +53,7 @@ class Settings:
     )
     include: Annotated[
         tuple[str, ...] | None,
-        "Keys to move, as shell patterns; may be repeated. Not given: all; of rows and columns those of the upper middle.",
+        "Keys to move, as shell patterns; may be repeated. Not given: all, of rows-columns the upper middle.",
     ] = None
     exclude: Annotated[tuple[str, ...] | None, "Keys to leave alone; may be repeated."] = None
 
