@@ -9,7 +9,7 @@ from zoquant.batched import BatchedZO
 from zoquant.buffer import Space
 from zoquant.calibration import Numbers, by_rule
 from zoquant.estimators import ESTIMATORS, GroupRelative
-from zoquant.factors import SUBSPACES, Subspace
+from zoquant.factors import SUBSPACES
 from zoquant.noise import Kind, Noise, Unit
 from zoquant.optim import ZOSGD
 from zoquant.protocol import Role
@@ -34,7 +34,7 @@ class Settings:
         None
     )
     subspace: Annotated[
-        Subspace | Literal["auto"],
+        Literal["auto", "values", "rows-columns"],
         "What a direction has numbers for: values; or rows-columns, with a direction for each example; auto chooses.",
     ] = AUTO
     schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
