@@ -19,7 +19,6 @@ from zoquant.trainer import run
 HOLD = """
 import sys, time
 from pathlib import Path
-from typing import Any
 from zoquant.lock import Lock
 Lock(Path(sys.argv[1])).acquire()
 print("held", flush=True)

@@ -16,12 +16,7 @@ from zoquant.integrations.transformers import DELTA, ZOTrainer
 
 IDS = torch.randint(0, 512, (8, 12), generator=torch.Generator().manual_seed(0))
 ROWS = [{"input_ids": row, "labels": row} for row in IDS]
-VENDORS = {
-    "bnb_nf4": "bitsandbytes",
-    "bnb_int8": "bitsandbytes",
-    "torchao_int8wo": "torchao",
-    "quanto_int8": "optimum",
-}
+VENDORS = {"bnb_nf4": "bitsandbytes", "bnb_int8": "bitsandbytes", "torchao_int8wo": "torchao"}
 
 
 def fixture(name: str) -> Path:
@@ -36,9 +31,8 @@ def test_a_model_of_the_library(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(VENDORS[name]) is None:
         pytest.skip(f"{VENDORS[name]} is not here")
     model = AutoModelForCausalLM.from_pretrained(path)
-    if name != "quanto_int8":  # whose codes Trainer itself would train
-        with pytest.raises(ValueError, match="purely quantized"):
-            Trainer(model=model, args=arguments(tmp_path), train_dataset=ROWS)
+    with pytest.raises(ValueError, match="purely quantized"):
+        Trainer(model=model, args=arguments(tmp_path), train_dataset=ROWS)
     _train(path, model, tmp_path)
     assert model.is_quantized
 
