@@ -37,7 +37,7 @@ def test_a_second_run_into_the_folder_is_told_who_is_there(tmp_path: Path) -> No
     run(job(tmp_path / "run"), report=second)
     run(job(tmp_path / "alone"))
     assert files(tmp_path / "run") == files(tmp_path / "alone")
-    assert len(refused) == 7  # what was chosen, two evaluations, four steps
+    assert len(refused) == 7  # what was chosen, and six steps
     assert f"held by process {os.getpid()} on {socket.gethostname()!r} since '20" in refused[0]
     assert not (tmp_path / "run" / "run.lock").exists()
 
