@@ -2,7 +2,8 @@
 
 The lower layers answer a probe with much noise for little signal, and the uppermost ones add little signal of their
 own. In a linearized model of sentiment classification the layers 15 to 23 of 30 have the most signal for the noise, and
-with them and a direction for each example a run reaches in a quarter of the forwards what two-point probes of all reach.
+with them and a direction for each example a run reaches in a quarter of the forwards what two-point probes of all
+layers reach.
 
 Source: our study, docs/benchmarks.md; one model and one task, so it is a default and no law.
 """
