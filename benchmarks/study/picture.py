@@ -20,7 +20,6 @@ SHOWN = (
     "qzo, the paper's numbers",
     "first-order, Adam, lr 2e-3",
     "mezo, dense float32, lr 1e-06",
-    "row-plus-column, a direction an example, lr 0.004",
 )
 """The rows that are drawn."""
 
