@@ -224,7 +224,7 @@ def test_rows_that_cannot_run_here_are_skipped_with_a_word(
 ) -> None:
     aqlm = [row for row in rows(100, 100) if row.model == "aqlm"]
     study_of(aqlm).work()
-    assert capsys.readouterr().out.count("skipped, no --aqlm was given") == len(aqlm) == 4
+    assert capsys.readouterr().out.count("skipped, no --aqlm was given") == sum(len(row.seeds) for row in aqlm) == 7
 
 
 def test_first_order_gradients_are_the_slopes_of_the_scales(model_file: Path, data: Path) -> None:
