@@ -125,6 +125,13 @@ def test_a_window_shorter_than_a_row_is_padded(loaded: tuple[Any, Any], monkeypa
     assert not packable(model, 33)
 
 
+def test_an_embedding_of_another_class_is_no_obstacle(tmp_path: Path) -> None:
+    """peft and others wrap the embedding; nothing but its forward is then known."""
+    model, _ = zoquant.load(write_checkpoint(tmp_path / "wrapped.gguf"), compute_dtype=torch.float32)
+    model.set_input_embeddings(nn.Sequential(model.get_input_embeddings()))
+    assert packable(model, 8)
+
+
 def test_a_model_is_tried_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     packable(loaded[0], 8)
     monkeypatch.setattr(packing, "_tried", None)
