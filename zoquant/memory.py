@@ -1,4 +1,4 @@
-"""Memory of this process: how much of it is resident, whether an error says that there is no more, and giving it back."""
+"""Memory of this process: how much is resident, whether an error says that there is no more, and giving it back."""
 
 import gc
 import sys

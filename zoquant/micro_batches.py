@@ -2,8 +2,9 @@
 
 The loss of a step stays the mean over its batch: it is the mean of the parts' losses, each weighted by how many
 examples or tokens it holds. All evaluations of a step see the same parts, so that a derivative is the difference
-quotient of one function; in a process group all ranks halve together, whichever of them ran out. Sums of parts are rounded otherwise than the whole, so the parts decide bytes: the run folder
-keeps the step at which each halving began, and a run that goes on cuts every batch as the first run would have.
+quotient of one function; in a process group all ranks halve together, whichever of them ran out. Sums of parts are
+rounded otherwise than the whole, so the parts decide bytes: the run folder keeps the step at which each halving began,
+and a run that goes on cuts every batch as the first run would have.
 """
 
 import json

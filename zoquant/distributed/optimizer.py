@@ -168,7 +168,7 @@ class DistributedZO:
     def _exchange(self, own: Sequence[int], shares: Shares, state: int = _FINE) -> list[list[int]]:
         """Send this rank's row; return the bits of the losses of all ranks, once it is known that the ranks agree.
 
-        A rank that failed worse than this one is named by an error; a rank that is among the worst has its own to raise.
+        A rank that fared worse than this one is named by an error; one among the worst has its own error to raise.
         """
         blank = [0] * (max(map(len, shares)) - len(own))
         rows = gathered([state, *self._agreement.marks(), *own, *blank])
@@ -183,8 +183,8 @@ class DistributedZO:
         """Return the error that says of another rank how it fared."""
         kind, what = (RankMemoryError, "ran out of memory") if state == _NO_MEMORY else (RankError, "failed")
         return kind(
-            f"step {self.optimizer.steps}: rank {rank} {what}; its own log says why. The step was undone on all ranks and "
-            "does not count."
+            f"step {self.optimizer.steps}: rank {rank} {what}; its own log says why. The step was undone on all ranks "
+            "and does not count."
         )
 
     def _table(self, rows: Sequence[Sequence[int]], shares: Shares) -> dict[Cell, float]:
