@@ -42,8 +42,8 @@ class ConfigFile:
         """Read a file whose name ends in .toml, .yaml or .yml.
 
         Raises:
-            ConfigError: the file is missing or large, is not TOML or YAML, or is no table; the line is named where it is
-                known.
+            ConfigError: the file is missing or large, is not TOML or YAML, or is no table; the line is named where it
+                is known.
         """
         file = Path(path)
         if file.suffix not in (".toml", ".yaml", ".yml"):
