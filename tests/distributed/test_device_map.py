@@ -17,7 +17,7 @@ PLACES = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1"
 
 def split(path: str) -> Any:
     """Return the model with accelerate's hooks on each part; all parts lie on the one device that there is here."""
-    model, _ = zoquant.load(path, compute_dtype=torch.float32, device="cpu")
+    model: Any = zoquant.load(path, compute_dtype=torch.float32, device="cpu")[0]
     rest = {name: "cpu" for name, _ in model.named_children() if name != "model"}
     inner = {f"model.{name}": "cpu" for name, _ in model.model.named_children() if name != "layers"}
     return dispatch_model(model, PLACES | inner | rest, main_device="cpu", force_hooks=True)

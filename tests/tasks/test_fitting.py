@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM
 
 from tests.tasks import test_choice, test_generation, test_masked
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
@@ -108,7 +109,7 @@ def test_a_task_is_measured_in_halves(name: str, loaded: tuple[Any, Any], caplog
 
 def test_a_masked_task_is_measured_in_halves(tokenizer: Any) -> None:
     torch.manual_seed(0)
-    model = test_masked.BertForMaskedLM(test_masked.BertConfig(**test_masked.SMALL)).eval()
+    model = BertForMaskedLM(BertConfig(**test_masked.SMALL)).eval()
     task, seen = MaskedClassification(test_masked.ROWS, test_masked.CLOZE, tokenizer, CPU), list[int]()
     whole = task.evaluate(model)
     with room_for(20, seen):
