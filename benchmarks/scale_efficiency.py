@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 import zoquant
 from zoquant.bench.machine import machine
@@ -70,7 +70,8 @@ def main() -> None:
 def measure(path: str, cycles: int) -> list[dict[str, Any]]:
     """Return what each of the two ranks saw."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (path, cycles, folder), nprocs=2, start_method="spawn")
+        start: Callable[..., Any] = start_processes
+        start(_rank, (path, cycles, folder), nprocs=2, start_method="spawn")
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -111,7 +112,7 @@ def summary(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 def _rank(rank: int, path: str, cycles: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    model, _ = zoquant.load(path, compute_dtype=torch.float32, device="cpu")
+    model: Any = zoquant.load(path, compute_dtype=torch.float32, device="cpu")[0]
     optimizer = zoquant.ZOSGD(zoquant.attach(model), lr=1e-3, eps=1e-2)
     ranks, waiting = DistributedZO(optimizer), Waiting()
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +157,7 @@ class Waiting:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._gather = dist.all_gather
-        dist.all_gather = self._timed_gather
+        dist.all_gather = self._timed_gather  # type: ignore[assignment]
 
     def timed(self, step: Callable[[], object]) -> Times:
         """Do a step, and return its `wall` and `processor` seconds, and those that it spent in the gathering."""

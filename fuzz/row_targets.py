@@ -99,7 +99,7 @@ def _read_log(path: Path, _: bool) -> None:
     store = HashStore()
     for key, name in (("header", "header.json"), ("step/0", "step.txt")):
         if (path / name).exists():
-            store.set(key, (path / name).read_bytes())
+            store.set(key, (path / name).read_bytes())  # type: ignore[arg-type]
     StepLog(store, _HEADER).read(0)
 
 
