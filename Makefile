@@ -65,8 +65,10 @@ fuzz-short: .venv/installed-dev
 soak: .venv/installed-dev
 	$(BIN)/python -m benchmarks.soak --kills 500 --out benchmarks/results/soak.json
 
-# The installed packages against the database of known vulnerabilities; it fails where that is out of reach.
+# The installed packages against the database of known vulnerabilities; it fails, and says so, where that is out of reach.
 audit: .venv/installed .venv-audit/installed
+	@$(BIN)/python -c "from urllib.request import urlopen; urlopen('https://pypi.org/pypi/pip/25.0/json', timeout=60)" 2>/dev/null \
+		|| { echo "audit: pypi.org/pypi, the database of known vulnerabilities, cannot be reached. Nothing was checked."; exit 1; }
 	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | sed 's/+.*//' > .venv-audit/frozen.txt
 	.venv-audit/bin/pip-audit --strict --requirement .venv-audit/frozen.txt --no-deps --disable-pip --progress-spinner off
 

@@ -41,8 +41,7 @@ class _Hook:
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
         if self.folder and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes):
             path = os.path.realpath(os.fsdecode(arguments[0]))
-            imports = event == "os.listdir" and path in self.path
-            if not path.startswith((self.folder, *_CODE)) and not imports:
+            if not path.startswith((self.folder, *_CODE)) and path not in self.path:
                 self.strays.append(path)
 
 

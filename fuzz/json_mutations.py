@@ -8,7 +8,8 @@ from fuzz.choices import Choices
 
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 4, 7, 8, 16, 64, 128, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 62,
-    (1 << 63) - 1, 1 << 64, 10**40, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "4", "x" * 300, "\ud800", "\0",
+    (1 << 63) - 1, 1 << 64, 10**40, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "4", "x" * 300,
+    "\ud800", "\0", "<img src=x onerror=alert(1)>", "</pre><script>1</script>", "\x1b[2J\u202e", "`|*", "~nobody/x",
     "../config.json", "/etc/passwd", ".", "model.safetensors", "config.json", "float16", "int", "group", "gptq", "awq",
     [], {}, [[]], [0], [1, 1], [-1, 2], [1 << 40, 1 << 40], {"": {}}, [None], ["self_attn"], {"group_0": None},
 )  # fmt: skip

@@ -8,6 +8,7 @@ from fuzz.choices import Choices
 from fuzz.journal_mutations import mutate_journal
 from fuzz.json_mutations import mutate_json
 from fuzz.tensor_mutations import mutate_safetensors
+from fuzz.text_mutations import mutate_text
 
 
 def mutate_lines(content: bytes, choices: Choices) -> bytes:
@@ -22,7 +23,8 @@ MOST = 4
 """Mutations of one case."""
 BY_SUFFIX: dict[str, Callable[[bytes, Choices], bytes]] = {
     "json": mutate_json, "safetensors": mutate_safetensors, "pt": mutate_archive, "bin": mutate_archive,
-    "journal": mutate_journal, "jsonl": mutate_lines,
+    "journal": mutate_journal, "jsonl": mutate_lines, "toml": mutate_text, "yaml": mutate_text, "csv": mutate_text,
+    "tsv": mutate_text, "txt": mutate_text, "lock": mutate_json,
 }  # fmt: skip
 NAMES = (
     "config.json", "quantize_config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",

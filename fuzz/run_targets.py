@@ -1,4 +1,4 @@
-"""The readers of what a run leaves, and of data: deltas, trajectories, journals, run folders, rows."""
+"""The readers of what a run leaves: deltas, trajectories, journals, run folders."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +9,6 @@ import torch
 from zoquant import Noise, Trajectory
 from zoquant.delta import Delta, read_delta
 from zoquant.micro_batches import MicroBatches
-from zoquant.rows import read_rows
 from zoquant.rules import Adam
 from zoquant.run_folder import RunFolder
 from zoquant.tasks import Evaluation, Metric
@@ -50,7 +49,8 @@ def _run(folder: Path) -> Path:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _METRICS))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in _METRICS))
     _journal(folder)
     return folder
 
@@ -59,6 +59,7 @@ def _read_run(path: Path, everything: bool) -> None:
     folder = RunFolder(path)
     folder.read_calibration()
     folder.evaluations()
+    folder.read_samples()
     if folder.settings.exists():
         folder.read_settings()
     MicroBatches(folder.micro_batches).halvings(1)
@@ -66,24 +67,10 @@ def _read_run(path: Path, everything: bool) -> None:
         Trajectory.load(folder.journal)
 
 
-def _jsonl(folder: Path) -> Path:
-    (folder / "rows.jsonl").write_text(
-        '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n'
-    )
-    return folder / "rows.jsonl"
-
-
-def _csv(folder: Path) -> Path:
-    (folder / "rows.csv").write_text('text,label\n"a, b",1\n"c ""d""\ne",0\n')
-    return folder / "rows.csv"
-
-
 RUN_TARGETS: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path, bool], object]]] = {
     "reader-delta": (_delta, lambda path, _: read_delta(path)),
     "reader-trajectory": (_trajectory, lambda path, _: Trajectory.load(path)),
     "reader-journal": (_journal, lambda path, _: Trajectory.load(path)),
     "reader-run-folder": (_run, _read_run),
-    "reader-jsonl": (_jsonl, lambda path, _: read_rows(path)),
-    "reader-csv": (_csv, lambda path, _: read_rows(path)),
 }
 """Name -> what writes a sound file into an empty folder, and what reads it."""

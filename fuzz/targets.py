@@ -12,17 +12,33 @@ from safetensors.torch import save_file
 import zoquant
 from fuzz.guard import FindingError, guarded
 from fuzz.mutations import mutate
+from fuzz.page_targets import PAGE_TARGETS
+from fuzz.row_targets import ROW_TARGETS
 from fuzz.run_targets import RUN_TARGETS
 from tests.samples import FORMAT_SAMPLES
+from zoquant.backends.gguf.data import TensorReader
+from zoquant.backends.gguf.header import read_header
+from zoquant.backends.gguf.types import DENSE
 from zoquant.checkpoint import file_of, read_base
-from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError, ValueRangeError
+from zoquant.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RankError,
+    UnsupportedLayoutError,
+    ValueRangeError,
+)
 from zoquant.folder.archive import read_archive
 from zoquant.folder.safetensors import read_safetensors
 from zoquant.registry import format_named
 from zoquant.testing.format_case import end_of
 
 Use = Callable[[Path, bool], object]
-REFUSALS = (CheckpointError, UnsupportedLayoutError, DataError, ValueRangeError)
+READERS = {**RUN_TARGETS, **ROW_TARGETS, **PAGE_TARGETS}
+REFUSALS = (
+    CheckpointError, UnsupportedLayoutError, DataError, ValueRangeError, ConfigError, BaseMismatchError, RankError,
+)  # fmt: skip
 """What a parser may raise."""
 _EVERY = 4
 """Headers are read again for the summary, so it is asked for in every fourth case alone."""
@@ -94,7 +110,7 @@ class Target:
 
 def target_names() -> list[str]:
     """Return the names of all targets: the registered formats, and the readers of files."""
-    return [*sorted(zoquant.formats()), "reader-archive", "reader-safetensors", *RUN_TARGETS]
+    return [*sorted(zoquant.formats()), "reader-archive", "reader-safetensors", "reader-gguf-tensors", *READERS]
 
 
 def make_target(name: str, folder: Path) -> Target:
@@ -103,8 +119,10 @@ def make_target(name: str, folder: Path) -> Target:
         return Target(name, _archive(folder), lambda path, _: read_archive(path))
     if name == "reader-safetensors":
         return Target(name, _safetensors(folder), lambda path, _: read_safetensors(path))
-    if name in RUN_TARGETS:
-        write, use = RUN_TARGETS[name]
+    if name == "reader-gguf-tensors":
+        return Target(name, FORMAT_SAMPLES["gguf"](folder), lambda path, _: _read_tensors(path))
+    if name in READERS:
+        write, use = READERS[name]
         return Target(name, write(folder), use)
     path = _adapter(folder) if name == "peft" else FORMAT_SAMPLES[name](folder)
     return Target(name, path, _use_of(name))
@@ -126,6 +144,12 @@ def _use_of(name: str) -> Use:
             read_base(path, span)
 
     return use
+
+
+def _read_tensors(path: Path) -> None:
+    reader = TensorReader(torch.device("cpu"))
+    for tensor in read_header(path).tensors.values():
+        reader.dense(tensor) if tensor.type.name in DENSE else reader.packed(tensor, None)
 
 
 def _without_errors(sniff: Callable[[Path], bool], path: Path) -> None:

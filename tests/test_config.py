@@ -67,7 +67,8 @@ def write(path: Path, text: str) -> Path:
 @given(CONFIGS)
 def test_what_is_written_is_read_again(config: Config) -> None:
     with TemporaryDirectory() as home:
-        assert Config.read(write(Path(home) / "config.toml", config.to_toml())) == config
+        said = {} if config.reward is None else {"reward": config.reward}
+        assert Config.read(write(Path(home) / "config.toml", config.to_toml()), said) == config
 
 
 def test_every_setting_is_a_key_with_a_help_text() -> None:
@@ -237,6 +238,28 @@ def test_a_config_file_on_the_command_line(shell: Shell, folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "a: &a [x]\nb: *a\n", r"a\.yaml: not YAML: \*a is an alias; write the value out"),
+        ("a.yaml", "a: " + "[" * 60_000, "nested too deep, expected at most 8"),
+        ("a.toml", "a = " + "[" * 20_000 + "]" * 20_000, "nested too deep, expected at most 8"),
+        ("a.toml", ".".join("a" * 9) + " = 1", "nested too deep, expected at most 8"),
+        ("a.toml", "#" * (1 << 16) + "\n", "expected at most 65536 bytes"),
+        ("a.toml", f"lr = {'1' * 5000}", "not TOML: .*digits"),
+        ("a.toml", f"lr = {'1' * 4000}", "line 1: lr is 111.*, expected a number"),
+        ("a.yaml", "lr: !!bool x", "not YAML: 'x'"),
+        ("a.yaml", "lr: !!int ''", "not YAML: string index out of range"),
+        ("a.yaml", "lr: !!timestamp x", "not YAML: .*group"),
+        ("a.yaml", "lr: !!python/object/apply:os.system [id]", "not YAML: could not determine a constructor"),
+        ("a.toml", 'reward = "touch evil"', "line 1: reward is 'touch evil': a file alone runs no command"),
+    ],
+)
+def test_a_file_of_a_stranger_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.read(write(tmp_path / name, text))
+
+
 def test_every_kind_of_task_is_in_the_config(shell: Shell, folder: Path) -> None:
     """A task that generates, with a reward from outside, reruns from its folder."""
     shell.json(
@@ -244,10 +267,13 @@ def test_every_kind_of_task_is_in_the_config(shell: Shell, folder: Path) -> None
         "--max-new-tokens", "3", "--stop", "", "--objective", "reward", "--reward", "echo 0.5",
         "--eval-data", "rows.jsonl", "--steps", "2", "--batch-size", "2", "--lr", "0.1", "--eps", "0.1", "--out", "run",
     )  # fmt: skip
-    written = Config.read(folder / "run" / "config.toml")
+    written = Config.read(folder / "run" / "config.toml", {"reward": "echo 0.5"})
     assert written.asked == TaskSettings(task="generation", template="{sentence}\n{label}", max_new_tokens=3, stop="")
     assert (written.objective, written.reward, written.reward_timeout) == ("reward", "echo 0.5", 30.0)
-    shell.json("train", "--config", "run/config.toml", "--out", "again")
+    refused = shell.error("train", "--config", "run/config.toml", "--out", "again")
+    assert "reward is 'echo 0.5': a file alone runs no command" in refused
+    assert not (folder / "again").exists()
+    shell.json("train", "--config", "run/config.toml", "--reward", "echo 0.5", "--out", "again")
     for name in ("delta.safetensors", "settings.json", "samples.jsonl"):
         assert (folder / "run" / name).read_bytes() == (folder / "again" / name).read_bytes(), name
     shell.text("report", "run", "again", "--out", "report.html")

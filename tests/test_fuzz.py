@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import zoquant
 from fuzz.guard import FindingError, guarded
 from fuzz.mutations import mutate
 from fuzz.targets import Target, make_target, target_names
-from zoquant.errors import CheckpointError
+from zoquant.distributed import StepLog
+from zoquant.errors import BaseMismatchError, CheckpointError
 from zoquant.registry import format_named
+from zoquant.report.page import page
+from zoquant.report.recorded import Recorded
+from zoquant.run_folder import RunFolder
 
 SCRIPTS = st.binary(min_size=8, max_size=64)
 
@@ -53,6 +58,34 @@ def test_found_an_adapter_of_no_kind(tmp_path: Path) -> None:
     path = changed(make_target("peft", tmp_path), "adapter_config.json", peft_type=None)
     with pytest.raises(CheckpointError, match="peft_type"):
         format_named("peft").summarize(path)
+
+
+def test_found_a_rate_that_no_float_holds(tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(json.dumps({"lr": 10**400, "eps": 1.0}))
+    with pytest.raises(CheckpointError, match=r"calibration\.json: expected the numbers"):
+        RunFolder(tmp_path).read_calibration()
+
+
+def test_found_a_card_of_settings_that_no_run_has(tmp_path: Path) -> None:
+    target = make_target("reader-card", tmp_path)
+    changed(target, "settings.json", model="~nobody-of-that-name/x")
+    with pytest.raises(CheckpointError, match="settings or summary hold something else"):
+        target.use(target.path, True)
+    assert not (target.path / "README.md").exists()
+
+
+def test_found_a_summary_of_more_bytes_than_a_float_holds(tmp_path: Path) -> None:
+    target = make_target("reader-report", tmp_path)
+    changed(target, "summary.json", rss_peak_bytes=10**400)
+    assert "Peak memory" in page([Recorded.read(target.path, "a")])
+
+
+@pytest.mark.parametrize("header", ["[]", "{", "[" * 100_000, '"a"'])
+def test_found_a_log_whose_header_is_no_object(header: str) -> None:
+    store = HashStore()
+    store.set("header", header)
+    with pytest.raises(BaseMismatchError, match="its header is no JSON"):
+        StepLog(store, {})
 
 
 def test_every_format_is_a_target() -> None:

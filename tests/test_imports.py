@@ -20,6 +20,7 @@ LAYERS = (
         "noise",
         "fingerprint",
         "files",
+        "memory",
         "folder",
         "views",
         "native",

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from zoquant.errors import CheckpointError
 from zoquant.files import write_text
 from zoquant.run_folder import RunFolder
 
@@ -32,6 +33,17 @@ def write_card(folder: RunFolder) -> Path:
         WriteError: the file could not be written.
     """
     settings, summary = folder.read_settings(), folder.read_summary()
+    try:
+        text = _card(folder, settings, summary)
+    except (AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder.path}: settings or summary hold something else than a run writes: {error!r:.120}."
+        ) from error
+    write_text(folder.card, text)
+    return folder.card
+
+
+def _card(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     parts = [
         _head(settings),
         _what(settings, summary),
@@ -41,8 +53,7 @@ def write_card(folder: RunFolder) -> Path:
         f"Made with zoquant {version('zoquant')}. The files of this folder:\n",
         _files(folder),
     ]
-    write_text(folder.card, "\n".join(parts))
-    return folder.card
+    return "\n".join(parts)
 
 
 def _head(settings: Mapping[str, Any]) -> str:
@@ -154,6 +165,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as text that Markdown takes for nothing else, on one line."""
-    valid = str(value).encode("utf-8", "replace").decode("utf-8")
-    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(valid.split()), quote=False))
+    """Return a value as text that Markdown and a terminal take for nothing else, on one line."""
+    line = " ".join(str(value).encode("utf-8", "replace").decode("utf-8").split())
+    seen = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    return _SPECIAL.sub(r"\\\1", html.escape(seen, quote=False))

@@ -104,7 +104,7 @@ class Config:
 
         Args:
             path: a file whose name ends in .toml, .yaml or .yml; None for none.
-            changes: values by key that go before those of the file.
+            changes: values by key that go before those of the file; a reward must be among them, since it is run.
 
         Raises:
             ConfigError: the file cannot be read, or says something that cannot be; the key and the line are named.
@@ -120,6 +120,12 @@ class Config:
             _check_sha256(sha256)
             for name, value in values.items():
                 convert(name, value, key_of(name).kind)
+            if values.get("reward") is not None and "reward" not in changes:
+                raise ConfigError(
+                    f"reward is {values['reward']!r}: a file alone runs no command, and sends nothing to a URL. If you "
+                    "trust it, say it on the command line as well: --reward.",
+                    "reward",
+                )
         kept = {name: text for name, text in sha256.items() if name not in changes}
         return cls.of(values | dict(changes), kept)
 

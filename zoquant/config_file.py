@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,10 @@ else:
     import tomli as tomllib
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_MOST = 1 << 16
+"""Bytes of a config file."""
+_DEEPEST = 8
+"""Tables and lists within each other; a run needs two."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,25 @@ class ConfigFile:
         """Read a file whose name ends in .toml, .yaml or .yml.
 
         Raises:
-            ConfigError: the file is missing, is not TOML or YAML, or is no table; the line is named where it is known.
+            ConfigError: the file is missing or large, is not TOML or YAML, or is no table; the line is named where it
+                is known.
         """
         file = Path(path)
         if file.suffix not in (".toml", ".yaml", ".yml"):
             raise ConfigError(f"{file}: expected a name that ends in .toml, .yaml or .yml.")
         try:
-            text = file.read_text(encoding="utf-8")
+            with file.open("rb") as opened:
+                data = opened.read(_MOST + 1)
+            text = data.decode("utf-8").replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read: {error}. Check the path.") from error
+        if len(data) > _MOST:
+            raise ConfigError(f"{file}: expected at most {_MOST} bytes. Is it the right file?")
         values = _toml(file, text) if file.suffix == ".toml" else _yaml(file, text)
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: expected keys with values, got {type(values).__name__}.")
+        if _is_deep(values):
+            raise ConfigError(f"{file}: {_TOO_DEEP}.")
         return cls(file, text, {str(key): value for key, value in values.items()})
 
     @contextmanager
@@ -70,20 +81,55 @@ class ConfigFile:
         return next((number for number, line in lines if pattern.match(line)), None)
 
 
+_TOO_DEEP = f"values are nested too deep, expected at most {_DEEPEST} tables and lists within each other"
+
+
 def _toml(file: Path, text: str) -> Any:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # what tomllib raises, and Python for a number of thousands of digits
         raise ConfigError(f"{file}: not TOML: {error}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: {_TOO_DEEP}.") from error
 
 
 def _yaml(file: Path, text: str) -> Any:
     import yaml
 
     try:
+        _check_yaml(text)
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # beside YAMLError, what its constructors raise for a tag such as !!bool on a text that is none
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}.") from error
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse what a small text can make large: aliases, which may double sixty times, and depth.
+
+    Raises:
+        yaml.YAMLError: the text holds one of them, or is no YAML.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{event.anchor} is an alias; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(_TOO_DEEP)
+
+
+def _is_deep(values: Any) -> bool:
+    level = [values]
+    for _ in range(_DEEPEST):
+        level = [inner for each in level for inner in _inside(each)]
+    return bool(level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def toml_line(key: str, value: Any) -> str:

@@ -51,8 +51,8 @@ def _number(name: str, value: Any) -> float:
         if isinstance(value, bool):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} is {value!r}, expected a number.", name) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} is {value!r:.80}, expected a number.", name) from error
 
 
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:

@@ -79,3 +79,7 @@ class DoesNotFitError(ZoquantError, MemoryError):
 
 class RankError(ZoquantError):
     """Ranks of a distributed run do not hold the same bytes, or one of them failed. The message names the rank."""
+
+
+class RankMemoryError(RankError, MemoryError):
+    """Another rank ran out of memory. The step was undone on all ranks; it may be done again in smaller parts."""

@@ -1,5 +1,6 @@
-"""Memory of this process: how much of it is resident, and whether an error says that there is no more."""
+"""Memory of this process: how much is resident, whether an error says that there is no more, and giving it back."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -38,3 +39,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more, such as the activations of a forward that failed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

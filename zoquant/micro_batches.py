@@ -2,22 +2,21 @@
 
 The loss of a step stays the mean over its batch: it is the mean of the parts' losses, each weighted by how many
 examples or tokens it holds. All evaluations of a step see the same parts, so that a derivative is the difference
-quotient of one function. Sums of parts are rounded otherwise than the whole, so the parts decide bytes: the run folder
-keeps the step at which each halving began, and a run that goes on cuts every batch as the first run would have.
+quotient of one function; in a process group all ranks halve together, whichever of them ran out. Sums of parts are
+rounded otherwise than the whole, so the parts decide bytes: the run folder keeps the step at which each halving began,
+and a run that goes on cuts every batch as the first run would have.
 """
 
-import gc
 import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
-
+from zoquant.distributed.launch import from_first
 from zoquant.errors import CheckpointError, DoesNotFitError
 from zoquant.files import write_text
-from zoquant.memory import is_out_of_memory
+from zoquant.memory import is_out_of_memory, release_memory
 from zoquant.plain_json import parse_json
 
 _MOST = 64
@@ -56,6 +55,10 @@ class MicroBatches:
         """Return how many times the batch of a step is halved."""
         return sum(start <= step for start in self._halved_at)
 
+    def agree(self) -> None:
+        """Cut as rank 0 does: it alone has calibrated, and has read what an earlier life of the run wrote."""
+        self._halved_at = from_first(self._halved_at)
+
     def fit(self, step: int, batches: Sequence[Divisible], call: Callable[[list[list[Any]]], T]) -> T:
         """Call with the parts of each batch; as long as that runs out of memory, halve and call again.
 
@@ -80,7 +83,7 @@ class MicroBatches:
                     raise
                 said = " ".join(str(error).split())[:200] or type(error).__name__
             # Out here the error is gone, and with it the activations that its frames held.
-            _free()
+            release_memory()
             self._halve(step, batches, said)
 
     def _halve(self, step: int, batches: Sequence[Divisible], said: str) -> None:
@@ -111,12 +114,6 @@ def _cut(batch: Divisible, halvings: int) -> list[Any]:
 
 def _halves(part: Divisible) -> list[Any]:
     return [half for half in part.halves() if half.weight] if part.weight > 1 else [part]
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _read(path: Path) -> list[int]:

@@ -147,7 +147,9 @@ class _Run:
         """Evaluate, train, save, evaluate."""
         finished = False
         if self.why is not None and not self.job.settings.missing:
-            self.report(Progress(0, self.job.settings.steps, None, None, 0.0, 0.0, notice=self.why))
+            self._notice(self.why)
+        if isinstance(self.stepper, DistributedZO):
+            self._notice(self.stepper.told(self.job.settings.micro_batches))
         try:
             if self._evaluation_is_due():
                 self._evaluate()
@@ -163,6 +165,9 @@ class _Run:
         if finished:
             self.job.folder.journal.unlink(missing_ok=True)
         return self._outcome(finished)
+
+    def _notice(self, text: str) -> None:
+        self.report(Progress(self.optimizer.steps, self.job.settings.steps, None, None, 0.0, 0.0, notice=text))
 
     def _evaluation_is_due(self) -> bool:
         """Whether the run begins, or a kill took the evaluation that its last step called for."""
@@ -198,6 +203,7 @@ class _Run:
     def _train(self) -> None:
         failures = 0
         self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.micro_batches.agree()
         self.journal = self.optimizer.trajectory.journal(self.job.folder.journal, self.optimizer.probes)
         while self.optimizer.steps < self.job.settings.steps:
             start = time.perf_counter()
@@ -225,8 +231,6 @@ class _Run:
         self.optimizer.param_groups[0]["lr"] = self.lr * job.settings.rate_at(step)
         chosen = job.settings
         batches = _cut(job.train.batch_of_step(chosen.seed, step, chosen.batch_size), chosen.micro_batches)
-        if isinstance(self.stepper, DistributedZO):
-            return self._attempt([[batch] for batch in batches])
         return self.micro_batches.fit(step, batches, self._attempt)
 
     def _losses(self, part: Any) -> RowLosses:

@@ -1,7 +1,8 @@
-"""A worker in a network namespace of its own, whose link is cut and mended while the run goes on."""
+"""A worker, or a rank, in a network namespace of its own, whose link is cut and mended while the run goes on."""
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,9 +16,10 @@ import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from tests.distributed import remote
+from tests.distributed import remote, remote_rank
 from tests.distributed.processes import closures, held
 from tests.distributed.test_asynchronous import slowly, worker_of
+from tests.distributed.test_distributed import alone
 
 HERE, THERE = "10.213.77.1", "10.213.77.2"
 CUT = 4.0  # seconds
@@ -74,3 +76,42 @@ def test_a_worker_that_is_cut_off_comes_back_to_the_same_bytes(namespace: str, t
     found = torch.load(tmp_path / "far.pt")
     assert found["longest"] > CUT / 2
     assert found["held"] == held(worker.optimizer)
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind((HERE, 0))
+        port: int = asked.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_cut_off_and_back_is_waited_for(namespace: str, tmp_path: Path) -> None:
+    near, far, port = f"zqn{os.getpid()}"[:15], f"zqf{os.getpid()}"[:15], free_port()
+    processes = []
+    for rank, (link, inside) in enumerate([(near, []), (far, ["ip", "netns", "exec", namespace])]):
+        command = [sys.executable, "-m", "tests.distributed.remote_rank", str(rank), HERE, str(port)]
+        processes.append(
+            subprocess.Popen(
+                [*inside, *command, str(tmp_path / f"{rank}.pt")],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "GLOO_SOCKET_IFNAME": link},
+            )
+        )
+    try:
+        first = processes[0]
+        assert first.stdout is not None
+        assert [first.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
+        ip("link", "set", near, "down")
+        time.sleep(CUT)
+        ip("link", "set", near, "up")
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    expected = alone("two-point", 1, 1, remote_rank.STEPS)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found["held"] == expected
+        assert found["longest"] > CUT / 2

@@ -15,6 +15,7 @@ from typing import Any
 from torch.distributed.distributed_c10d import Store
 
 from zoquant.errors import BaseMismatchError, RankError
+from zoquant.plain_json import parse_json
 from zoquant.update import Step
 
 _HEAD = struct.Struct("<IId")
@@ -82,7 +83,7 @@ class StepLog:
         self._store = store
         self.sent = self.received = 0
         mine = json.dumps(header, sort_keys=True)
-        theirs = json.loads(store.compare_set("header", "", mine))
+        theirs = _parsed(store.compare_set("header", "", mine))
         for name, value in json.loads(mine).items():
             if theirs.get(name) != value:
                 raise BaseMismatchError(
@@ -116,6 +117,16 @@ class StepLog:
         if there.decode() == text:
             self._store.add("length", 1)
         return LoggedStep.decode(there, slot)
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise BaseMismatchError(f"log of steps: its header is no JSON: {error}. Begin in another store.") from error
+    if not isinstance(found, dict):
+        raise BaseMismatchError("log of steps: its header is no JSON object. Begin in another store.")
+    return found
 
 
 def _key(slot: int) -> str:

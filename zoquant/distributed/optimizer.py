@@ -13,11 +13,13 @@ from zoquant.distributed.agreement import Agreement
 from zoquant.distributed.exchange import bits_of, gathered, losses_of
 from zoquant.distributed.joining import join
 from zoquant.distributed.sharing import Cell, Sharing
-from zoquant.errors import LossError, RankError
+from zoquant.errors import LossError, RankError, RankMemoryError
+from zoquant.memory import is_out_of_memory
 from zoquant.objective import Closure, loss_of, mean_loss
 from zoquant.optim import ZOSGD, StepResult
 
-_HEAD = 3  # numbers of a row before the losses: whether this rank failed, and its two marks
+_HEAD = 3  # numbers of a row before the losses: how this rank fared, and its two marks
+_FINE, _NO_MEMORY, _FAILED = range(3)
 
 log = logging.getLogger("zoquant")
 
@@ -71,6 +73,8 @@ class DistributedZO:
             ValueError: a rate is out of its range, or the weights do not fit. Nothing has changed.
             LossError: a loss is NaN or infinite. The step is undone on all ranks and counts as a step of length 0.
             RankError: a rank failed, or differs from the others; it is named. The step is undone on all ranks.
+            RankMemoryError: a rank ran out of memory, and no rank failed otherwise. The step is undone on all ranks and
+                does not count: all may do it again with smaller micro-batches.
             Exception: whatever a closure of this rank raises; the step is undone on all ranks and does not count.
         """
         closures = [closure] if callable(closure) else list(closure)
@@ -78,9 +82,9 @@ class DistributedZO:
         shares = self._shares_now(len(closures))
         try:
             own = self._measure(closures, shares[self.rank])
-        except BaseException:
+        except BaseException as error:
             self.optimizer.views.write()
-            self._exchange([], shares, failed=True)
+            self._exchange([], shares, _NO_MEMORY if is_out_of_memory(error) else _FAILED)
             raise
         try:
             table = self._table(self._exchange(own, shares), shares)
@@ -106,6 +110,18 @@ class DistributedZO:
             micro_batches: number of micro-batches.
         """
         return 8 * (_HEAD + max(map(len, self._shares(micro_batches))))
+
+    def told(self, micro_batches: int = 1) -> str:
+        """Return who shares the work of a step, and what travels, in words.
+
+        Args:
+            micro_batches: number of micro-batches.
+        """
+        losses = self._evaluations * micro_batches
+        return (
+            f"{self._sharing.world} ranks share the {losses} losses of a step; each rank sends "
+            f"{self.bytes_a_step(micro_batches)} bytes a step."
+        )
 
     @property
     def _evaluations(self) -> int:
@@ -149,19 +165,27 @@ class DistributedZO:
             log.warning("rank %d: %s", self.rank, error)
             return math.nan
 
-    def _exchange(self, own: Sequence[int], shares: Shares, *, failed: bool = False) -> list[list[int]]:
-        """Send this rank's row; return the bits of the losses of all ranks, once it is known that the ranks agree."""
+    def _exchange(self, own: Sequence[int], shares: Shares, state: int = _FINE) -> list[list[int]]:
+        """Send this rank's row; return the bits of the losses of all ranks, once it is known that the ranks agree.
+
+        A rank that fared worse than this one is named by an error; one among the worst has its own error to raise.
+        """
         blank = [0] * (max(map(len, shares)) - len(own))
-        rows = gathered([int(failed), *self._agreement.marks(), *own, *blank])
-        others = [rank for rank, row in enumerate(rows) if row[0]]
-        if others and not failed:
-            raise RankError(
-                f"step {self.optimizer.steps}: rank {others[0]} failed; its own log says why. The step was undone on "
-                "all ranks and does not count."
-            )
-        if not failed:
+        rows = gathered([state, *self._agreement.marks(), *own, *blank])
+        states = [row[0] for row in rows]
+        if max(states) > state:
+            raise self._told(states.index(max(states)), max(states))
+        if state == _FINE:
             self._agreement.check([row[1:_HEAD] for row in rows])
         return [row[_HEAD:] for row in rows]
+
+    def _told(self, rank: int, state: int) -> RankError:
+        """Return the error that says of another rank how it fared."""
+        kind, what = (RankMemoryError, "ran out of memory") if state == _NO_MEMORY else (RankError, "failed")
+        return kind(
+            f"step {self.optimizer.steps}: rank {rank} {what}; its own log says why. The step was undone on all ranks "
+            "and does not count."
+        )
 
     def _table(self, rows: Sequence[Sequence[int]], shares: Shares) -> dict[Cell, float]:
         """Return the loss of each cell; ranks that evaluated the same one have to have found the same bits."""

@@ -9,7 +9,7 @@ from typing import Any
 from zoquant.report.charts import derivative_figure, key_of, loss_figure, metric_figures, step_figures
 from zoquant.report.heat import heat_map
 from zoquant.report.markup import Markup, figure, joined, shown, table, tag
-from zoquant.report.recorded import Recorded, Sample
+from zoquant.report.recorded import Recorded, Sample, number_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """A browser that keeps to it loads nothing, whatever the page holds."""
@@ -174,6 +174,6 @@ def _setting(run: Recorded, name: str) -> str:
 
 
 def _mebibytes(count: Any) -> str:
-    if not isinstance(count, (int, float)):
+    if number_in(count) is None:
         return "–"
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

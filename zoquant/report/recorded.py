@@ -1,6 +1,5 @@
 """A run as its folder has it, under way or done."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.errors import CheckpointError
+from zoquant.plain_json import parse_json
 from zoquant.report.heat import Moves
 from zoquant.run_folder import RunFolder
 
 _POINTS = 300
 _LARGEST = 1e100
+_MOST = 1 << 31
+"""Bytes of metrics or samples."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,11 @@ class Recorded:
 
 def finite(line: Mapping[str, Any], name: str) -> float | None:
     """Return a number of a line, None where there is none, or one that no chart can hold."""
-    value = line.get(name)
+    return number_in(line.get(name))
+
+
+def number_in(value: Any) -> float | None:
+    """Return a value as a number that a chart can hold, None if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if -_LARGEST < value < _LARGEST else None
@@ -121,10 +127,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file with their `step`; a last line that was cut off is left out."""
     if not path.exists():
         return []
+    if path.stat().st_size > _MOST:
+        raise CheckpointError(f"{path}: expected at most {_MOST} bytes. Is it the right file?")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             raise CheckpointError(f"{path}, line {number}: is not JSON: {error}. Remove the line.") from error
         if not isinstance(value, dict) or finite(value, "step") is None:

@@ -16,7 +16,8 @@ from zoquant.errors import DataError
 from zoquant.rows import Row
 from zoquant.tasks.encoding import Encoder
 from zoquant.tasks.evaluation import Evaluation, Metric
-from zoquant.tasks.sampling import Draws
+from zoquant.tasks.fitting import in_groups
+from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.sequences import Scored, Sequences
 from zoquant.tasks.template import Prompt
 
@@ -107,11 +108,13 @@ class MultipleChoice:
     def _sums(self, model: nn.Module, examples: Sequence[Sequence[Scored]], size: int) -> list[list[float]]:
         """Return the log-probability of every option, those of like length together in a forward."""
         flat = [option for options in examples for option in options]
-        order = sorted(range(len(flat)), key=lambda i: len(flat[i].ids))
         sums = [0.0] * len(flat)
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
-            values = Sequences.of([flat[i] for i in some], self.device).log_probs(model).tolist()
+
+        def measure(some: list[int]) -> list[float]:
+            found: list[float] = Sequences.of([flat[i] for i in some], self.device).log_probs(model).tolist()
+            return found
+
+        for some, values in in_groups(by_length([len(option.ids) for option in flat], size), measure):
             for place, value in zip(some, values, strict=True):
                 sums[place] = value
         ends = list(accumulate(map(len, examples)))

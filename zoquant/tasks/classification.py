@@ -15,6 +15,7 @@ from zoquant.rows import Row
 from zoquant.scoring import hidden_states, logits_at
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.evaluation import Evaluation, Metric
+from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.template import Prompt, Template, label_numbers
 
@@ -153,13 +154,18 @@ class Classification:
         right: list[bool] = []
         losses: list[float] = []
         offsets = self._offsets(model)
-        for examples in by_length([len(prompt) for prompt in self.prompts], batch_size):
+
+        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
             batch = self.batch(examples)
             scores = self.scores(model, batch)
             if offsets is not None:
                 scores = scores - offsets[examples]
-            right += (scores.argmax(-1) == batch.labels).tolist()
-            losses += nn.functional.cross_entropy(scores, batch.labels, reduction="none").tolist()
+            lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
+            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
+
+        for _, (hits, lost) in in_groups(by_length([len(prompt) for prompt in self.prompts], batch_size), measure):
+            right += hits
+            losses += lost
         return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
 
     def _batch(self, prompts: Sequence[list[int]], labels: Sequence[int]) -> Batch:

@@ -15,6 +15,7 @@ from zoquant.errors import DataError
 from zoquant.rows import Row
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.evaluation import Evaluation, Metric, Sample
+from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.metrics import METRICS
 from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.sequences import Scored, Sequences
@@ -132,14 +133,20 @@ class Generation:
     def evaluate(self, model: nn.Module, *, batch_size: int = 16) -> Evaluation:
         """Return the metric, F1, exact match and loss over all examples, and the first generations."""
         texts = [""] * len(self)
-        sums, counts = [], []
-        for examples in by_length([len(prompt) for prompt in self.prompts], batch_size):
+        sums: list[float] = []
+        counts: list[float] = []
+
+        def measure(examples: list[int]) -> tuple[list[float], list[str]]:
             batch = self.batch(examples)
-            sums += (-batch.answers.log_probs(model)).tolist()
+            lost = (-batch.answers.log_probs(model)).tolist()
+            return lost, [""] * len(examples) if self.metric == "loss" else self.generate(model, batch)
+
+        groups = by_length([len(prompt) for prompt in self.prompts], batch_size)
+        for examples, (lost, written) in in_groups(groups, measure):
+            sums += lost
             counts += [float(self.answers[i].count) for i in examples]
-            if self.metric != "loss":
-                for example, text in zip(examples, self.generate(model, batch), strict=True):
-                    texts[example] = text
+            for example, text in zip(examples, written, strict=True):
+                texts[example] = text
         loss = {"loss": Metric.mean(sums, counts)}
         if self.metric == "loss":
             return Evaluation("loss", loss, len(self))

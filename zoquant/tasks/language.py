@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zoquant.errors import DataError
 from zoquant.rows import Row
 from zoquant.tasks.evaluation import Evaluation, Metric
+from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.sequences import Scored, Sequences
 
@@ -48,9 +49,15 @@ class LanguageModeling:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 16) -> Evaluation:
         """Return the loss over all tokens that count; texts are what varies in its interval."""
-        sums, counts = [], []
-        for examples in by_length([len(text.ids) for text in self.texts], batch_size):
-            sums += (-self.batch(examples).log_probs(model)).tolist()
+        sums: list[float] = []
+        counts: list[float] = []
+
+        def measure(examples: list[int]) -> list[float]:
+            found: list[float] = (-self.batch(examples).log_probs(model)).tolist()
+            return found
+
+        for examples, lost in in_groups(by_length([len(text.ids) for text in self.texts], batch_size), measure):
+            sums += lost
             counts += [float(self.texts[i].count) for i in examples]
         return Evaluation("loss", {"loss": Metric.mean(sums, counts)}, len(self))
 

@@ -14,6 +14,7 @@ from zoquant.errors import DataError
 from zoquant.rows import Row
 from zoquant.tasks.encoding import log, padded
 from zoquant.tasks.evaluation import Evaluation, Metric
+from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.template import LABEL, Prompt, check_words, label_numbers
 
@@ -158,11 +159,16 @@ class MaskedClassification:
         """Return accuracy and loss over all examples."""
         right: list[bool] = []
         losses: list[float] = []
-        for examples in by_length([len(text) for text in self.texts], batch_size):
+
+        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
             batch = self.batch(examples)
             scores = self.scores(model, batch)
-            right += (scores.argmax(-1) == batch.labels).tolist()
-            losses += nn.functional.cross_entropy(scores, batch.labels, reduction="none").tolist()
+            lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
+            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
+
+        for _, (hits, lost) in in_groups(by_length([len(text) for text in self.texts], batch_size), measure):
+            right += hits
+            losses += lost
         return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
 
 

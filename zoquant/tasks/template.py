@@ -27,6 +27,7 @@ class Prompt:
             raise DataError(
                 f"template {self.text!r} does not end in {{label}}. Write e.g. '{{sentence}} It was {{label}}'."
             )
+        _refuse_formats(self.text)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -89,6 +90,21 @@ class Template(Prompt):
     def continuation(self, value: str) -> str:
         """Return the word of a label as it follows the prompt."""
         return self.follow(self.words[value])
+
+
+def _refuse_formats(text: str) -> None:
+    """Refuse what Python's formats can do beyond a name: a field a billion letters wide, parts of an object.
+
+    Raises:
+        DataError: a field is more than a name, or braces do not match.
+    """
+    try:
+        fields = [field for field in Formatter().parse(text) if field[1] is not None]
+    except ValueError as error:
+        raise DataError(f"template {text!r:.200}: {error}. Write {{{{ for a brace.") from error
+    for _, name, width, conversion in fields:
+        if width or conversion:
+            raise DataError(f"template {text!r:.200}: the field {name!r} has a format, expected a name alone.")
 
 
 def parse_words(labels: str) -> dict[str, str]:
