@@ -127,6 +127,7 @@ def test_a_window_shorter_than_a_row_is_padded(loaded: tuple[Any, Any], monkeypa
 
 def test_an_embedding_of_another_class_is_no_obstacle(tmp_path: Path) -> None:
     """peft and others wrap the embedding; nothing but its forward is then known."""
+    model: Any
     model, _ = zoquant.load(write_checkpoint(tmp_path / "wrapped.gguf"), compute_dtype=torch.float32)
     model.set_input_embeddings(nn.Sequential(model.get_input_embeddings()))
     assert packable(model, 8)
