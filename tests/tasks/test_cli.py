@@ -45,9 +45,16 @@ def test_a_named_task_by_the_protocol_of_the_papers(shell: Shell, folder: Path) 
     summary = shell.json("train", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", *FEW)
     assert summary["test"]["examples"] == 2
     assert summary["eval_before"]["examples"] == 1
+    assert summary["best_step"] in (1, 2)
+    measured = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in measured if "eval_loss" in line] == [0, 1, 2]
     found = shell.json("eval", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", "--delta",
-                       "run/delta.safetensors")  # fmt: skip
+                       "run/best.safetensors")  # fmt: skip
     assert found == summary["test"]
+    assert f"| test of step {summary['best_step']} |" in (folder / "run" / "README.md").read_text()
+    (folder / "run" / "summary.json").unlink()
+    again = shell.json("train", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", *FEW, "--resume")
+    assert (again["best_step"], again["test"]) == (summary["best_step"], summary["test"])
 
 
 def test_worked_examples_and_calibration(shell: Shell, folder: Path) -> None:
