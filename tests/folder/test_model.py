@@ -86,7 +86,7 @@ def test_layer_norms_and_biases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
 def test_a_bias_that_two_layers_share(tmp_path: Path, kind: str, name: str) -> None:
-    """The output layer of masked models: its matrix is that of the embedding, its bias has the name of another module."""
+    """The output layer of masked models: its matrix is that of the embedding, its bias the module's above it."""
     from transformers import AutoModelForMaskedLM
 
     source: Any = model_of(kind)
