@@ -122,11 +122,7 @@ def _tested(run: Recorded) -> Iterator[tuple[str, str, str]]:
     for name, value in test.items() if isinstance(test, dict) else ():
         if isinstance(value, float) and isinstance(ends := test.get(f"{name}_interval"), list) and len(ends) == 2:
             interval = f"95 %: {shown(ends[0])} to {shown(ends[1])}"
-            yield (
-                f"Test {_words(name)}",
-                shown(value),
-                f"{interval}, of step {shown(run.summary.get('best_step', '–'))}",
-            )
+            yield f"Test {_words(name)}", shown(value), f"{interval}, of step {step}"
 
 
 def _interval(run: Recorded, name: str) -> str:
