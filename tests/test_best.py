@@ -104,5 +104,6 @@ def test_without_data_to_test_on_nothing_is_chosen(tmp_path: Path) -> None:
     examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
     job = Job(model, examples, examples, SETTINGS, RunFolder(tmp_path / "run"), {}, eval_every=1)
     outcome = run(job)
-    assert outcome.best_step is outcome.test is None
+    assert outcome.best_step is None
+    assert outcome.test is None
     assert not job.folder.best.exists()

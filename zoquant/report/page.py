@@ -119,8 +119,9 @@ def _tiles(run: Recorded) -> Markup:
 def _tested(run: Recorded) -> Iterator[tuple[str, str, str]]:
     """Yield what was measured of the step that was tested, if one was."""
     test, step = run.summary.get("test"), shown(run.summary.get("best_step", "–"))
-    for name, value in test.items() if isinstance(test, dict) else ():
-        if isinstance(value, float) and isinstance(ends := test.get(f"{name}_interval"), list) and len(ends) == 2:
+    measured: dict[str, Any] = test if isinstance(test, dict) else {}
+    for name, value in measured.items():
+        if isinstance(value, float) and isinstance(ends := measured.get(f"{name}_interval"), list) and len(ends) == 2:
             interval = f"95 %: {shown(ends[0])} to {shown(ends[1])}"
             yield f"Test {_words(name)}", shown(value), f"{interval}, of step {step}"
 
