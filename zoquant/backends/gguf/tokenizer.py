@@ -64,12 +64,11 @@ def _build(header: Header) -> Any:
         tokenizer.decoder = ByteLevel()  # transformers 4 takes that of SentencePiece, which drops a leading space
     bos, eos = _adds(header, fields, "bos"), _adds(header, fields, "eos")
     _frame(tokenizer, special["bos_token"] if bos else None, special["eos_token"] if eos else None)
-    settings = {**extra, **special, "add_bos_token": bos, "add_eos_token": eos}
+    settings = {**extra, **special, "add_bos_token": bos, "add_eos_token": eos, "clean_up_tokenization_spaces": False}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=header.metadata.get("tokenizer.chat_template"),
         model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
         **settings,
     )
 
