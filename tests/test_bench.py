@@ -19,6 +19,7 @@ from zoquant import kernels
 from zoquant.bench import peers
 from zoquant.bench.machine import file_name
 from zoquant.bench.peers import lora, mezo_step, qzo_step
+from zoquant.bench.pipeline import pipeline
 from zoquant.bench.table import rows
 from zoquant.bench.timing import in_turn, ratio, spread
 from zoquant.cli import measuring  # noqa: F401  (registers the command)
@@ -101,6 +102,8 @@ def test_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "two-point": 2, "one-sided": 2, "fzoo": 3, "group-relative": 4,
     }  # fmt: skip
     assert found["memory"]["load_peak_over_imports_bytes"] == 20
+    assert found["input"]["rows"] == 1000
+    assert 0 < found["input"]["batch_over_step"]["median"] < 1
     assert [each["rows"] for each in (found["batched"]["together"], found["batched"]["each"])] == [16, 4]
     assert not [name for name, each in found["peers"].items() if "skipped" in each]
     names = [name for name, _ in rows(found)]
@@ -158,6 +161,42 @@ def test_an_adapter_begins_at_zero() -> None:
         assert not torch.equal(model(ids).logits, before)
     projections = [path for path, _ in model.named_modules() if path.endswith(("q_proj", "v_proj"))]
     assert len(trained) == 2 * len(projections) > 0
+
+
+class Stalls:
+    """A task on a clock of its own: a batch takes so many seconds, a loss 4."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.now, self.seconds, self.steps = 0.0, seconds, list[int]()
+        monkeypatch.setattr("zoquant.bench.timing.time.perf_counter", lambda: self.now)
+
+    def __len__(self) -> int:
+        return 7
+
+    def batch_of_step(self, seed: int, step: int, size: int) -> tuple[int, int]:
+        self.now += self.seconds
+        self.steps.append(step)
+        return step, size
+
+    def loss(self, model: torch.nn.Module, batch: tuple[int, int]) -> float:
+        assert batch == (self.steps[-1], 3)
+        self.now += 4.0
+        return 1.0
+
+    def evaluate(self, model: torch.nn.Module) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(0.0, 0.0), (2.0, 0.2), (8.0, 0.5)])
+def test_the_share_of_the_input(monkeypatch: pytest.MonkeyPatch, seconds: float, share: float) -> None:
+    """The batch of a step and its two forwards are the step; no batch is made twice."""
+    task = Stalls(monkeypatch, seconds)
+    found = pipeline(toy_model(), task, 3, 5)
+    assert found["step_seconds"]["median"] == seconds + 8
+    assert found["batch_seconds"]["median"] == seconds
+    assert found["batch_over_step"]["median"] == pytest.approx(share)
+    assert found["rows"] == 7
+    assert task.steps == list(range(14))
 
 
 def test_times_are_taken_in_turn() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,7 @@ from tests.test_cli import Shell, folder, shell
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint
 from zoquant.config import Config, key_of, keys
 from zoquant.config_file import ConfigFile
-from zoquant.digest import digest_of
+from zoquant.digest import digest_of, digest_of_rows
 from zoquant.errors import ConfigError, DataError
 from zoquant.noise import KINDS
 from zoquant.settings import Settings
@@ -194,6 +195,14 @@ def test_digests(tmp_path: Path) -> None:
         digest_of(tmp_path / "gone.csv")
 
 
+def test_digests_of_rows() -> None:
+    """The sha256 of lines of JSON: the order of rows counts, that of columns does not."""
+    rows: list[dict[str, Any]] = [{"b": "1", "a": ["x", {"y": "é"}]}, {"a": "2"}]
+    assert digest_of_rows(rows) == sha256(b'{"a": ["x", {"y": "\\u00e9"}], "b": "1"}\n{"a": "2"}\n').hexdigest()
+    assert digest_of_rows([dict(reversed(row.items())) for row in rows]) == digest_of_rows(rows)
+    assert digest_of_rows(rows[::-1]) != digest_of_rows(rows)
+
+
 RUN = (
     "train", "base.gguf", "--data", "rows.jsonl", "--eval-data", "rows.jsonl", "--template", TEMPLATE,
     "--labels", LABELS, "--batch-size", "4", "--steps", "3", "--rule", "momentum", "--exclude", "*embed*",
@@ -227,6 +236,24 @@ def test_a_rerun_on_another_file_is_refused(shell: Shell, folder: Path) -> None:
         "train", "--config", "run/config.toml", "--out", "again", "--data", "rows.jsonl", "--eval-data", "kept.jsonl"
     )
     assert given["steps"] == 3
+
+
+@pytest.mark.parametrize("part", ["data", "eval_data"])
+def test_a_run_does_not_go_on_with_other_rows(shell: Shell, folder: Path, part: str) -> None:
+    for name in ("data", "eval_data"):
+        shutil.copy(folder / "rows.jsonl", folder / f"{name}.jsonl")
+    files = ("--data", "data.jsonl", "--eval-data", "eval_data.jsonl")
+    run = (*RUN[:2], *files, *RUN[6:], "--lr", "0.01", "--eps", "0.03", "--out", "run")
+    shell.json(*run)
+    trained = (folder / "run" / "delta.safetensors").read_bytes()
+    lines = (folder / f"{part}.jsonl").read_text().splitlines()
+    write(folder / f"{part}.jsonl", "\n".join([*lines[1:], lines[0]]))
+    said = shell.error(*run, "--resume")
+    assert f"run: was begun with other rows: those of {part} had sha256 " in said
+    assert f"Has {part}.jsonl changed? Bring the rows of the run back" in said
+    assert (folder / "run" / "delta.safetensors").read_bytes() == trained
+    write(folder / f"{part}.jsonl", "\n\n".join(lines))
+    assert shell.json(*run, "--resume")["steps"] == 3
 
 
 def test_a_config_file_on_the_command_line(shell: Shell, folder: Path) -> None:

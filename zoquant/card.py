@@ -89,7 +89,8 @@ def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 def _measured(summary: Mapping[str, Any]) -> str:
     """Return the table of what was measured; a column a metric."""
-    found = {"held-out before": "eval_before", "held-out after": "eval_after", "test after": "test"}
+    test = f"test of step {summary.get('best_step')}"
+    found = {"held-out before": "eval_before", "held-out after": "eval_after", test: "test"}
     measured = {when: summary[name] for when, name in found.items() if summary.get(name) is not None}
     if not measured:
         return "The run had no data to evaluate on.\n"
@@ -146,6 +147,7 @@ zoquant.export({base}, delta={delta}, out="tuned")  # the same checkpoint, tuned
 def _files(folder: RunFolder) -> str:
     told = {
         folder.delta: "what training added to each value",
+        folder.best: "the delta of the step that did best on held-out data",
         folder.trajectory: "all of training: a seed and a derivative a step; `zoquant replay` makes the delta of it",
         folder.config: "the run again: `zoquant train --config config.toml --out again`",
         folder.settings: "what decides the bytes, for `--resume`",

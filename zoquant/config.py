@@ -67,7 +67,7 @@ class Config:
     eval_data: Annotated[str | None, "Rows to evaluate on before and after."] = None
     eval_every: Annotated[int, "Evaluate every so many steps as well."] = 0
     protocol: Annotated[
-        Literal["mezo"] | None, "mezo: 1,000 rows to train on, 500 for choices, 1,000 to test on, by the seed."
+        Literal["mezo"] | None, "mezo: 1,000 rows to train on, 500 for choices, 1,000 to test the best step on."
     ] = None
     objective: Annotated[str, "loss, or what is made larger: accuracy, f1, exact-match, rouge-l, reward."] = "loss"
     reward: Annotated[str | None, "A URL or a shell command: JSON with generations in, one number out."] = None

@@ -1,12 +1,15 @@
-"""The sha256 of a file, and of a checkpoint, which may be several."""
+"""The sha256 of a file, of a checkpoint, which may be several, and of rows, wherever they come from."""
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoquant.checkpoint import files_of
 from zoquant.errors import DataError
 from zoquant.hub import local_path
 from zoquant.registry import format_of
+from zoquant.rows import Row
 
 _PIECE = 1 << 20
 
@@ -27,6 +30,14 @@ def digest_of(path_or_repo: str | Path) -> str:
         return _sha256(files[0])
     lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def digest_of_rows(rows: Sequence[Row]) -> str:
+    """Return the sha256 of rows in their order, in hexadecimal digits; the order of their columns does not count."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _files(path: Path) -> list[Path]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from zoquant.best import CAUSAL, MASKED
 from zoquant.card import write_card
+from zoquant.digest import digest_of_rows
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.errors import CheckpointError, DataError
 from zoquant.files import refuse_existing, write_text
@@ -18,11 +20,11 @@ from zoquant.load import Runtime, default_compute_dtype, default_device, load
 from zoquant.plot import plot_run
 from zoquant.registry import format_of
 from zoquant.rewards import Reward
-from zoquant.run_folder import RunFolder
+from zoquant.run_folder import SHA256, RunFolder
 from zoquant.settings import Settings
 from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
-from zoquant.tasks.splits import drawn, read_part, read_parts, read_test
+from zoquant.tasks.splits import Parts, drawn, read_part, read_parts, read_test
 from zoquant.trainer import Job, Outcome, Report, run
 
 if TYPE_CHECKING:
@@ -102,8 +104,9 @@ def finetune(
         out: the run folder, new unless `resume`.
         settings: what decides the bytes.
         eval_data: rows to evaluate on, or None.
-        eval_every: steps between evaluations; 0 evaluates before and after.
-        protocol: `"mezo"` to draw the rows as the papers do, by the seed of the run; see `read_parts`.
+        eval_every: steps between evaluations; 0 evaluates before and after, with a protocol as often as that says.
+        protocol: `"mezo"` to draw the rows as the papers do, by the seed of the run, see `read_parts`, and to test the
+            step that does best on the rows for choices, see `zoquant.best`.
         objective: what is made smaller: a name of `zoquant.tasks.objective.OBJECTIVES`, or a
             function of model and batch.
         reward: of objective `"reward"`, what scores generations.
@@ -121,6 +124,7 @@ def finetune(
     resume = goes_on(resume, out)
     if not resume:
         refuse_existing(out)
+    choice = MASKED if task.kind == "masked" else CAUSAL
     parts = read_parts(task, data, eval_data, protocol, settings.seed)
     model, tokenizer, device = source.open()
     train = task.build(parts.train, model, tokenizer, device)
@@ -138,14 +142,17 @@ def finetune(
         settings=settings,
         folder=RunFolder(out),
         identity=_identity(source, data, eval_data, task)
+        | _digests(parts)
         | {"protocol": protocol, "objective": _name(objective), "reward": None if reward is None else _name(reward)},
-        eval_every=eval_every,
+        eval_every=eval_every or (choice.every(settings.steps) if protocol else 0),
+        test=test,
+        choice=choice,
         config=None if config is None else config.resolved().to_toml(),
     )
     outcome = run(job, resume=resume, report=report)
     summary = _summary(source, outcome) | {"calibration": job.folder.read_calibration()}
-    if test is not None and outcome.finished:
-        summary["test"] = test.evaluate(model).to_dict()
+    if outcome.test is not None:
+        summary |= {"best_step": outcome.best_step, "test": outcome.test.to_dict()}
     write_text(job.folder.summary, json.dumps(summary, indent=1) + "\n")
     plot_run(job.folder)
     write_card(job.folder)
@@ -203,6 +210,12 @@ def _identity(source: Source, data: str | Path, eval_data: str | Path | None, ta
         "compute_dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
     }
+
+
+def _digests(parts: Parts) -> dict[str, str]:
+    """Return the sha256 of the rows of each part that there is, for `--resume` to see that they are the same."""
+    held = {"data": parts.train, "eval_data": parts.dev, "test": parts.test}
+    return {f"{name}{SHA256}": digest_of_rows(rows) for name, rows in held.items() if rows is not None}
 
 
 def _name(chosen: Any) -> str:

@@ -47,11 +47,10 @@ def delta_path(path_or_repo: str | Path) -> Path:
 
 def _delta_from(repo: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(hf_hub_download(repo, file))
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of its HTTP library too, which is another one from version to version
         raise _not_there(repo, error) from error
 
 
@@ -71,14 +70,15 @@ def _not_there(repo: str, error: Exception) -> CheckpointError:
 
 def _download(repo: str, file: str | None) -> Path:
     from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         names = list_repo_files(repo)
         if file is None and "config.json" in names and any(name.endswith(_TENSORS) for name in names):
             return _folder(repo, names)
         return _gguf(repo, names, file)
-    except (HfHubHTTPError, OSError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
         raise _not_there(repo, error) from error
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from zoquant.trajectory import Trajectory
 
 _MOST = 1 << 24
 """Bytes of settings or of a calibration."""
+SHA256 = "_sha256"
+"""How the name of a setting ends that holds the sha256 of rows."""
 _MOST_LINES = 1 << 31
 """Bytes of metrics: some millions of steps."""
 
@@ -58,6 +61,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         settings, config, calibration, metrics, samples, delta, trajectory, summary, plot, card: its files.
+        best: the delta of the step that did best on held-out data, where there is data to test it on.
         journal: the trajectory while the run is under way.
         micro_batches: at which steps batches were halved, if memory ran out.
         lock: who trains here now; held from `begin` or `resume` to `release`.
@@ -69,6 +73,7 @@ class RunFolder:
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
         self.delta = self.path / "delta.safetensors"
+        self.best = self.path / "best.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
         self.calibration = self.path / "calibration.json"
@@ -121,10 +126,7 @@ class RunFolder:
         after = json.loads(json.dumps(settings))
         for name in after | before:
             if before.get(name) != after.get(name):
-                raise CheckpointError(
-                    f"{self.path}: was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume "
-                    "with the settings of the run."
-                )
+                raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
         for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
             left.unlink()
         source = self.journal if self.journal.exists() else self.trajectory
@@ -249,6 +251,20 @@ class RunFolder:
     def _append(self, path: Path, line: dict[str, Any]) -> None:
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return what to say of a setting that is another one than that of the run."""
+    if not name.endswith(SHA256):
+        return (
+            f"was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume with the settings of "
+            "the run."
+        )
+    part = name.removesuffix(SHA256)
+    return (
+        f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "
+        f"Has {after.get(part) or after.get('data')} changed? Bring the rows of the run back, or begin a new one."
+    )
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from zoquant.automatic import resolve
 from zoquant.batched import BatchedZO, RowLosses
+from zoquant.best import CAUSAL, Choice, holding
 from zoquant.calibration import Numbers
 from zoquant.delta import save_delta
 from zoquant.distributed import DistributedZO
@@ -44,6 +45,8 @@ class Outcome:
         finished: False when it was interrupted.
         before: evaluation before training, None without evaluation data.
         after: evaluation after training.
+        best_step: number of steps after which `test` was measured; None where nothing was tested.
+        test: evaluation on the data to test on, of the step that did best on held-out data.
         step_seconds: median time of a step.
         forward_seconds: median over the steps of the mean time of a forward of the batch.
         overhead: median over the steps of step time ÷ time of its forwards.
@@ -60,6 +63,8 @@ class Outcome:
     finished: bool
     before: Evaluation | None
     after: Evaluation | None
+    best_step: int | None
+    test: Evaluation | None
     step_seconds: float
     forward_seconds: float
     overhead: float
@@ -84,6 +89,8 @@ class Job:
         identity: further facts that must be the same to resume, such as model and data.
         eval_every: steps between evaluations; 0 evaluates at the start and the end only.
         config: text of the folder's config file, or None.
+        test: the examples to measure the best step on, or None.
+        choice: how that step is chosen among the evaluations.
     """
 
     model: nn.Module
@@ -94,6 +101,8 @@ class Job:
     identity: dict[str, Any]
     eval_every: int = 0
     config: str | None = None
+    test: Task[Any] | None = None
+    choice: Choice = CAUSAL
 
 
 def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> Outcome:
@@ -142,6 +151,8 @@ class _Run:
         self.stepper = stepper(self.optimizer)
         self.journal: Journal | None = None
         self.rss_loaded = rss_bytes()
+        self.best_step: int | None = None
+        self.test: Evaluation | None = None
 
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
@@ -164,6 +175,7 @@ class _Run:
             self._save()
         if finished:
             self.job.folder.journal.unlink(missing_ok=True)
+            self._test()
         return self._outcome(finished)
 
     def _notice(self, text: str) -> None:
@@ -287,6 +299,17 @@ class _Run:
         seconds = time.perf_counter() - start
         self._tell(Progress(self.optimizer.steps, self.job.settings.steps, None, found, seconds, 0.0))
 
+    def _test(self) -> None:
+        """Save the delta of the step that did best on held-out data, and measure it. The model keeps the last one."""
+        best = self.job.choice.best(self.job.folder.evaluations())
+        if self.job.test is None or best is None:
+            return
+        delta = self.optimizer.trajectory.prefix(best).delta(self.views)
+        delta.save(self.job.folder.best)
+        with holding(self.views, delta):
+            self.test = self.job.test.evaluate(self.job.model)
+        self.best_step = best
+
     def _tell(self, progress: Progress) -> None:
         self.job.folder.append_metrics(progress)
         self.report(progress)
@@ -313,6 +336,8 @@ class _Run:
             finished=finished,
             before=evaluations[0] if evaluations else None,
             after=evaluations[-1] if len(evaluations) > 1 else None,
+            best_step=self.best_step,
+            test=self.test,
             step_seconds=_median(self.watch.steps),
             forward_seconds=_median(self.watch.forwards),
             overhead=_median(self.watch.ratios),

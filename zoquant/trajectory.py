@@ -237,7 +237,7 @@ class Trajectory:
         deltas = [torch.zeros_like(buffer.delta) for buffer in views.buffers]
         self.mover(views, deltas).advance(self.steps)
         values = {
-            view.name: delta[buffer.slice_of(index)].view(view.shape).cpu()
+            view.name: delta[buffer.slice_of(index)].view(view.shape).to("cpu", copy=True)  # views may share it
             for buffer, delta in zip(views.buffers, deltas, strict=True)
             for index, view in enumerate(buffer.views)
         }

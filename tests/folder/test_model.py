@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import zoquant
 from tests.folders import save_folder, tiny_llama, write_folder
+from tests.tasks.test_masked import model_of
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantLinear
 
@@ -80,6 +82,45 @@ def test_layer_norms_and_biases(tmp_path: Path) -> None:
     tensors = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     native = load(write_folder(tmp_path / "a", tensors, config=config))
     torch.testing.assert_close(logits(native), logits(model.float()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
+def test_a_bias_that_two_layers_share(tmp_path: Path, kind: str, name: str) -> None:
+    """The output layer of masked models: its matrix is that of the embedding, its bias the module's above it."""
+    import transformers
+
+    source: Any = model_of(kind)
+    torch.nn.init.normal_(source.get_submodule(name).bias, generator=torch.Generator().manual_seed(0))
+    source.save_pretrained(tmp_path / "a")
+    native: Any = load(tmp_path / "a")
+    torch.testing.assert_close(masked_logits(native), masked_logits(source), rtol=1e-5, atol=1e-6)
+    views = zoquant.attach(native, roles=("dense",), include=f"{name}*bias")
+    assert f"{name}.bias" in views.keys
+    assert not [key for key in views.keys if "decoder" in key]
+    optimizer = zoquant.ZOSGD(views, lr=1e-2, eps=1e-2, space="absolute")
+    optimizer.step(lambda: masked_logits(native).square().mean())
+    zoquant.save_delta(tmp_path / "d.safetensors", views)
+    tuned = zoquant.export(tmp_path / "a", delta=tmp_path / "d.safetensors", out=tmp_path / "b")
+    assert not torch.equal(masked_logits(native), masked_logits(source))
+    assert torch.equal(masked_logits(load(tuned)), masked_logits(native))
+    if kind == "bert" or transformers.__version__ >= "5":  # 4.48 forgets the bias of every RoBERTa that it reads
+        reread = transformers.AutoModelForMaskedLM.from_pretrained(tuned).eval()
+        torch.testing.assert_close(masked_logits(reread), masked_logits(native), rtol=1e-5, atol=1e-6)
+
+
+def masked_logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.tensor([[2, 8, 9, 4, 3]])).logits
+    return found
+
+
+def test_a_bias_that_nobody_has_is_named(tmp_path: Path) -> None:
+    model_of("bert").save_pretrained(tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    del tensors["cls.predictions.bias"]
+    save_file(tensors, tmp_path / "a" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'cls\.predictions\.(decoder\.)?bias': expected a tensor, got none"):
+        load(tmp_path / "a")
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

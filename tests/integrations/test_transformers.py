@@ -1,6 +1,7 @@
 """ZOTrainer: Trainer's own loop over forward passes alone. Runs on transformers 4.48 and 5."""
 
 import copy
+import importlib
 import json
 import math
 import warnings
@@ -55,6 +56,22 @@ def test_the_loop_trains_and_logs(tmp_path: Path) -> None:
     assert [entry["derivative"] for entry in logs] == [step.derivatives[0] for step in run.zo.trajectory.steps]
     rates = [step.lr for step in run.zo.trajectory.steps]
     assert rates == pytest.approx([2e-2 * (1 + math.cos(math.pi * t / 30)) / 2 for t in range(30)])
+
+
+def test_tensorboard_gets_loss_and_derivative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    run = trainer(tmp_path, report_to="tensorboard")
+    run.train()
+    run.evaluate(HELD_OUT)
+    (file,) = (tmp_path / "logs").rglob("events.out.tfevents.*")
+    read = reader.EventAccumulator(str(file)).Reload()
+    assert len(read.Scalars("eval/loss")) == 1
+    seen = [event.value for event in read.Scalars("train/derivative")]
+    assert seen == pytest.approx([step.derivatives[0] for step in run.zo.trajectory.steps])
+    assert len(read.Scalars("train/loss")) == 6
+    assert "train/grad_norm" not in read.Tags()["scalars"]
 
 
 def test_a_step_is_that_of_zosgd(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_one_run(tmp_path: Path) -> None:
         assert title in heads
     assert "0.5 → 0.8" in page.said("dd")
     assert "95 %: 0.4 to 0.6 → 0.7 to 0.9" in page.said("dd")
+    assert "Test accuracy" in page.said("dt")
+    assert "95 %: 0.65 to 0.85, of step 20" in page.said("dd")
     cells = page.said("td")
     assert "0.01, calibrated" in cells
     assert "512.0 MiB" in cells

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tasks.test_masked import CLOZE, model_of, words
+from tests.tasks.test_masked import ROWS as MASKED_ROWS
 from tests.test_cli import Shell, folder, shell
-from tests.tiny import LABELS
+from tests.tiny import LABELS, write_rows
 
 __all__ = ["folder", "shell"]
 
@@ -45,9 +47,16 @@ def test_a_named_task_by_the_protocol_of_the_papers(shell: Shell, folder: Path) 
     summary = shell.json("train", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", *FEW)
     assert summary["test"]["examples"] == 2
     assert summary["eval_before"]["examples"] == 1
+    assert summary["best_step"] in (1, 2)
+    measured = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in measured if "eval_loss" in line] == [0, 1, 2]
     found = shell.json("eval", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", "--delta",
-                       "run/delta.safetensors")  # fmt: skip
+                       "run/best.safetensors")  # fmt: skip
     assert found == summary["test"]
+    assert f"| test of step {summary['best_step']} |" in (folder / "run" / "README.md").read_text()
+    (folder / "run" / "summary.json").unlink()
+    again = shell.json("train", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", *FEW, "--resume")
+    assert (again["best_step"], again["test"]) == (summary["best_step"], summary["test"])
 
 
 def test_worked_examples_and_calibration(shell: Shell, folder: Path) -> None:
@@ -67,8 +76,21 @@ def test_plain_text(shell: Shell, folder: Path) -> None:
     assert "loss" in shell.text("eval", "base.gguf", "--task", "text", "--data", "book.txt")
 
 
+def test_a_masked_model(shell: Shell, folder: Path) -> None:
+    """A folder of BERT or its kind trains as a causal model does, here its plain weights."""
+    model_of("bert").save_pretrained(folder / "bert")
+    words().save_pretrained(folder / "bert")
+    write_rows(folder / "own.jsonl", MASKED_ROWS)
+    task = ("--task", "masked", "--data", "own.jsonl", "--template", CLOZE.text, "--labels", "0=bad,1=good")
+    moved = ("--role", "dense", "--space", "absolute")
+    summary = shell.json("train", "bert", *task, *moved, "--eval-data", "own.jsonl", *FEW)
+    assert summary["eval_after"]["primary"] == "accuracy"
+    assert summary["eval_after"]["loss"] != summary["eval_before"]["loss"]
+    assert shell.json("eval", "bert", *task, "--delta", "run") == summary["eval_after"]
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (("--task", "wild"), "task is 'wild', expected one of classification"),
         (("--task", "generation", "--template", "{sentence} {label}", "--metric", "bleu"), "metric is 'bleu'"),
@@ -78,6 +100,6 @@ def test_plain_text(shell: Shell, folder: Path) -> None:
         (("--task", "sst2", "--protocol", "wild"), "protocol is 'wild'"),
     ],
 )
-def test_bad_options_leave_no_folder(shell: Shell, folder: Path, words: tuple[str, ...], message: str) -> None:
-    assert message in shell.error("train", "base.gguf", "--data", "rows.jsonl", *words, *FEW)
+def test_bad_options_leave_no_folder(shell: Shell, folder: Path, options: tuple[str, ...], message: str) -> None:
+    assert message in shell.error("train", "base.gguf", "--data", "rows.jsonl", *options, *FEW)
     assert not (folder / "run").exists()

@@ -39,8 +39,8 @@ CLOZE = Cloze("{text} it was {label} .", {"0": "bad", "1": "good"})
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 17}
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
+def words() -> Any:
+    """Return a tokenizer of these words."""
     made = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     made.pre_tokenizer = BertPreTokenizer()
     made.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
@@ -48,6 +48,11 @@ def tokenizer() -> Any:
         tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
         mask_token="<mask>",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return words()
 
 
 def model_of(kind: str) -> Any:

@@ -9,11 +9,13 @@ from zoquant.bench.forward import native_against_dense
 from zoquant.bench.machine import file_name, machine
 from zoquant.bench.peak import peaks
 from zoquant.bench.peers import peers as measure_peers
+from zoquant.bench.pipeline import pipeline, reviews
 from zoquant.bench.probes import batched
 from zoquant.bench.sample import sample_ids
 from zoquant.bench.steps import bandwidth, growth, overheads, replay_rate, scaling
 from zoquant.files import write_text
-from zoquant.load import default_compute_dtype, load
+from zoquant.finetune import Source
+from zoquant.load import default_compute_dtype
 
 _DIRECTIONS = 4
 _FORWARD_TOKENS = 512
@@ -34,10 +36,13 @@ def bench(
 
     Returns:
         Plain data: seconds, bytes and ratios.
+
+    Raises:
+        CheckpointError: not a checkpoint, damaged, or without a tokenizer.
     """
     rounds = 3 if quick else rounds
     memory = peaks(path, batch, length)
-    model, _ = load(path)
+    model, tokenizer, _ = Source(str(path)).open()
     ids = sample_ids(model, batch, length)
     dtype = default_compute_dtype(ids.device)
     found: dict[str, Any] = {
@@ -51,6 +56,7 @@ def bench(
         "compute_dtype": str(dtype).removeprefix("torch."),
         "memory": memory,
         "estimators": overheads(model, ids, rounds),
+        "input": pipeline(model, reviews(model, tokenizer, length), batch, rounds),
         "bandwidth": bandwidth(attach(model), rounds),
         "replay": replay_rate(attach(model), 50 if quick else 1000),
         "growth": growth(model, 50 if quick else 1000),

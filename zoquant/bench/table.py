@@ -9,7 +9,7 @@ Row = tuple[str, str]
 
 def rows(found: Mapping[str, Any]) -> list[Row]:
     """Return the rows of what `bench` returned."""
-    parts = (_setting, _estimators, _memory, _beside, _batched, _scaling, _forward, _peers)
+    parts = (_setting, _estimators, _input, _memory, _beside, _batched, _scaling, _forward, _peers)
     return [row for part in parts for row in part(found)]
 
 
@@ -29,6 +29,11 @@ def _estimators(found: Mapping[str, Any]) -> Iterator[Row]:
     first = found["estimators"]["two-point"]
     yield "step, two-point", _spread(first["step_seconds"], " s")
     yield "two forwards", _spread(first["forwards_seconds"], " s")
+
+
+def _input(found: Mapping[str, Any]) -> Iterator[Row]:
+    made = found["input"]
+    yield f"input, share of a step, {made['rows']:,} rows", _spread(made["batch_over_step"], digits=5)
 
 
 def _memory(found: Mapping[str, Any]) -> Iterator[Row]:

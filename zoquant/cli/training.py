@@ -58,7 +58,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         if found is not None:
             pairs[f"held-out {when}"] = score(found)
     if "test" in summary:
-        pairs["test"] = score(summary["test"])
+        pairs[f"test of step {summary['best_step']}"] = score(summary["test"])
     if summary["skipped"]:
         pairs["skipped"] = f"{summary['skipped']} steps without a finite loss; metrics.jsonl says why"
     pairs |= {

@@ -166,9 +166,9 @@ class _Filler:
         self.model = model
         self.compute_dtype = compute_dtype
         self.replaced: set[str] = set()
+        self.tied = tied(model)
 
     def fill(self, layers: Mapping[str, Layer]) -> None:
-        groups = tied(self.model)
         used = {name for layer in layers.values() for name in layer.tensors}
         for layer in layers.values():
             used.add(f"{layer.path}.bias")
@@ -176,7 +176,8 @@ class _Filler:
         for name in self.folder.tensors:
             if name not in used:
                 self._fill_dense(name)
-        self._tie(groups)
+        self._tie(group for group in self.tied if not _is_bias(group))
+        self._tie(group for group in self.tied if _is_bias(group))  # last: a matrix that is shared makes a new layer
 
     def _fill_dense(self, name: str) -> None:
         path, _, field = name.rpartition(".")
@@ -228,9 +229,10 @@ class _Filler:
     def _bias(self, path: str, module: nn.Linear) -> Tensor | None:
         name = f"{path}.bias"
         if name not in self.folder.tensors:
-            if module.bias is not None:
+            others = [other for group in self.tied if name in group for other in group]
+            if module.bias is not None and not any(other in self.folder.tensors for other in others):
                 raise self.folder.error(name, "a tensor", "none")
-            return None
+            return None  # `_tie` sets one that has another name in the folder, as BERT's output layer does
         return self.folder.expect(name, (module.out_features,), DENSE).read().float()
 
     def _tie(self, groups: Iterable[Sequence[str]]) -> None:
@@ -248,3 +250,10 @@ class _Filler:
             self._replace(path, owner.packed)
         elif not isinstance(module, QuantEmbedding | QuantLinear):
             module.register_parameter(field, owner._parameters[filled.rpartition(".")[2]])
+        elif field == "bias":
+            module.bias = owner._parameters[filled.rpartition(".")[2]]
+
+
+def _is_bias(group: Sequence[str]) -> bool:
+    """Whether names of one parameter are those of a bias."""
+    return group[0].rpartition(".")[2] == "bias"

@@ -101,6 +101,7 @@ def _tiles(run: Recorded) -> Markup:
         (f"Held-out {_words(name)}", f"{shown(before)} → {shown(after)}", _interval(run, name))
         for name, before, after in _measured(run)
     ]
+    tiles += _tested(run)
     if "step_seconds" in found:
         loaded = f"{_mebibytes(found.get('rss_loaded_bytes'))} when loaded"
         views = f"in {shown(found.get('views', '–'))} views, {shown(found.get('steps', '–'))} steps"
@@ -113,6 +114,16 @@ def _tiles(run: Recorded) -> Markup:
         tag("div", tag("dt", name), tag("dd", value), tag("dd", more, class_="more")) for name, value, more in tiles
     )
     return tag("dl", *drawn, class_="tiles") if tiles else Markup("")
+
+
+def _tested(run: Recorded) -> Iterator[tuple[str, str, str]]:
+    """Yield what was measured of the step that was tested, if one was."""
+    test, step = run.summary.get("test"), shown(run.summary.get("best_step", "–"))
+    measured: dict[str, Any] = test if isinstance(test, dict) else {}
+    for name, value in measured.items():
+        if isinstance(value, float) and isinstance(ends := measured.get(f"{name}_interval"), list) and len(ends) == 2:
+            interval = f"95 %: {shown(ends[0])} to {shown(ends[1])}"
+            yield f"Test {_words(name)}", shown(value), f"{interval}, of step {step}"
 
 
 def _interval(run: Recorded, name: str) -> str:

@@ -54,14 +54,17 @@ def build_tokenizer(header: Header) -> Any:
 
 
 def _build(header: Header) -> Any:
+    from tokenizers.decoders import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
     fields = _fields(header)
     special = _special_tokens(header, fields)
     tokenizer, extra = _converter()(header.architecture, fields)
+    if fields.get("tokenizer_type") == "gpt2":
+        tokenizer.decoder = ByteLevel()  # transformers 4 takes that of SentencePiece, which drops a leading space
     bos, eos = _adds(header, fields, "bos"), _adds(header, fields, "eos")
     _frame(tokenizer, special["bos_token"] if bos else None, special["eos_token"] if eos else None)
-    settings = {**extra, **special, "add_bos_token": bos, "add_eos_token": eos}
+    settings = {**extra, **special, "add_bos_token": bos, "add_eos_token": eos, "clean_up_tokenization_spaces": False}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=header.metadata.get("tokenizer.chat_template"),
