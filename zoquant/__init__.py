@@ -14,6 +14,7 @@ from zoquant.joint import joint_step
 from zoquant.load import load
 from zoquant.noise import Noise
 from zoquant.optim import ZOSGD, StepResult
+from zoquant.paired import PairedZO
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.registry import backends, formats, register, unregister
 from zoquant.trajectory import Trajectory, replay
@@ -31,6 +32,7 @@ __all__ = [
     "Format",
     "MemberView",
     "Noise",
+    "PairedZO",
     "ReachedExperts",
     "ScaleView",
     "Span",
