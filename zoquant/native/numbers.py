@@ -11,6 +11,8 @@ from zoquant.native.values import Place, Values
 READ = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Dtypes that a kernel reads."""
 
+_MARK = 1 << 40
+
 
 def numbers_of(values: Values, rows: int, columns: int) -> Numbers | None:
     """Return the numbers of a matrix as a kernel reads them, where they lie if they are factors as they are.
@@ -57,9 +59,11 @@ def _decoded(values: Values, rows: int, columns: int) -> Numbers | None:
 def _strides(place: Place, shape: tuple[int, ...], rows: int) -> tuple[int, int, int] | None:
     """Return elements between rows and between groups, and the number of groups; None where a place does more.
 
-    The numbers 1, 2, ... of the elements are sent through the place: none of them, negated, is another one.
+    The numbers of the elements are sent through the place, too large for what unpacks bits or changes a sign to give
+    another of them.
     """
-    picked = place(torch.arange(1, 1 + torch.Size(shape).numel()).view(shape), slice(0, rows)) - 1
+    count = torch.Size(shape).numel()
+    picked = place(torch.arange(_MARK, _MARK + count).view(shape), slice(0, rows)) - _MARK
     row = int(picked[1, 0] - picked[0, 0]) if len(picked) > 1 else 0
     group = int(picked[0, 1] - picked[0, 0]) if picked.shape[1] > 1 else 0
     expected = torch.arange(len(picked))[:, None] * row + torch.arange(picked.shape[1]) * group
