@@ -149,5 +149,6 @@ def test_the_model_has_no_second_codes() -> None:
     PairedZO(attach(model))
     twins = Twins(dict(model.layers.items()))
     assert {id(first.packed.codes) for first, _ in twins._layers} == {  # type: ignore[attr-defined]
-        id(twin.codes) for _, twin in twins._layers  # type: ignore[attr-defined]
+        id(twin.codes)
+        for _, twin in twins._layers  # type: ignore[attr-defined]
     }

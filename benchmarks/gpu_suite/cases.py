@@ -82,7 +82,9 @@ def _paired_step(views: zoquant.Views, losses: Loss) -> Callable[[], Any]:
     """Return a step with both probes in one forward: the batch twice, one below the other."""
     function, inputs = losses
     paired = zoquant.PairedZO(views, lr=0.0)
-    return lambda: paired.step(lambda repeat: function(*(each.repeat(repeat, *[1] * (each.dim() - 1)) for each in inputs)))
+    return lambda: paired.step(
+        lambda repeat: function(*(each.repeat(repeat, *[1] * (each.dim() - 1)) for each in inputs))
+    )
 
 
 def mean(losses: Loss) -> Callable[[], float]:

@@ -16,7 +16,7 @@ TEXT = 333
 
 
 def row_losses(model: nn.Module, batch: int, length: int, device: torch.device) -> Loss:
-    """Return the loss of each row, float32 `[rows]`, and a batch. Language models give the last position's logits alone.
+    """Return the loss of each row, float32 `[rows]`, and a batch. Of language models the last position has logits.
 
     Args:
         model: what `build` returned.

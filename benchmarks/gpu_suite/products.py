@@ -84,12 +84,13 @@ def _decoded(packed: PackedWeight, x: Tensor) -> Tensor:
 def _tiles(
     matrices: list[tuple[PackedWeight, PackedWeight]], tokens: int, device: torch.device
 ) -> dict[str, Callable[[Tensor], list[Tensor]]]:
-    """Return the pair with other tiles of the kernel: whoever tunes `zoquant.kernels.triton_matmul.tile_of` sees them."""
+    """Return the pair with other tiles of the kernel, for whoever tunes `zoquant.kernels.triton_matmul.tile_of`."""
     kernels = matmul_kernels(device)
-    if kernels is None or tokens >= kernels.MANY // 2 or any(each.operands() is None for both in matrices for each in both):
+    unread = any(each.operands() is None for both in matrices for each in both)
+    if kernels is None or tokens >= kernels.MANY // 2 or unread:
         return {}
-    width = kernels.tile_of(tokens, 0).tokens
-    others = [(32, 64, 4, 3), (32, 128, 4, 4), (64, 128, 4, 3), (64, 64, 8, 4), (128, 64, 8, 3)]
+    width = kernels.tile_of(tokens, 0, _DTYPE, pair=True).tokens
+    others = [(32, 64, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2), (64, 64, 8, 3), (128, 64, 8, 2)]
     return {
         f"pair, {rows} x {columns}, {warps} warps, {stages} stages": _with_tile(
             matrices, kernels, kernels.Tile(width, rows, columns, warps, stages)

@@ -6,21 +6,29 @@ from typing import Any
 
 from benchmarks.gpu_suite.targets import targets
 
+_RATIOS = ("pair_over_two", "two_over_decoded", "two_over_dense")
+
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a short table of whatever was measured; the targets come last."""
     yield f"{found['machine']['processor']}, torch {found['machine']['torch']}, {found['machine']['kernels']}"
     if "checks" in found:
         wrong = [name for name, same in found["checks"].items() if not same]
-        yield f"against the CPU: {len(found['checks'])} checks, {', '.join(wrong) + ' DIFFER' if wrong else 'all agree'}"
+        verdict = f"{', '.join(wrong)} DIFFER" if wrong else "all agree"
+        yield f"against the CPU: {len(found['checks'])} checks, {verdict}"
     if "multipliers" in found:
         yield "products: " + ", ".join(f"{name} by {who}" for name, who in found["multipliers"].items())
     for name, each in found.get("products", {}).items():
-        told = ", ".join(f"{what.replace('_', ' ')} {middle(each[what])}" for what in each if "_over_" in what and "tiles" not in what)
-        yield f"{name}: {each['product_seconds']['median'] * 1e6:.0f} µs, {each['gb_a_second']:.0f} GB/s, {told}{_best(each)}"
+        yield f"{name}: {_product(each)}{_best(each)}"
     for name, case in found.get("cases", {}).items():
         yield f"{name}: {case['skipped']}" if "skipped" in case else f"{name}: {_case(case)}"
-    yield from map(str, targets(found))
+    if not found["tiny"]:
+        yield from map(str, targets(found))
+
+
+def _product(each: Mapping[str, Any]) -> str:
+    ratios = ", ".join(f"{pair.replace('_', ' ')} {middle(each[pair])}" for pair in _RATIOS if pair in each)
+    return f"{each['product_seconds']['median'] * 1e6:.0f} µs, {each['gb_a_second']:.0f} GB/s, {ratios}"
 
 
 def _case(case: Mapping[str, Any]) -> str:
@@ -30,7 +38,9 @@ def _case(case: Mapping[str, Any]) -> str:
         for what, each in case.get(batch, {}).items()
         if what != "step_seconds"
     ]
-    return f"{case['weights'] / 1e9:.2f} billion weights, AdamW bf16 {case['adamw_bf16_gb']:.1f} GB; {'; '.join(ratios)}"
+    return (
+        f"{case['weights'] / 1e9:.2f} billion weights, AdamW bf16 {case['adamw_bf16_gb']:.1f} GB; {'; '.join(ratios)}"
+    )
 
 
 def _best(each: Mapping[str, Any]) -> str:

@@ -5,8 +5,6 @@ GPU where there is one.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest

@@ -39,7 +39,7 @@ class Words:
 BLOCKS: dict[str, tuple[int, bool, int, int]] = {
     "Q4_0": (4, False, 8, HALVES), "Q4_1": (4, False, 0, HALVES), "Q8_0": (8, True, 0, 0),
 }  # fmt: skip
-"""ggml's name of a layout of 32 weights -> bits, sign, offset and order of its codes. Fields are a scale and a minimum."""
+"""ggml's name of a layout of 32 weights -> bits, sign, offset and order of its codes."""
 
 
 def words_of_blocks(layout: str, codes: Tensor) -> Words | None:

@@ -117,7 +117,9 @@ def scaled(
     weight = tl.reshape(weight, [BLOCK_N, BLOCK_K // RUN, RUN])
     COUNT: tl.constexpr = len(FORMS)
     for each in tl.static_range(COUNT):
-        weight = weight * numbers_at(numbers[each], row, here, first, columns, tl.constexpr(FORMS[each]), ORDER, RUN, BLOCK_K)
+        weight = weight * numbers_at(
+            numbers[each], row, here, first, columns, tl.constexpr(FORMS[each]), ORDER, RUN, BLOCK_K
+        )
     return tl.reshape(weight, [BLOCK_N, BLOCK_K])
 
 
@@ -213,7 +215,7 @@ def _pointer(numbers: Numbers) -> tuple[Any, ...]:
 
 
 def _form(numbers: Numbers | None) -> tuple[int, int, bool]:
-    """Return bits of a packed integer, 0 for plain numbers and -1 for none; what is added; and whether groups are named."""
+    """Return bits of a packed integer, 0 for plain numbers, -1 for none; what is added; whether groups are named."""
     return (-1, 0, False) if numbers is None else (numbers.bits, numbers.plus, numbers.group_of is not None)
 
 

@@ -42,11 +42,16 @@ class Tile:
     stages: int = 3
 
 
-def tile_of(tokens: int, rows: int) -> Tile:
-    """Return the tile of a product: fewer rows where a matrix has few, so that all of a GPU has work."""
+def tile_of(tokens: int, rows: int, dtype: torch.dtype, *, pair: bool) -> Tile:
+    """Return the tile of a product: fewer rows where a matrix has few, so that all of a GPU has work.
+
+    It was not tuned on any GPU. What is loaded ahead for a pair, and in float32, is held to what fits the shared memory
+    of consumer cards.
+    """
     width = min(64, max(16, triton.next_power_of_2(tokens)))
     programs = -(-tokens // width) * rows // 64
-    return Tile(width, 64 if programs >= 256 else 32, 64)
+    columns = 32 if dtype == torch.float32 else 64
+    return Tile(width, 64 if programs >= 256 else 32, columns, stages=2 if pair else 3)
 
 
 @triton.jit
@@ -118,7 +123,7 @@ def multiply(
     y = torch.empty(len(x), operands.rows, dtype=x.dtype, device=x.device)
     if not tokens:
         return y
-    tile = tile_of(tokens, operands.rows) if tile is None else tile
+    tile = tile_of(tokens, operands.rows, dtype, pair=other is not None) if tile is None else tile
     grid = (triton.cdiv(tokens, tile.tokens) * triton.cdiv(operands.rows, tile.rows),)
     _, *others = pointers(operands if other is None else other)
     _multiply[grid](

@@ -68,7 +68,7 @@ class QuantExperts(nn.Module):
         """
         if any(each.twin is not None for each in (self.gate_proj, self.up_proj, self.down_proj)):
             raise UnsupportedLayoutError(
-                "QuantExperts: a pair of probes in one forward tells them apart by the rows of the batch, but an expert "
+                "QuantExperts: a pair of probes in one forward is told apart by rows of the batch, but an expert "
                 "sees tokens that were gathered. Leave the experts out: attach(model, exclude=...)."
             )
         out = torch.zeros_like(x)

@@ -124,7 +124,7 @@ class QuantLinear(nn.Module):
 
     Attributes:
         weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
-        twin: what multiplies the second half of the rows of x, see `zoquant.native.pair`; None while there is one probe.
+        twin: what multiplies the second half of the rows, see `zoquant.native.pair`; None while there is one probe.
     """
 
     weight: None = None

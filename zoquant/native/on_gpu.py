@@ -32,7 +32,9 @@ def decoded(weight: "PackedWeight", rows: slice, dtype: torch.dtype) -> Tensor |
     return kernels.decode(operands, start, out)
 
 
-def multiplied(x: Tensor, weight: "PackedWeight", dtype: torch.dtype, other: "PackedWeight | None" = None) -> Tensor | None:
+def multiplied(
+    x: Tensor, weight: "PackedWeight", dtype: torch.dtype, other: "PackedWeight | None" = None
+) -> Tensor | None:
     """Return `x Wᵀ` from packed words; None where W is decoded first, a tile at a time.
 
     Args:

@@ -14,7 +14,7 @@ from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
 TILE = 1 << 20
-"""Weights that are decoded at a time on a CPU: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
+"""Weights that are decoded at a time on a CPU: 4 MiB of float32, multiplied while they lie in the cache."""
 
 TILE_ELSEWHERE = 1 << 24
 """Weights that are decoded at a time on a GPU, where a launch has to have work for all of it."""

@@ -28,8 +28,8 @@ class Twins:
         for path, module in layers.items():
             if not isinstance(module, QuantLinear | QuantEmbedding):
                 raise UnsupportedLayoutError(
-                    f"{path}: a {type(module).__name__} has one set of values, but a pair of probes in one forward needs "
-                    f"two. Load with runtime='native', or leave it out: attach(model, exclude='{path}.*')."
+                    f"{path}: a {type(module).__name__} has one set of values, but a pair of probes in one forward "
+                    f"needs two. Load with runtime='native', or leave it out: attach(model, exclude='{path}.*')."
                 )
             if id(module.packed) not in twins:
                 twins[id(module.packed)] = (module.packed, twin_of(module.packed))

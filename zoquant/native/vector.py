@@ -13,7 +13,6 @@ from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values, indices
 from zoquant.protocol import Grid
 
-
 _WIDEST = 32
 """Columns of a vector that a kernel reads at most."""
 
