@@ -1,4 +1,4 @@
-"""Measure, print, and write JSON; end with status 1 where a kernel differs from the CPU."""
+"""Measure, print, and write JSON; end with status 1 where a kernel differs from the CPU or a case breaks."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ import torch
 
 import benchmarks.gpu_suite
 from benchmarks.gpu_suite import PARTS, lines, suite
+from benchmarks.gpu_suite.cases import FAILED
 from zoquant.bench.machine import file_name
 
 
@@ -36,7 +37,8 @@ def main() -> None:
         done=write,
     )  # fmt: skip
     print("\n".join(lines(found)))
-    sys.exit(0 if all(found.get("checks", {}).values()) else 1)
+    broken = any(case.get("skipped", "").startswith(FAILED) for case in found.get("cases", {}).values())
+    sys.exit(1 if broken or not all(found.get("checks", {}).values()) else 0)
 
 
 if __name__ == "__main__":

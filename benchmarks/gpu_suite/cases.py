@@ -12,9 +12,13 @@ from benchmarks.gpu_suite.losses import Loss, row_losses
 from benchmarks.gpu_suite.models import adamw_bytes, build, weights_of
 from benchmarks.gpu_suite.shapes import Case
 from zoquant.bench.timing import in_turn, ratio, seconds, spread
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.graphs import Graphed
 
 LENGTH = 64
+
+FAILED = "FAILED:"
+"""How the reason begins of a case that broke."""
 
 
 def measured(case: Case, device: torch.device, *, tiny: bool, rounds: int) -> dict[str, Any]:
@@ -23,6 +27,8 @@ def measured(case: Case, device: torch.device, *, tiny: bool, rounds: int) -> di
         return _measure(case, device, tiny=tiny, rounds=rounds)
     except torch.cuda.OutOfMemoryError as error:
         return {"skipped": " ".join(str(error).split())[:200]}
+    except Exception as error:  # the other cases are still worth the time of a lent GPU; the run ends with status 1
+        return {"skipped": f"{FAILED} {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     finally:
         reset_peak(device)
         if device.type == "cuda":
@@ -63,8 +69,9 @@ def _steps(
     }  # fmt: skip
     if beside:
         calls["paired step"] = _paired_step(optimizer.views, losses)
-    if beside and device.type == "cuda":
-        recorded = mean((Graphed(losses[0]), losses[1]))
+    recorded = mean((Graphed(losses[0]), losses[1]))
+    refused = _why_not(recorded) if beside and device.type == "cuda" else "no GPU, or not timed"
+    if refused is None:
         calls |= {
             "recorded forwards": lambda: (recorded(), recorded()), "recorded step": lambda: optimizer.step(recorded),
         }  # fmt: skip
@@ -72,10 +79,21 @@ def _steps(
     found = {"step_seconds": spread(times["step"]), "overhead": ratio(times["step"], times["forwards"])}
     if "paired step" in times:
         found["paired_over_step"] = ratio(times["paired step"], times["step"])
-    if "recorded step" in times:
+    if refused is not None:
+        found["not_recorded"] = refused
+    else:
         found["recorded_overhead"] = ratio(times["recorded step"], times["recorded forwards"])
         found["recorded_over_step"] = ratio(times["recorded step"], times["step"])
     return found
+
+
+def _why_not(recorded: Callable[[], float]) -> str | None:
+    """Return why a forward cannot be recorded; None if it can."""
+    try:
+        recorded()
+    except UnsupportedLayoutError as error:
+        return str(error)
+    return None
 
 
 def _paired_step(views: zoquant.Views, losses: Loss) -> Callable[[], Any]:

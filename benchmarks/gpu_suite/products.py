@@ -24,6 +24,7 @@ SHAPES = {"GPTQ 4-bit g128": (11008, 4096), "AQLM 2-bit 1x16": (13824, 5120), "N
 TOKENS = (16, 64, 1024)
 """Tokens of one probe. Up to 64 a product is bound by memory."""
 
+_TILE = "pair, "
 _CACHE = 1 << 28
 _MOST = 16
 _DTYPE = torch.bfloat16
@@ -64,6 +65,7 @@ def _compared(
         **_tiles(matrices, tokens, device),
     }
     calls = {name: _called(way, x, device) for name, way in ways.items()}
+    calls = {name: call for name, call in calls.items() if not name.startswith(_TILE) or _runs(call)}
     times = in_turn(calls, rounds)
     single = [seconds / 2 / len(matrices) for seconds in times["two"]]
     return {
@@ -72,7 +74,7 @@ def _compared(
         "pair_over_two": ratio(times["pair"], times["two"]),
         "two_over_decoded": ratio(times["two"], times["decoded"]),
         "two_over_dense": ratio(times["two"], times["dense"]),
-        "tiles_over_pair": {name: ratio(times[name], times["pair"]) for name in times if name.startswith("pair, ")},
+        "tiles_over_pair": {name: ratio(times[name], times["pair"]) for name in times if name.startswith(_TILE)},
     }  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def _tiles(
     width = kernels.tile_of(tokens, 0, _DTYPE, pair=True).tokens
     others = [(32, 64, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2), (64, 64, 8, 3), (128, 64, 8, 2)]
     return {
-        f"pair, {rows} x {columns}, {warps} warps, {stages} stages": _with_tile(
+        f"{_TILE}{rows} x {columns}, {warps} warps, {stages} stages": _with_tile(
             matrices, kernels, kernels.Tile(width, rows, columns, warps, stages)
         )
         for rows, columns, warps, stages in others
@@ -104,6 +106,15 @@ def _with_tile(
 ) -> Callable[[Tensor], list[Tensor]]:
     pairs = [(first.operands(), second.operands()) for first, second in matrices]
     return lambda x: [kernels.multiply(x, first, _DTYPE, other=second, tile=tile) for first, second in pairs]
+
+
+def _runs(call: Callable[[], Tensor]) -> bool:
+    """Whether a tile fits this GPU: it may want more shared memory or registers than there are."""
+    try:
+        call()
+    except Exception:  # whatever Triton and the driver raise, wrapped by nobody
+        return False
+    return True
 
 
 def _called(way: Callable[[Tensor], list[Tensor]], x: Tensor, device: torch.device) -> Callable[[], Tensor]:

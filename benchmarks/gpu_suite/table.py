@@ -36,7 +36,7 @@ def _case(case: Mapping[str, Any]) -> str:
         f"{what.replace('_', ' ')}, {batch}: {middle(each)}"
         for batch in ("batch 1", "batch 16")
         for what, each in case.get(batch, {}).items()
-        if what != "step_seconds"
+        if what not in ("step_seconds", "not_recorded")
     ]
     return (
         f"{case['weights'] / 1e9:.2f} billion weights, AdamW bf16 {case['adamw_bf16_gb']:.1f} GB; {'; '.join(ratios)}"

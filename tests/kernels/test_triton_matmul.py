@@ -5,6 +5,8 @@ GPU where there is one.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -187,3 +189,15 @@ def test_layouts_without_a_kernel_stay_with_torch(device: torch.device) -> None:
     assert weight.operands() is None
     x = torch.randn(4, COLUMNS, device=device)
     torch.testing.assert_close(weight.product(x, torch.float32), x @ weight.dequantize().t())
+
+
+def test_products_compile_for_a_consumer_card_without_fused_arithmetic() -> None:
+    names = ["gptq g64", "nf4", "aqlm 2x8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled", *names],
+        env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(found) == len(names)
+    assert all(shared <= 99 << 10 and fused == 0 for shared, fused in found), found
