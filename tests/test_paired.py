@@ -59,7 +59,7 @@ def test_a_forward_is_called_once_for_two_probes() -> None:
 def test_each_half_sees_its_own_values() -> None:
     layer = toy_layer(rows=8, groups=2)
     twin, x = twin_of(layer.packed), torch.randn(6, 8)
-    assert twin.codes is layer.packed.codes  # type: ignore[attr-defined]
+    assert twin.codes is layer.packed.codes
     assert twin.value("d").data_ptr() != layer.packed.value("d").data_ptr()
     twin.value("d").mul_(2)
     found = pair_product(x, layer.packed, twin, torch.float32)
@@ -115,8 +115,12 @@ def test_a_forward_that_raises_leaves_everything_as_it_was() -> None:
 def test_calibration_sees_the_batch_once() -> None:
     model = toy_model()
     losses, seen = row_losses(model), set()
-    optimizer = PairedZO(attach(model))
-    optimizer.calibrate(lambda repeat: (seen.add(repeat), losses(repeat))[1], choose=("eps",))  # type: ignore[arg-type, func-returns-value]
+
+    def closure(repeat: int) -> Tensor:
+        seen.add(repeat)
+        return losses(repeat)
+
+    PairedZO(attach(model)).calibrate(closure, choose=("eps",))  # type: ignore[arg-type]
     assert seen == {1}
 
 
@@ -148,7 +152,4 @@ def test_the_model_has_no_second_codes() -> None:
     model: ToyModel = toy_model()
     PairedZO(attach(model))
     twins = Twins(dict(model.layers.items()))
-    assert {id(first.packed.codes) for first, _ in twins._layers} == {  # type: ignore[attr-defined]
-        id(twin.codes)
-        for _, twin in twins._layers  # type: ignore[attr-defined]
-    }
+    assert {id(first.packed.codes) for first, _ in twins._layers} == {id(twin.codes) for _, twin in twins._layers}

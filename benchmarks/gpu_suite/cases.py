@@ -76,7 +76,7 @@ def _steps(
             "recorded forwards": lambda: (recorded(), recorded()), "recorded step": lambda: optimizer.step(recorded),
         }  # fmt: skip
     times = in_turn(calls, rounds)
-    found = {"step_seconds": spread(times["step"]), "overhead": ratio(times["step"], times["forwards"])}
+    found: dict[str, Any] = {"step_seconds": spread(times["step"]), "overhead": ratio(times["step"], times["forwards"])}
     if "paired step" in times:
         found["paired_over_step"] = ratio(times["paired step"], times["step"])
     if refused is not None:

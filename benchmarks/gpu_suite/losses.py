@@ -41,6 +41,7 @@ def _denoising(model: MMDiT, batch: int, device: torch.device) -> Loss:
     shapes = ((model.channels, model.latent, model.latent), (TEXT, model.text), (model.pooled,), (256,))
 
     def losses(*given: Tensor) -> Tensor:
-        return model(*given).float().square().mean((1, 2)).nan_to_num()
+        squares: Tensor = model(*given).float().square()
+        return squares.mean((1, 2)).nan_to_num()
 
     return losses, tuple(torch.randn(batch, *shape, device=device, dtype=dtype) for shape in shapes)

@@ -6,6 +6,8 @@ own where the model's have none; what a checkpoint would be needed for, the mean
 Source: Esser et al., arXiv 2403.03206, figure 2; the config of stabilityai/stable-diffusion-3.5-large.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, rms_norm, scaled_dot_product_attention, silu
@@ -35,7 +37,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.count = heads
-        self.streams = nn.ModuleList(Stream(width) for _ in range(2))
+        self.streams: Any = nn.ModuleList(Stream(width) for _ in range(2))
 
     def forward(self, tokens: list[Tensor], time: Tensor) -> list[Tensor]:
         given = [stream.modulation(silu(time)).unsqueeze(1).chunk(6, -1) for stream in self.streams]
@@ -43,13 +45,15 @@ class Block(nn.Module):
             stream.heads(_normed(x) * (1 + m[0]) + m[1], self.count)
             for stream, x, m in zip(self.streams, tokens, given, strict=True)
         ]
-        joined = scaled_dot_product_attention(*(torch.cat(part, 2) for part in zip(*parts, strict=True)))
-        mixed = joined.transpose(1, 2).flatten(2).split([x.shape[1] for x in tokens], 1)
+        q, k, v = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        joined = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = torch.split(joined, [x.shape[1] for x in tokens], 1)
         return [self._after(*each) for each in zip(self.streams, tokens, mixed, given, strict=True)]
 
     def _after(self, stream: Stream, x: Tensor, mixed: Tensor, m: tuple[Tensor, ...]) -> Tensor:
         x = x + m[2] * stream.out(mixed)
-        return x + m[3] * stream.down(gelu(stream.up(_normed(x) * (1 + m[4]) + m[5]), approximate="tanh"))
+        out: Tensor = stream.down(gelu(stream.up(_normed(x) * (1 + m[4]) + m[5]), approximate="tanh"))
+        return x + m[3] * out
 
 
 class MMDiT(nn.Module):

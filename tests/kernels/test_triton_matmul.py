@@ -140,7 +140,7 @@ def test_both_probes_of_a_step(device: torch.device) -> None:
     x = torch.randn(3, COLUMNS, device=device)
 
     def losses(repeat: int) -> Tensor:
-        y = model(x.repeat(repeat, 1))
+        y: Tensor = model(x.repeat(repeat, 1))
         seen.append(y)
         return y.square().mean(1)
 
@@ -158,7 +158,7 @@ def test_both_probes_of_a_step(device: torch.device) -> None:
 def test_derivatives_are_left_to_torch(device: torch.device) -> None:
     weight = gptq().to(device)
     x = torch.randn(4, COLUMNS, device=device, requires_grad=True)
-    weight.product(x, torch.float32).sum().backward()
+    weight.product(x, torch.float32).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     torch.testing.assert_close(x.grad[0], weight.dequantize().sum(0), rtol=1e-4, atol=1e-4)
 

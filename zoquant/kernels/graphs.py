@@ -65,7 +65,7 @@ class _Recording:
         device = inputs[0].device
         self._inputs = [each.clone() for each in inputs]
         with torch.no_grad(), torch.cuda.device(device):
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # kernels are compiled and scratch memory grows before the recording
                 for _ in range(_WARM_UP):

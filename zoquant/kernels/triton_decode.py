@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoquant.kernels.operands import Numbers, Operands, Words, run_of
+from zoquant.kernels.operands import Numbers, Operands, Vectors, Words, run_of
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 """Dtypes that weights are rounded to."""
@@ -87,7 +87,8 @@ def unpack_vectors(
     at = ((row // HEIGHT)[:, None] * (columns // WIDTH) + vector[None, :]) * BOOKS
     found = ()
     for book in tl.static_range(BOOKS):
-        found = found + (tl.load(codes[0] + at + book, mask=there, other=0).to(tl.int32) & (ENTRIES - 1),)
+        code = tl.load(codes[0] + at + book, mask=there, other=0).to(tl.int32)
+        found = found + (code & (ENTRIES - 1),)  # type: ignore[assignment]
     return found
 
 
@@ -226,13 +227,16 @@ def settings(operands: Operands, block: int) -> dict[str, Any]:
         operands: the matrix.
         block: codes of a row that a tile has.
     """
-    codes = operands.codes
-    packed = isinstance(codes, Words)
-    form = (codes.bits, codes.signed, codes.offset) if packed else (
-        codes.books, codes.entries, codes.height, codes.width
-    )  # fmt: skip
     return {
-        "UNPACK": _UNPACKS[operands.kind], "DECODE": _DECODERS[operands.kind], "FORM": form,
+        "UNPACK": _UNPACKS[operands.kind], "DECODE": _DECODERS[operands.kind], "FORM": _form_of_codes(operands.codes),
         "FORMS": tuple(_form(numbers) for numbers in operands.numbers),
-        "ORDER": codes.order if packed else 0, "RUN": run_of(operands, block), "enable_fp_fusion": False,
+        "ORDER": operands.codes.order if isinstance(operands.codes, Words) else 0, "RUN": run_of(operands, block),
+        "enable_fp_fusion": False,
     }  # fmt: skip
+
+
+def _form_of_codes(codes: Words | Vectors) -> tuple[int, ...]:
+    """Return what `unpack_words` or `unpack_vectors` is compiled for."""
+    if isinstance(codes, Words):
+        return codes.bits, codes.signed, codes.offset
+    return codes.books, codes.entries, codes.height, codes.width

@@ -66,11 +66,10 @@ class AffineWeight(PackedWeight):
     def operands(self) -> Operands | None:
         """Return codes, scale, zero and shift as a kernel reads them."""
         codes = self.codes.in_words()
-        found = [each and numbers_of(each, self.rows, self.columns) for each in (self.scale, self.zero, self.shift)]
-        missed = any(each is not None and numbers is None for each, numbers in zip(
-            (self.scale, self.zero, self.shift), found, strict=True
-        ))  # fmt: skip
-        if codes is None or missed:
+        given = (self.scale, self.zero, self.shift)
+        found = [None if each is None else numbers_of(each, self.rows, self.columns) for each in given]
+        unread = any(each is not None and numbers is None for each, numbers in zip(given, found, strict=True))
+        if codes is None or unread:
             return None
         return Operands("affine", self.rows, self.columns, codes, (*found, None))
 

@@ -29,7 +29,8 @@ def decoded(weight: "PackedWeight", rows: slice, dtype: torch.dtype) -> Tensor |
     if operands is None:
         return None
     out = scratch((max(stop - start, 0), weight.columns), dtype, weight.device, "decode")
-    return kernels.decode(operands, start, out)
+    kernels.decode(operands, start, out)
+    return out
 
 
 def multiplied(

@@ -63,7 +63,7 @@ class VectorWeight(PackedWeight):
             return None
         scale = numbers_of(self.scale, self.rows // self.height, self.columns)
         codes = Vectors(self.codes, self.codes.shape[-1], self.entries, self.height, self.width)
-        return scale and Operands("vector", self.rows, self.columns, codes, (scale,), self.codebooks)
+        return None if scale is None else Operands("vector", self.rows, self.columns, codes, (scale,), self.codebooks)
 
     def decode_rows(self, rows: Rows) -> Tensor:
         index = indices(rows, self.rows, self.codes.device)
