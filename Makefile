@@ -16,7 +16,7 @@ test: .venv/installed-dev
 
 # The GPU kernels in Triton's interpreter, which needs no GPU.
 test-triton: .venv/installed-triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py tests/kernels/test_triton_matmul.py
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -18,7 +18,7 @@ def with_results(page: str, folder: Path) -> str:
 
     Args:
         page: text of docs/benchmarks.md.
-        folder: the JSON files of `zoquant bench`, benchmarks/gpu_suite.py and benchmarks/growth.py.
+        folder: the JSON files of `zoquant bench`, benchmarks/gpu_suite and benchmarks/growth.py.
     """
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
@@ -34,7 +34,7 @@ def _results(found: Sequence[Mapping[str, Any]]) -> str:
     suites = [_suite(each) for each in kinds["gpu-suite"] if not each["tiny"]]
     grown = [_growth(each) for each in kinds["growth"]] or [_missing("Growth", "`benchmarks/growth.py`")]
     return "\n".join(
-        [*measured, *(suites or [_missing("Suite for GPUs", "on a GPU, by `benchmarks/gpu_suite.py`")]), *grown]
+        [*measured, *(suites or [_missing("Suite for GPUs", "on a GPU, by `python -m benchmarks.gpu_suite`")]), *grown]
     )
 
 

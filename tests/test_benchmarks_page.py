@@ -12,8 +12,8 @@ SPREAD = {"q1": 1.0, "median": 1.5, "q3": 2.0}
 GPU = {
     "kind": "gpu-suite", "tiny": False, "machine": {"processor": "Card", "torch": "2", "kernels": "triton 3"},
     "checks": {"writes": True}, "noise": {"rademacher": SPREAD, "gaussian": SPREAD},
-    "cases": {"Big, 4-bit": {"batch 1": {"overhead": SPREAD}, "train_peak_gb": 4.5, "limit_gb": 4.8,
-                             "adamw_bf16_gb": 80.0},
+    "cases": {"Big, 4-bit": {"batch 1": {"overhead": SPREAD}, "train_peak_gb": 4.5, "limit_gb": 4.8, "weights": 7e9,
+                             "compared_with_adamw": False, "adamw_bf16_gb": 80.0},
               "Other": {"skipped": "too large"}},
 }  # fmt: skip
 POINTS = [{"sweep": "batch", "batch": n, "step_seconds": 2.0 * n} for n in (1, 2, 3)]
@@ -38,7 +38,8 @@ def test_figures_become_tables(tmp_path: Path) -> None:
     grown = {"kind": "growth", "points": POINTS, "machine": {"processor": "Chip"}}
     (tmp_path / "growth.json").write_text(json.dumps(grown), encoding="utf-8")
     text = with_results(f"{BEGIN}{END}", tmp_path)
-    assert "- Big, 4-bit: step / two forwards batch 1 1.500; peak 4.50 GB of 4.8; AdamW bf16 80.0 GB\n" in text
+    assert "- Big, 4-bit: 7.00 billion weights, AdamW bf16 80.0 GB; overhead, batch 1: 1.500\n" in text
+    assert "- peak memory, GB, Big, 4-bit: at most 4.8: 4.500, met\n" in text
     assert "- Other: too large\n" in text
     assert "| batch | batch | " in text
     assert "| 2 | 1.0000 |" in text

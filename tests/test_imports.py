@@ -31,7 +31,7 @@ LAYERS = (
     ("source", "layout", "fused", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
     ("update", "journal", "delta", "factors", "depth", "trajectory", "experts"),
-    ("optim", "probing", "batched", "joint"),
+    ("optim", "probing", "batched", "paired", "joint"),
     ("distributed",),
     ("presets",),
 )

@@ -1,6 +1,6 @@
 """zoquant: fine-tune quantized models with forward passes alone; the integer codes never change."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import zoquant.backends  # noqa: F401  now, so that its first import cannot replace the function of that name
 from zoquant import errors, estimators, presets, rules, testing
@@ -14,12 +14,17 @@ from zoquant.joint import joint_step
 from zoquant.load import load
 from zoquant.noise import Noise
 from zoquant.optim import ZOSGD, StepResult
+from zoquant.paired import PairedZO
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.registry import backends, formats, register, unregister
 from zoquant.trajectory import Trajectory, replay
 from zoquant.views import BytesView, MemberView, TensorView
 
-__version__ = version("zoquant")
+try:
+    __version__ = version("zoquant")
+except PackageNotFoundError:  # a checkout that is on the path, not installed
+    __version__ = "0+checkout"
+
 __all__ = [
     "ZOSGD",
     "Backend",
@@ -31,6 +36,7 @@ __all__ = [
     "Format",
     "MemberView",
     "Noise",
+    "PairedZO",
     "ReachedExperts",
     "ScaleView",
     "Span",

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,12 +23,14 @@ def fresh() -> Iterator[None]:
 def test_other_devices_have_none() -> None:
     assert gpu.noise_kernels(torch.device("cpu")) is None
     assert gpu.write_kernels(torch.device("cpu")) is None
+    assert gpu.matmul_kernels(torch.device("cpu")) is None
     assert gpu.status(torch.device("cpu")) == "torch: no Triton kernels for cpu"
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "zoquant.kernels.triton_noise", raising=False)
+    for part in ("noise", "decode", "matmul"):
+        monkeypatch.delitem(sys.modules, f"zoquant.kernels.triton_{part}", raising=False)
     assert gpu.noise_kernels(CUDA) is None
     assert gpu.status(CUDA).startswith("torch: triton cannot be imported")
 
@@ -38,9 +41,22 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_that_fail_leave_it_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device: torch.device) -> None:
+    def broken(part: str, device: torch.device) -> None:
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr(gpu, "_kernels", broken)
     assert gpu.noise_kernels(CUDA) is None
     assert gpu.status(CUDA) == "torch: the Triton kernels failed: no compiler here"
+
+
+def test_products_may_fail_where_noise_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(kernels: ModuleType, device: torch.device) -> None:
+        raise gpu._NotUsableError("other products")
+
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setattr(sys.modules["triton"], "__version__", "3.x", raising=False)
+    monkeypatch.setattr(gpu, "_kernels", lambda part, device: ModuleType(part))
+    monkeypatch.setattr(gpu, "_TRIALS", {"noise": lambda kernels, device: None, "matmul": refused})
+    assert gpu.status(CUDA) == "noise: triton 3.x, products: torch: other products"
+    assert gpu.noise_kernels(CUDA) is not None
+    assert gpu.matmul_kernels(CUDA) is None

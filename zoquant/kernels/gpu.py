@@ -1,6 +1,7 @@
 """Triton kernels for tensors of a GPU: optional, tried once, equal to the torch code bit for bit."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -8,9 +9,13 @@ from types import ModuleType
 import torch
 
 from zoquant.kernels.build import SWITCH
+from zoquant.kernels.operands import Numbers, Operands, Words
 from zoquant.noise import BLOCK, KINDS, gaussian_table, key_hash, reference
 
 _TRIED = ("rademacher", "gaussian")
+
+_BOUND = 1e-5
+"""Relative distance of a product from that of the rounded factors: sums are float32 in each dtype."""
 
 
 class _NotUsableError(Exception):
@@ -19,7 +24,12 @@ class _NotUsableError(Exception):
 
 def noise_kernels(device: torch.device) -> ModuleType | None:
     """Return `zoquant.kernels.triton_noise` where it computes on a device; None where torch does."""
-    return _found(device)[0]
+    return _found("noise", device)[0]
+
+
+def matmul_kernels(device: torch.device) -> ModuleType | None:
+    """Return `zoquant.kernels.triton_matmul` where it computes on a device; None where torch does."""
+    return _found("matmul", device)[0]
 
 
 def write_kernels(device: torch.device) -> ModuleType | None:
@@ -28,15 +38,16 @@ def write_kernels(device: torch.device) -> ModuleType | None:
 
 
 def status(device: torch.device) -> str:
-    """Return who computes on a device: `"triton <version>"`, or `"torch: <reason>"`."""
-    return _found(device)[1]
+    """Return who computes on a device: `"triton <version>"`, or `"torch: <reason>"`; where they differ, of either."""
+    noise, products = (_found(part, device)[1] for part in _TRIALS)
+    return noise if noise == products else f"noise: {noise}, products: {products}"
 
 
 @cache
-def _found(device: torch.device) -> tuple[ModuleType | None, str]:
+def _found(part: str, device: torch.device) -> tuple[ModuleType | None, str]:
     try:
-        kernels = _kernels(device)
-        _try(kernels, device)
+        kernels = _kernels(part, device)
+        _TRIALS[part](kernels, device)
     except _NotUsableError as reason:
         return None, f"torch: {reason}"
     except Exception as error:  # whatever a compiler, a driver or a cache folder may raise
@@ -44,18 +55,18 @@ def _found(device: torch.device) -> tuple[ModuleType | None, str]:
     return kernels, f"triton {import_module('triton').__version__}"
 
 
-def _kernels(device: torch.device) -> ModuleType:
+def _kernels(part: str, device: torch.device) -> ModuleType:
     if device.type != "cuda":
         raise _NotUsableError(f"no Triton kernels for {device.type}")
     if os.environ.get(SWITCH) == "0":
         raise _NotUsableError(f"switched off by {SWITCH}=0")
     try:
-        return import_module("zoquant.kernels.triton_noise")
+        return import_module(f"zoquant.kernels.triton_{part}")
     except ImportError as error:
         raise _NotUsableError(f"triton cannot be imported: {error}") from error
 
 
-def _try(kernels: ModuleType, device: torch.device) -> None:
+def _try_noise(kernels: ModuleType, device: torch.device) -> None:
     """Compare one block with the definition."""
     seed, key = 2**63 + 1, "a.d"
     low, high = key_hash(key) & 0xFFFFFFFF, key_hash(key) >> 32
@@ -65,3 +76,25 @@ def _try(kernels: ModuleType, device: torch.device) -> None:
         found = kernels.draw(KINDS.index(kind), table, counters, seed, 0, torch.empty(BLOCK, device=device))
         if not torch.equal(found.cpu(), torch.from_numpy(reference(seed, key, BLOCK, kind))):  # type: ignore[arg-type]
             raise _NotUsableError(f"the Triton kernels draw other {kind} noise than the definition")
+
+
+def _try_matmul(kernels: ModuleType, device: torch.device) -> None:
+    """Compare small products with their definition, for a pair and in each dtype."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-(1 << 31), 1 << 31, (32, 16), generator=generator).to(torch.int32)
+    scales, x = (torch.rand(2, 32, 4, generator=generator) - 0.5).half(), torch.randn(6, 128, generator=generator)
+    codes = (words[:, :, None] >> torch.arange(0, 32, 4) & 15).flatten(1).float()
+    weights = [codes * scale.float().repeat_interleave(32, 1) for scale in scales]
+    pair = [
+        Operands("affine", 32, 128, Words(words.to(device), 16, 1, 4), (Numbers(scale, 4, 1, 32), None, None, None))
+        for scale in scales.to(device)
+    ]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        found = kernels.multiply(x.to(device), pair[0], dtype, other=pair[1]).cpu()
+        for part, rows, weight in zip(found.chunk(2), x.chunk(2), weights, strict=True):
+            exact = rows.to(dtype).double() @ weight.to(dtype).double().t()
+            if not (part.double() - exact).norm() <= _BOUND * exact.norm():
+                raise _NotUsableError(f"the Triton kernels give other products in {dtype} than the definition")
+
+
+_TRIALS: dict[str, Callable[[ModuleType, torch.device], None]] = {"noise": _try_noise, "matmul": _try_matmul}

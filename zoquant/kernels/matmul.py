@@ -36,9 +36,14 @@ def multiplies(x: Tensor, compute_dtype: torch.dtype) -> bool:
     """Whether compiled code may multiply x: in bfloat16, plain memory on the CPU, no derivative asked for."""
     if compute_dtype != torch.bfloat16 or not x.is_cpu or x.dtype not in INPUTS or _function() is None:
         return False
+    return not differentiated(x)
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a derivative by x is asked for, backward, forward or by a transform of torch.func."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return False
-    return getattr(forward_ad, "_current_level", -1) < 0 and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        return True
+    return getattr(forward_ad, "_current_level", -1) >= 0 or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 @cache

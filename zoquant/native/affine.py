@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from zoquant.kernels.operands import Operands
 from zoquant.native.codec import FieldSpec
+from zoquant.native.numbers import numbers_of
 from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values
 from zoquant.native.words import Codes
@@ -60,6 +62,16 @@ class AffineWeight(PackedWeight):
             shift = self.shift.at(rows)
             grid(out, shift).sub_(shift)
         return out
+
+    def operands(self) -> Operands | None:
+        """Return codes, scale, zero and shift as a kernel reads them."""
+        codes = self.codes.in_words()
+        given = (self.scale, self.zero, self.shift)
+        found = [None if each is None else numbers_of(each, self.rows, self.columns) for each in given]
+        unread = any(each is not None and numbers is None for each, numbers in zip(given, found, strict=True))
+        if codes is None or unread:
+            return None
+        return Operands("affine", self.rows, self.columns, codes, (*found, None))
 
     def _values(self) -> tuple[Values, ...]:
         return tuple(values for values in (self.scale, self.zero, self.shift) if values is not None)

@@ -30,7 +30,8 @@ class Codec(Protocol):
 
     A codec may have two attributes more, for compiled code that layers on the CPU take where it is not None:
     `decode_rows: RowDecoder | None` gives the same bits as `decode`, see `zoquant.kernels.decode.row_decoder`, and
-    `multiply_rows: RowMultiplier | None` multiplies with them, see `zoquant.kernels.matmul.row_multiplier`.
+    `multiply_rows: RowMultiplier | None` multiplies with them, see `zoquant.kernels.matmul.row_multiplier`. With
+    `ggml = True` its codes are those of ggml's layout of its name, which the kernels of a GPU know.
 
     Attributes:
         name: the layout's own name, e.g. `"Q4_1"`.

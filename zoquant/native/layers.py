@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.kernels.matmul import RowMultiplier, multiplies
+from zoquant.kernels.operands import Numbers, Operands, words_of_blocks
 from zoquant.native.codec import Codec, FieldSpec
+from zoquant.native.on_gpu import decoded
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
+from zoquant.native.pair import halves, pair_product
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
@@ -66,6 +69,9 @@ class QuantWeight(PackedWeight):
 
     def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
+        found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        if found is not None:
+            return found
         codes, values, place = self._parts(rows)
         compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
         if compiled is not None and dtype in OUTPUTS and decodable(codes, values):
@@ -86,6 +92,16 @@ class QuantWeight(PackedWeight):
         if compiled is not None and multiplies(x, dtype) and decodable(codes, values):
             return compiled(x, codes, values, place)
         return super().product(x, dtype)
+
+    def operands(self) -> Operands | None:
+        """Return codes, scale and minimum as a kernel reads them, of a codec that says it has ggml's blocks."""
+        codes = words_of_blocks(self.layout, self.codes) if getattr(self.codec, "ggml", False) else None
+        values = [self.value(field.name) for field in self.fields]
+        if codes is None or not all(value.is_contiguous() for value in values):
+            return None
+        found = [Numbers(value, value.shape[1], 1, self.codec.block) for value in values]
+        scale, minimum = (*found, None)[:2]
+        return Operands("affine", self.rows, self.columns, codes, (scale, None, None, minimum), None, self.row_order)
 
     def _parts(self, rows: Rows) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Return words and values of some rows, and their places in them where they have to be looked up."""
@@ -108,6 +124,7 @@ class QuantLinear(nn.Module):
 
     Attributes:
         weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
+        twin: what multiplies the second half of the rows, see `zoquant.native.pair`; None while there is one probe.
     """
 
     weight: None = None
@@ -116,16 +133,22 @@ class QuantLinear(nn.Module):
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
+        self.twin: PackedWeight | None = None
         self.register_buffer("bias", bias)
         self.compute_dtype = compute_dtype
         self.in_features, self.out_features = packed.columns, packed.rows
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
-        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype)
+        y = self._product(x.reshape(-1, self.in_features))
         if self.bias is not None:
             y = (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self.twin is None:
+            return self.packed.product(x, self.compute_dtype)
+        return pair_product(x, self.packed, self.twin, self.compute_dtype)
 
     @property
     def qweight(self) -> Tensor:
@@ -141,9 +164,12 @@ class QuantLinear(nn.Module):
             dtype: dtype that x and the rows are rounded to. Label logits stay in float32: with factors in bfloat16 a
                 logit of 20 is known to 0.03 or so, which a loss would show.
         """
-        y = product(x.reshape(-1, self.in_features).float(), self.packed.decode_rows_to(outputs, dtype))
+        shape, x = x.shape[:-1], x.reshape(-1, self.in_features).float()
+        sides = [(x, self.packed)] if self.twin is None else zip(halves(x), (self.packed, self.twin), strict=True)
+        parts = [product(part, packed.decode_rows_to(outputs, dtype)) for part, packed in sides]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
         y = y if self.bias is None else y + self.bias[outputs]
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y.view(*shape, y.shape[-1])
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, layout={self.packed.layout}"
@@ -156,20 +182,30 @@ class QuantEmbedding(nn.Module):
         packed: the matrix, one row a token.
         scale: factor on every row, as Gemma has it; None for 1.
         dtype: dtype of what comes out.
+
+    Attributes:
+        twin: where the second half of the ids is looked up, see `zoquant.native.pair`; None while there is one probe.
     """
 
     def __init__(self, packed: PackedWeight, *, scale: float | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.packed = packed
+        self.twin: PackedWeight | None = None
         self.scale = scale
         self.dtype = dtype
         self.num_embeddings, self.embedding_dim = packed.rows, packed.columns
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of `ids`, `[..., embedding_dim]`."""
-        rows = self.packed.decode_rows(ids.reshape(-1))
-        out = rows.clone() if self.scale is None else rows * self.scale
+        rows = self._rows(ids.reshape(-1))
+        out = rows if self.scale is None else rows * self.scale
         return out.to(self.dtype).view(*ids.shape, self.embedding_dim)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        if self.twin is None:
+            return self.packed.decode_rows(ids).clone()
+        first, second = halves(ids)
+        return torch.cat([self.packed.decode_rows(first).clone(), self.twin.decode_rows(second)])
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, layout={self.packed.layout}"

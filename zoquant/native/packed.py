@@ -7,12 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.kernels.matmul import COLUMNS, multiplies, multiply_plain
+from zoquant.kernels.operands import Operands
 from zoquant.native.codec import FieldSpec
+from zoquant.native.on_gpu import decoded, multiplied
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
 TILE = 1 << 20
-"""Weights that are decoded at a time: 4 MiB of float32, so that a tile is multiplied while it lies in the cache."""
+"""Weights that are decoded at a time on a CPU: 4 MiB of float32, multiplied while they lie in the cache."""
+
+TILE_ELSEWHERE = 1 << 24
+"""Weights that are decoded at a time on a GPU, where a launch has to have work for all of it."""
 
 MANY = 64
 """Rows of x from which the compiled product with decoded weights is faster than torch's."""
@@ -64,7 +69,12 @@ class PackedWeight(nn.Module, ABC):
         Returns:
             `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
-        return rounded(self.decode_rows(rows), dtype)
+        found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        return rounded(self.decode_rows(rows), dtype) if found is None else found
+
+    def operands(self) -> Operands | None:
+        """Return how a kernel of a GPU reads the matrix; None where torch decodes it."""
+        return None
 
     def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x; W is decoded a tile at a time.
@@ -73,6 +83,9 @@ class PackedWeight(nn.Module, ABC):
             x: `[tokens, columns]`.
             dtype: dtype that x and W are rounded to.
         """
+        found = multiplied(x, self, dtype)
+        if found is not None:
+            return found
         parts = [product(x, tile) for _, tile in self.tiles(dtype)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
@@ -87,7 +100,7 @@ class PackedWeight(nn.Module, ABC):
 
     def tiles(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
-        step = max(1, TILE // self.columns)
+        step = max(1, (TILE if self.device.type == "cpu" else TILE_ELSEWHERE) // self.columns)
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
             yield rows, self.decode_rows_to(rows, dtype)

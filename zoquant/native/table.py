@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from zoquant.kernels.operands import Operands
 from zoquant.native.affine import grid
 from zoquant.native.codec import FieldSpec
+from zoquant.native.numbers import numbers_of
 from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values
 from zoquant.native.words import Codes
@@ -56,6 +58,14 @@ class TableWeight(PackedWeight):
             part = values.at(rows)
             grid(out, part).mul_(part)
         return out
+
+    def operands(self) -> Operands | None:
+        """Return codes, table and scales as a kernel reads them."""
+        codes = self.codes.in_words()
+        found = tuple(numbers_of(values, self.rows, self.columns) for values in self._values())
+        if codes is None or not found or None in found:
+            return None
+        return Operands("table", self.rows, self.columns, codes, found, self.table)
 
     def _values(self) -> tuple[Values, ...]:
         return tuple(values for values in self.scales if isinstance(values, Values))

@@ -6,10 +6,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from zoquant.kernels.operands import Operands, Vectors
 from zoquant.native.codec import FieldSpec
+from zoquant.native.numbers import READ, numbers_of
 from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values, indices
 from zoquant.protocol import Grid
+
+_WIDEST = 32
+"""Columns of a vector that a kernel reads at most."""
 
 
 class VectorWeight(PackedWeight):
@@ -49,6 +54,16 @@ class VectorWeight(PackedWeight):
         if self.scale is None or self.scale.spec is None or found is None:
             return {}
         return {self.scale.spec.name: replace(found, rows=found.rows.repeat_interleave(self.height))}
+
+    def operands(self) -> Operands | None:
+        """Return codes, codebooks and scale as a kernel reads them, where sizes are powers of two."""
+        powers = all(size & (size - 1) == 0 for size in (self.entries, self.width))
+        plain = self.codes.is_contiguous() and self.codebooks.is_contiguous() and self.codebooks.dtype in READ
+        if self.scale is None or not (powers and plain) or self.width > _WIDEST:
+            return None
+        scale = numbers_of(self.scale, self.rows // self.height, self.columns)
+        codes = Vectors(self.codes, self.codes.shape[-1], self.entries, self.height, self.width)
+        return None if scale is None else Operands("vector", self.rows, self.columns, codes, (scale,), self.codebooks)
 
     def decode_rows(self, rows: Rows) -> Tensor:
         index = indices(rows, self.rows, self.codes.device)

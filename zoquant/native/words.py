@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.operands import Words
 from zoquant.native.packed import Rows
 from zoquant.native.workspace import scratch
 
@@ -25,6 +26,10 @@ class Codes(nn.Module, ABC):
     def read(self, rows: Rows) -> Tensor:
         """Return the codes of some rows, `[len(rows), columns]`, integers or float8, perhaps in scratch memory."""
 
+    def in_words(self) -> Words | None:
+        """Return the codes as a kernel reads them; None where they lie in another way."""
+        return None
+
 
 class PlainCodes(Codes):
     """Codes that the file does not pack.
@@ -42,6 +47,12 @@ class PlainCodes(Codes):
 
     def read(self, rows: Rows) -> Tensor:
         return self.codes[rows]
+
+    def in_words(self) -> Words | None:
+        """Return four codes as a word, where a row has a multiple of four."""
+        if self.codes.dtype not in (torch.int8, torch.uint8):
+            return None
+        return _in_rows(self.codes, 8, signed=self.codes.dtype == torch.int8)
 
 
 class PackedWords(Codes):
@@ -75,6 +86,23 @@ class PackedWords(Codes):
         words = self.words[:, rows].t() if self.transposed else self.words[rows]
         codes = unpack(words.contiguous().view(torch.uint8), self.bits, high_first=self.high_first)
         return codes[:, : self.columns]
+
+    def in_words(self) -> Words | None:
+        """Return the words; those of another size than int32 are read by fours or halves of them."""
+        order = 8 // self.bits - 1 if self.high_first else 0
+        if not self.transposed:
+            return _in_rows(self.words, self.bits, order=order)
+        if self.words.dtype != torch.int32 or not self.words.is_contiguous():
+            return None
+        return Words(self.words, 1, self.words.shape[1], self.bits, order=order)
+
+
+def _in_rows(data: Tensor, bits: int, *, signed: bool = False, order: int = 0) -> Words | None:
+    """Return rows of packed codes as int32 words; None where a row does not consist of whole ones."""
+    if not data.is_contiguous() or data[0].nbytes % 4 or data.data_ptr() % 4:
+        return None
+    words = data.view(torch.int32)
+    return Words(words, words.shape[1], 1, bits, signed=signed, order=order)
 
 
 def unpack(packed: Tensor, bits: int, *, high_first: bool = False) -> Tensor:

@@ -25,3 +25,8 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sl
             buffer = torch.empty(size, dtype=dtype, device=device)
         _buffers[key] = buffer
     return buffer[:size].view(shape)
+
+
+def held(device: torch.device) -> list[Tensor]:
+    """Return the scratch memory of a device as it is now: who keeps it can go on using it when it has been outgrown."""
+    return [buffer for (place, _, _), buffer in _buffers.items() if place == device]

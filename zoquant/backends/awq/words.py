@@ -11,9 +11,9 @@ Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py, gemv.py, gemv_fast.py (`from_
 import torch
 from torch import Tensor
 
-from zoquant.backends.gptq.words import fields
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
+from zoquant.native.packed_rows import fields
 from zoquant.native.values import Place, indices
 from zoquant.native.workspace import scratch
 

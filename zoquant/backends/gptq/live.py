@@ -20,8 +20,8 @@ from zoquant.backends.gptq.views import (
     zeros_of_pairs,
 )
 from zoquant.backends.gptq.weight import gptq_weight
-from zoquant.backends.gptq.words import fields
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
 from zoquant.views import TensorView
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, indices
+from zoquant.native.packed_rows import PackedRows
+from zoquant.native.values import Place
 from zoquant.native.workspace import scratch
 
 BITS = (2, 3, 4, 8)
@@ -53,31 +54,7 @@ def packed_zeros(bits: int, *, minus_one: bool) -> Place:
             the ones off whole words, so that a zero of 0 borrows from its neighbour, and whole words get them back; of
             3 bits it takes each field by itself.
     """
-    in_words = minus_one and bits in _ONES
-
-    def place(data: Tensor, rows: Rows) -> Tensor:
-        words = data + _ONES[bits] if in_words else data
-        values = fields(words, bits, indices(rows, data.shape[1] * 32 // bits, data.device))
-        if minus_one and not in_words:
-            values = values + 1 & (1 << bits) - 1
-        return values.t()
-
-    return place
-
-
-def fields(words: Tensor, bits: int, which: Tensor) -> Tensor:
-    """Return some fields of rows of words, the lowest bits first.
-
-    Args:
-        words: int32 `[n, words]`.
-        bits: bits of a field, at most 8.
-        which: numbers of the fields, int64 `[m]`.
-
-    Returns:
-        int32 `[n, m]`.
-    """
-    stream = words.contiguous().view(torch.uint8)
-    first = which * bits
-    low = stream[:, first // 8].to(torch.int32)
-    high = stream[:, (first // 8 + 1).clamp_max(stream.shape[1] - 1)].to(torch.int32)
-    return (low | high << 8) >> (first % 8).to(torch.int32) & (1 << bits) - 1
+    if not minus_one or bits in _ONES:
+        return PackedRows(bits, _ONES[bits] if minus_one else 0)
+    stored = PackedRows(bits)
+    return lambda data, rows: stored(data, rows) + 1 & (1 << bits) - 1

@@ -7,6 +7,7 @@ numbers a block: everything as large as the codes lies in scratch memory.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class BlockCodec:
         offsets: byte of the block at which each field starts.
         unpack: writes the weights of codes and fields to a tensor.
         reason: why there is no continuous field; empty where there is one.
+        ggml: that `name` is ggml's.
     """
 
     name: str
@@ -45,6 +47,7 @@ class BlockCodec:
     offsets: tuple[int, ...]
     unpack: Unpack
     reason: str = ""
+    ggml: ClassVar[bool] = True
 
     def split(self, blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Cut blocks into codes and fields.

@@ -1,0 +1,55 @@
+"""What was aimed at, beside what was measured."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure.
+
+    Attributes:
+        name: what it is.
+        side: whether it shall be at most or at least the bound.
+        bound: the bound.
+        value: what was measured; None where it was not.
+    """
+
+    name: str
+    side: Literal["at most", "at least"]
+    bound: float
+    value: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.value is None:
+            return "not measured"
+        met = self.value <= self.bound if self.side == "at most" else self.value >= self.bound
+        return "met" if met else "missed"
+
+    def __str__(self) -> str:
+        value = "" if self.value is None else f"{self.value:.3f}, "
+        return f"{self.name}: {self.side} {self.bound:g}: {value}{self.verdict}"
+
+
+def targets(found: Mapping[str, Any]) -> Iterator[Target]:
+    """Yield every target that the parts in `found` speak of."""
+    if "noise" in found:
+        share = found["noise"]["rademacher"]["median"]
+        yield Target("noise, perturbation and cast / copy bandwidth", "at least", 0.8, share)
+    for name, each in found.get("products", {}).items():
+        if not name.endswith(" 1024 tokens"):
+            yield Target(f"pair / two products, {name}", "at most", 0.75, each["pair_over_two"]["median"])
+    for name, case in found.get("cases", {}).items():
+        if "skipped" not in case:
+            yield from _of_case(name, case)
+
+
+def _of_case(name: str, case: Mapping[str, Any]) -> Iterator[Target]:
+    yield Target(f"peak memory, GB, {name}", "at most", case["limit_gb"], case["train_peak_gb"])
+    if not case["compared_with_adamw"]:
+        return
+    yield Target(f"AdamW bf16 / zoquant, {name}", "at least", 18, case.get("adamw_over_zoquant"))
+    for batch in ("batch 1", "batch 16"):
+        yield Target(f"step / two forwards, {batch}, {name}", "at most", 1.03, case[batch]["overhead"]["median"])

@@ -1,0 +1,45 @@
+"""Integers that are packed along the rows of a matrix, as the zeros of GPTQ."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoquant.native.packed import Rows
+from zoquant.native.values import indices
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """A place, as `zoquant.native.Values` takes it: `[groups, words]` int32, the lowest bits of a word first.
+
+    Attributes:
+        bits: bits of an integer, at most 8.
+        plus: what is added to whole words before they are unpacked, so that a field may carry into the next.
+    """
+
+    bits: int
+    plus: int = 0
+
+    def __call__(self, data: Tensor, rows: Rows) -> Tensor:
+        """Return the integers of some rows, int32 `[len(rows), groups]`."""
+        words = data + self.plus if self.plus else data
+        return fields(words, self.bits, indices(rows, data.shape[1] * 32 // self.bits, data.device)).t()
+
+
+def fields(words: Tensor, bits: int, which: Tensor) -> Tensor:
+    """Return some fields of rows of words, the lowest bits first.
+
+    Args:
+        words: int32 `[n, words]`.
+        bits: bits of a field, at most 8.
+        which: numbers of the fields, int64 `[m]`.
+
+    Returns:
+        int32 `[n, m]`.
+    """
+    stream = words.contiguous().view(torch.uint8)
+    first = which * bits
+    low = stream[:, first // 8].to(torch.int32)
+    high = stream[:, (first // 8 + 1).clamp_max(stream.shape[1] - 1)].to(torch.int32)
+    return (low | high << 8) >> (first % 8).to(torch.int32) & (1 << bits) - 1

@@ -1,0 +1,98 @@
+"""Descent with both probes of a pair in one forward: packed words are read and unpacked once for the two of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoquant.attach import Views
+from zoquant.errors import LossError
+from zoquant.native.twins import Twins
+from zoquant.objective import loss_of
+from zoquant.optim import ZOSGD, Evaluation, StepResult
+
+RowLosses = Callable[[int], Tensor]
+"""Given how often to repeat the batch, returns the loss of each example: `[repeat * examples]`."""
+
+
+class PairedZO(ZOSGD):
+    """`ZOSGD` whose probes are evaluated two at a time: the batch twice, one below the other, in one forward.
+
+    The first half of the rows sees the values of one probe, the second half those of the other. Losses, trajectory and
+    bytes are those of `ZOSGD` but for the order in which a device sums. The values, not the codes, are in memory twice.
+    Where a GPU multiplies from packed words, it reads them once for both.
+
+    Args:
+        views: what `attach` returned, of native layers alone. What goes into a layer has the batch first, as its first
+            dimension or flattened together with the positions.
+        settings: as for `ZOSGD`.
+
+    Raises:
+        UnsupportedLayoutError: a view belongs to no native layer.
+        ValueError: a number is out of its range, or the estimator evaluates an odd number of probes.
+        BaseMismatchError: the views hold a delta already.
+    """
+
+    def __init__(self, views: Views, **settings: Any) -> None:
+        layers = {view.layer.path: view.layer.module for view in views if view.layer is not None}
+        self._twins = Twins(layers)
+        super().__init__(views, **settings)
+        count = len(self.estimator.points(self.probes))
+        if count % 2:
+            raise ValueError(
+                f"PairedZO: estimator {self.estimator.name!r} with probes={self.probes} evaluates {count} points, "
+                "expected an even number: two share a forward. Change probes by one, or take ZOSGD."
+            )
+
+    def step(self, closure: RowLosses) -> StepResult:  # type: ignore[override]
+        """Do one step, with a forward for each two evaluations.
+
+        Args:
+            closure: is called with 2. It puts the batch twice, one below the other, runs the model once, and returns
+                the loss of each example, float `[2 * examples]`. It runs without gradients.
+
+        Raises:
+            ValueError: a scheduler set a rate out of its range.
+            LossError: the losses are not one for each example, or one is NaN or infinite. The step is undone and counts
+                as a step of length 0.
+            ShapeError: a layer saw an odd number of rows; the step is undone and does not count.
+            Exception: whatever the closure raises; the step is undone and does not count.
+        """
+        plan = self.plan()
+        try:
+            pairs = [self._losses(closure, *pair) for pair in zip(plan[::2], plan[1::2], strict=True)]
+        except LossError:
+            self._undo()
+            raise
+        except BaseException:
+            self.views.write()
+            raise
+        return self.apply([loss for pair in pairs for loss in pair])
+
+    def _losses(self, closure: RowLosses, first: Evaluation, second: Evaluation) -> list[float]:
+        """Return the mean losses of two evaluations, from one forward."""
+        self._probe(second)
+        self._twins.take()
+        self._probe(first)
+        with self._twins, torch.no_grad():
+            losses = closure(2)
+        return self._means(losses, 2)
+
+    def _evaluate(self, closure: RowLosses, evaluation: Evaluation) -> float:  # type: ignore[override]
+        self._probe(evaluation)
+        with torch.no_grad():
+            losses = closure(1)
+        return self._means(losses, 1)[0]
+
+    def _probe(self, evaluation: Evaluation) -> None:
+        self.views.write(seed=evaluation.seed, eps=evaluation.eps, noise=self.trajectory.noise)
+
+    def _means(self, losses: Tensor, repeat: int) -> list[float]:
+        if not (isinstance(losses, Tensor) and losses.dim() == 1 and len(losses) and len(losses) % repeat == 0):
+            got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+            raise LossError(
+                f"step {self.steps}: the closure returned {got}, expected a tensor of one loss for each example of "
+                f"{repeat} times the batch. The step was undone; return e.g. cross_entropy(..., reduction='none')."
+            )
+        return [loss_of(float(mean), self.steps) for mean in losses.double().view(repeat, -1).mean(1)]
