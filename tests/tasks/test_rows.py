@@ -102,6 +102,17 @@ def test_parquet_has_the_rows_of_jsonl(tmp_path: Path) -> None:
         read_rows(tmp_path / "cut.parquet")
 
 
+def test_a_parquet_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"sentence": ["a"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"sentence", b"\x80entence"))
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read: .*utf-8"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize(("name", "library"), [("a.parquet", "pyarrow"), ("hub:owner/name", "datasets")])
 def test_a_library_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, library: str

@@ -101,7 +101,7 @@ def _parquet(file: Path) -> list[Row]:
     except ImportError as error:
         raise DataError(f"{file}: Parquet needs pyarrow. Run: pip install 'zoquant[parquet]'.") from error
     try:
-        table: Any = parquet.read_table(file)
-    except (OSError, ArrowException) as error:
+        rows: list[Row] = parquet.read_table(file).to_pylist()
+    except (OSError, ArrowException, UnicodeDecodeError) as error:  # the last for text and names that are no UTF-8
         raise DataError(f"{file}: cannot be read: {error}. Is it a whole Parquet file?") from error
-    return [row_of(row) for row in table.to_pylist()]
+    return [row_of(row) for row in rows]
