@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+import zoquant
+from tests.folders import save_folder, tiny_llama
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.cli import main
 
@@ -187,3 +189,11 @@ def test_report(shell: Shell, folder: Path) -> None:
     assert "both.html" in shell.text("report", "run", "run", "--out", "both.html")
     assert "already exists" in shell.error("report", "run", "--out", "both.html")
     assert "holds no run" in shell.error("report", ".")
+
+
+def test_the_size_of_an_exported_folder_is_that_of_its_files(shell: Shell, folder: Path) -> None:
+    model = tiny_llama()
+    save_folder(model, folder / "base", shards=2)
+    zoquant.save_delta(folder / "zero.safetensors", zoquant.attach(model, roles=("dense",)))
+    exported = shell.json("export", "base", "--delta", "zero.safetensors", "--out", "tuned")
+    assert exported["bytes"] == sum(file.stat().st_size for file in (folder / "base").iterdir())

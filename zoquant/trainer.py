@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from zoquant.automatic import resolve
+from zoquant.automatic import Resolved, resolve
 from zoquant.batched import BatchedZO, RowLosses
 from zoquant.best import CAUSAL, Choice, holding
 from zoquant.calibration import Numbers
@@ -127,14 +127,19 @@ def run(job: Job, *, resume: bool = False, report: Report = lambda _: None) -> O
         job.folder.release()
 
 
+def _resolved(job: Job, resume: bool) -> Resolved:
+    """Return what the run moves: what it would choose, or where it has begun with something else, that."""
+    resolved = resolve(job.settings, job.model, job.train)
+    if not resume or job.settings.subspace != AUTO or resolved.settings.subspace == (begun := job.folder.subspace()):
+        return resolved
+    return resolve(replace(job.settings, subspace=begun), job.model, job.train)
+
+
 class _Run:
     """A run under way."""
 
     def __init__(self, job: Job, resume: bool, report: Report) -> None:
-        asked = job.settings
-        if resume and asked.subspace == AUTO:
-            asked = replace(asked, subspace=job.folder.subspace())
-        resolved = resolve(asked, job.model, job.train)
+        resolved = _resolved(job, resume)
         chosen = resolved.settings
         self.job = replace(job, settings=chosen)
         self.report = report

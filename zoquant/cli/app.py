@@ -150,11 +150,12 @@ def export_command(
     from zoquant.export import export
 
     path = export(base, delta=delta, out=out)
-    result = {"export_path": str(path), "bytes": path.stat().st_size}
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
     if json:
-        show_json(result)
+        show_json({"export_path": str(path), "bytes": size})
         return
-    show_pairs("Exported", {"checkpoint": path, "size": mebibytes(path.stat().st_size)})
+    show_pairs("Exported", {"checkpoint": path, "size": mebibytes(size)})
 
 
 @app.command("replay")
