@@ -21,7 +21,11 @@ REST = 64 << 20
 """Bytes that a process may grow by between two calls of `limit_memory`."""
 _CODE = tuple(
     os.path.realpath(place)
-    for place in (*{sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}, str(Path(zoquant.__file__).parent))
+    for place in (
+        sysconfig.get_path("stdlib"),
+        *(place for place in sys.path if place.endswith("site-packages")),  # atheris has an environment of its own
+        str(Path(zoquant.__file__).parent),
+    )
 )
 
 
