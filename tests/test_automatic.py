@@ -20,7 +20,7 @@ from zoquant.automatic import resolve
 from zoquant.calibration import WALK
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
 from zoquant.export import export
-from zoquant.integrations.subspace import check_subspace
+from zoquant.integrations.elsewhere import check_subspace
 from zoquant.recorded import recorded_views
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings

@@ -1,11 +1,10 @@
 """Descent along rows and columns: all probes of a step in one forward, and no value written for any of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
 
 from zoquant.attach import Views
 from zoquant.calibration import Calibration
@@ -13,12 +12,10 @@ from zoquant.errors import LossError
 from zoquant.estimators import Clip, Estimator, TwoPoint
 from zoquant.factors import FactorMover, Subspace
 from zoquant.noise import Kind, Noise, step_seed
+from zoquant.objective import RowLosses, block_means
 from zoquant.optim import ZOSGD, Evaluation, StepResult
 from zoquant.probing import Probing
 from zoquant.rules import Rule
-
-RowLosses = Callable[[int], Tensor]
-"""Given how often to repeat the batch, returns the loss of each example: `[repeat * examples]`."""
 
 
 class BatchedZO(ZOSGD):
@@ -191,15 +188,11 @@ class BatchedZO(ZOSGD):
         factors = cast(FactorMover, self._mover).factors
         with Probing(factors, self.trajectory.noise, blocks) as probing, torch.no_grad():
             losses = closure(repeat)
-        if not (isinstance(losses, Tensor) and losses.dim() == 1 and len(losses) and len(losses) % len(blocks) == 0):
-            got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
-            raise LossError(
-                f"step {self.steps}: the closure returned {got}, expected a tensor of one loss for each example, a "
-                f"multiple of {len(blocks)}: {repeat} times the batch, {len(blocks) // repeat} directions to share it. "
-                "The step was undone; return e.g. cross_entropy(..., reduction='none')."
-            )
+        count, share = len(blocks), len(blocks) // repeat
+        expected = f", a multiple of {count}: {repeat} times the batch, {share} directions to share it"
+        means = block_means(losses, count, self.steps, expected)
         probing.check(len(losses))
-        return [float(mean) for mean in losses.double().view(len(blocks), -1).mean(1)]
+        return means
 
     def _share_moved(self, seed: int, eps: float) -> float:
         """Return 1: no probe is rounded to what stores the values."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from zoquant.errors import LossError
 
 Closure = Callable[[], Tensor | float]
+RowLosses = Callable[[int], Tensor]
+"""Given how often to repeat the batch, returns the loss of each example: `[repeat * examples]`."""
 
 
 def mean_loss(closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None) -> Closure:
@@ -55,6 +57,28 @@ def loss_of(returned: object, step: int) -> float:
             "at the batch."
         )
     return loss
+
+
+def block_means(returned: object, blocks: int, step: int, expected: str) -> list[float]:
+    """Return the mean loss of each block of rows, in float64.
+
+    Args:
+        returned: what a closure returned: a loss for each example, float `[examples]`, block after block.
+        blocks: number of blocks, all of the same size.
+        step: number of the step, for the message.
+        expected: what the examples should be, for the message.
+
+    Raises:
+        LossError: they are not that many losses, or one of the means is NaN or infinite.
+    """
+    rows = returned if isinstance(returned, Tensor) and returned.dim() == 1 else None
+    if rows is None or not len(rows) or len(rows) % blocks:
+        got = f"shape {list(returned.shape)}" if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
+        raise LossError(
+            f"step {step}: the closure returned {got}, expected a tensor of one loss for each example{expected}. The "
+            "step was undone; return e.g. cross_entropy(..., reduction='none')."
+        )
+    return [loss_of(float(mean), step) for mean in rows.double().view(blocks, -1).mean(1)]
 
 
 def _double(loss: Tensor | float) -> Any:

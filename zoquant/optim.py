@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -156,15 +156,7 @@ class ZOSGD(torch.optim.Optimizer):
             Exception: whatever the closure raises, KeyboardInterrupt too; the step is undone and does not count.
         """
         plan, loss = self.plan(), mean_loss(closure, weights)
-        try:
-            losses = [self._evaluate(loss, evaluation) for evaluation in plan]
-        except LossError:
-            self._undo()
-            raise
-        except BaseException:
-            self.views.write()
-            raise
-        return self.apply(losses)
+        return self._step(lambda: [self._evaluate(loss, evaluation) for evaluation in plan])
 
     def plan(self) -> list[Evaluation]:
         """Return the evaluations of the next step. Workers may share them out; `apply` wants the losses in this order.
@@ -376,6 +368,18 @@ class ZOSGD(torch.optim.Optimizer):
         """Leave theta as it was and count a step of length 0."""
         self.views.write()
         self.trajectory.steps.append(Step(self._seeds(), (0.0,) * self.probes, float(self.param_groups[0]["lr"])))
+
+    def _step(self, measure: Callable[[], list[float]]) -> StepResult:
+        """Do the step whose losses are measured now; undo it where they cannot be."""
+        try:
+            losses = measure()
+        except LossError:
+            self._undo()
+            raise
+        except BaseException:
+            self.views.write()
+            raise
+        return self.apply(losses)
 
     def _seeds(self) -> tuple[int, ...]:
         return tuple(step_seed(self.seed, self.steps, probe) for probe in range(self.probes))

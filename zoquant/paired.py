@@ -1,19 +1,13 @@
 """Descent with both probes of a pair in one forward: packed words are read and unpacked once for the two of them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zoquant.attach import Views
-from zoquant.errors import LossError
 from zoquant.native.twins import Twins
-from zoquant.objective import loss_of
+from zoquant.objective import RowLosses, block_means
 from zoquant.optim import ZOSGD, Evaluation, StepResult
-
-RowLosses = Callable[[int], Tensor]
-"""Given how often to repeat the batch, returns the loss of each example: `[repeat * examples]`."""
 
 
 class PairedZO(ZOSGD):
@@ -60,15 +54,8 @@ class PairedZO(ZOSGD):
             Exception: whatever the closure raises; the step is undone and does not count.
         """
         plan = self.plan()
-        try:
-            pairs = [self._losses(closure, *pair) for pair in zip(plan[::2], plan[1::2], strict=True)]
-        except LossError:
-            self._undo()
-            raise
-        except BaseException:
-            self.views.write()
-            raise
-        return self.apply([loss for pair in pairs for loss in pair])
+        pairs = zip(plan[::2], plan[1::2], strict=True)
+        return self._step(lambda: [loss for pair in pairs for loss in self._losses(closure, *pair)])
 
     def _losses(self, closure: RowLosses, first: Evaluation, second: Evaluation) -> list[float]:
         """Return the mean losses of two evaluations, from one forward."""
@@ -77,22 +64,13 @@ class PairedZO(ZOSGD):
         self._probe(first)
         with self._twins, torch.no_grad():
             losses = closure(2)
-        return self._means(losses, 2)
+        return block_means(losses, 2, self.steps, " of 2 times the batch")
 
     def _evaluate(self, closure: RowLosses, evaluation: Evaluation) -> float:  # type: ignore[override]
         self._probe(evaluation)
         with torch.no_grad():
             losses = closure(1)
-        return self._means(losses, 1)[0]
+        return block_means(losses, 1, self.steps, "")[0]
 
     def _probe(self, evaluation: Evaluation) -> None:
         self.views.write(seed=evaluation.seed, eps=evaluation.eps, noise=self.trajectory.noise)
-
-    def _means(self, losses: Tensor, repeat: int) -> list[float]:
-        if not (isinstance(losses, Tensor) and losses.dim() == 1 and len(losses) and len(losses) % repeat == 0):
-            got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
-            raise LossError(
-                f"step {self.steps}: the closure returned {got}, expected a tensor of one loss for each example of "
-                f"{repeat} times the batch. The step was undone; return e.g. cross_entropy(..., reduction='none')."
-            )
-        return [loss_of(float(mean), self.steps) for mean in losses.double().view(repeat, -1).mean(1)]

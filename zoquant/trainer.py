@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from torch import nn
 
 from zoquant.automatic import Resolved, resolve
-from zoquant.batched import BatchedZO, RowLosses
+from zoquant.batched import BatchedZO
 from zoquant.best import CAUSAL, Choice, holding
 from zoquant.calibration import Numbers
 from zoquant.delta import save_delta
@@ -21,10 +21,11 @@ from zoquant.errors import LossError, RewardError
 from zoquant.journal import Journal
 from zoquant.memory import peak_rss_bytes, rss_bytes
 from zoquant.micro_batches import MicroBatches
-from zoquant.objective import Closure, mean_loss
+from zoquant.objective import Closure, RowLosses, mean_loss
 from zoquant.optim import StepResult
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import AUTO, Settings
+from zoquant.stopwatch import Stopwatch
 from zoquant.tasks import Evaluation, PerExample, Task
 
 _LOSSES_IN_A_ROW = 3
@@ -32,7 +33,6 @@ _CALIBRATION_BATCHES = 2
 _LOWER = "begin a new one with half the lr, or with clip set"
 
 Report = Callable[[Progress], None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Run:
         self.job = replace(job, settings=chosen)
         self.report = report
         self.why = resolved.why
-        self.watch = _Stopwatch()
+        self.watch = Stopwatch()
         self.views = resolved.views
         self.optimizer = chosen.optimizer(self.views)
         settings = {field.name: getattr(chosen, field.name) for field in fields(Settings)} | job.identity
@@ -353,37 +353,6 @@ class _Run:
             delta_bytes=folder.delta.stat().st_size,
             trajectory_bytes=folder.trajectory.stat().st_size,
         )
-
-
-class _Stopwatch:
-    """Times steps and the forwards inside them."""
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.forwards: list[float] = []
-        self.ratios: list[float] = []
-        self._inside: list[float] = []
-
-    def forward(self, closure: Callable[[], T]) -> T:
-        """Run the closure and note its time. It may be a part of a forward, or several at once."""
-        start = time.perf_counter()
-        loss = closure()
-        self._inside.append(time.perf_counter() - start)
-        return loss
-
-    def discard(self) -> None:
-        """Forget the forwards of a step that was undone."""
-        self._inside = []
-
-    def step(self, seconds: float, forwards: int) -> float:
-        """Close a step of so many forwards of the batch; return their mean time, 0 for a rank that had none."""
-        inside, self._inside = sum(self._inside), []
-        self.steps.append(seconds)
-        if not inside:
-            return 0.0
-        self.forwards.append(inside / forwards)
-        self.ratios.append(seconds / inside)
-        return self.forwards[-1]
 
 
 def _cut(batch: Any, count: int) -> list[Any]:

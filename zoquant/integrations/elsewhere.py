@@ -21,3 +21,16 @@ def refuse_settings(who: str, settings: Settings, elsewhere: Mapping[str, str]) 
     for name, instead in elsewhere.items():
         if getattr(settings, name, None) != usual.get(name):
             raise ValueError(f"{who}: {name} is {getattr(settings, name)!r}, but that is not up to it here. {instead}.")
+
+
+def check_subspace(settings: Settings) -> None:
+    """Refuse a direction for each example.
+
+    Raises:
+        ValueError: the settings ask for rows and columns.
+    """
+    if settings.subspace == "rows-columns":
+        raise ValueError(
+            "Settings: subspace is 'rows-columns', which needs the loss of each example, but this trainer's loss is "
+            "one number a batch. Leave subspace out, or take zoquant train or zoquant.BatchedZO."
+        )

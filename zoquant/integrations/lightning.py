@@ -18,8 +18,7 @@ from zoquant.delta import Delta
 from zoquant.errors import CheckpointError
 from zoquant.fingerprint import check_base
 from zoquant.integrations.draws import Draws
-from zoquant.integrations.elsewhere import refuse_settings
-from zoquant.integrations.subspace import check_subspace
+from zoquant.integrations.elsewhere import check_subspace, refuse_settings
 from zoquant.optim import ZOSGD, StepResult
 from zoquant.settings import Settings
 

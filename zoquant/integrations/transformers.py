@@ -24,8 +24,7 @@ from zoquant.errors import CheckpointError
 from zoquant.integrations.arguments import check_arguments
 from zoquant.integrations.deferred import DeferredStep
 from zoquant.integrations.draws import Draws
-from zoquant.integrations.elsewhere import refuse_settings
-from zoquant.integrations.subspace import check_subspace
+from zoquant.integrations.elsewhere import check_subspace, refuse_settings
 from zoquant.optim import ZOSGD
 from zoquant.settings import Settings
 from zoquant.trajectory import Trajectory

@@ -197,15 +197,16 @@ class QuantEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of `ids`, `[..., embedding_dim]`."""
-        rows = self._rows(ids.reshape(-1))
-        out = rows if self.scale is None else rows * self.scale
+        flat = ids.reshape(-1)
+        sides = [(flat, self.packed)] if self.twin is None else zip(halves(flat), (self.packed, self.twin), strict=True)
+        parts = [self._rows(part, packed) for part, packed in sides]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
-    def _rows(self, ids: Tensor) -> Tensor:
-        if self.twin is None:
-            return self.packed.decode_rows(ids).clone()
-        first, second = halves(ids)
-        return torch.cat([self.packed.decode_rows(first).clone(), self.twin.decode_rows(second)])
+    def _rows(self, ids: Tensor, packed: PackedWeight) -> Tensor:
+        """Return rows of a matrix times the scale, in memory of their own."""
+        rows = packed.decode_rows(ids)
+        return rows.clone() if self.scale is None else rows * self.scale
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, layout={self.packed.layout}"
