@@ -30,7 +30,7 @@ LAYERS = (
     ),
     ("source", "layout", "fused", "buffer", "streamed", "calibration"),
     ("verify", "attach"),
-    ("update", "journal", "delta", "factors", "depth", "trajectory", "experts"),
+    ("update", "journal", "delta", "factors", "depth", "trajectory", "experts", "calls", "trunk"),
     ("optim", "probing", "batched", "paired", "joint"),
     ("distributed",),
     ("presets",),

@@ -18,6 +18,7 @@ from zoquant.paired import PairedZO
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.registry import backends, formats, register, unregister
 from zoquant.trajectory import Trajectory, replay
+from zoquant.trunk import Trunk
 from zoquant.views import BytesView, MemberView, TensorView
 
 try:
@@ -44,6 +45,7 @@ __all__ = [
     "Summary",
     "TensorView",
     "Trajectory",
+    "Trunk",
     "Views",
     "attach",
     "backends",

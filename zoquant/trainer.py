@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from zoquant.automatic import Resolved, resolve
@@ -27,6 +28,7 @@ from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import AUTO, Settings
 from zoquant.stopwatch import Stopwatch
 from zoquant.tasks import Evaluation, PerExample, Task
+from zoquant.trunk import Trunk
 
 _LOSSES_IN_A_ROW = 3
 _CALIBRATION_BATCHES = 2
@@ -154,6 +156,7 @@ class _Run:
             self.optimizer.resume(trajectory)
         self.micro_batches = MicroBatches(job.folder.micro_batches)
         self.stepper = stepper(self.optimizer)
+        self.trunk = Trunk(job.model, self.views)
         self.journal: Journal | None = None
         self.rss_loaded = rss_bytes()
         self.best_step: int | None = None
@@ -213,14 +216,16 @@ class _Run:
         train, chosen = self.job.train, self.job.settings
         batches = [train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)]
         rates = [chosen.rate_at(step) for step in range(chosen.steps)]
-        return self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
-            [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
-        ))  # fmt: skip
+        with self.trunk.shared():
+            return self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
+                [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
+            ))  # fmt: skip
 
     def _train(self) -> None:
         failures = 0
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.micro_batches.agree()
+        self._try_trunk()
         self.journal = self.optimizer.trajectory.journal(self.job.folder.journal, self.optimizer.probes)
         while self.optimizer.steps < self.job.settings.steps:
             start = time.perf_counter()
@@ -250,6 +255,13 @@ class _Run:
         batches = _cut(job.train.batch_of_step(chosen.seed, step, chosen.batch_size), chosen.micro_batches)
         return self.micro_batches.fit(step, batches, self._attempt)
 
+    def _try_trunk(self) -> None:
+        """Show the trunk a forward, so that every step of rows and columns is computed alike, the first one too."""
+        if isinstance(self.optimizer, BatchedZO):
+            batch = self.job.train.batch_of_step(self.job.settings.seed, 0, 1)
+            with self.trunk.shared(), torch.no_grad():
+                cast(PerExample[Any], self.job.train).losses(self.job.model, batch)
+
     def _losses(self, part: Any) -> RowLosses:
         """Return what evaluates the losses of the examples of a part of a batch, as often as it is told."""
         model, train = self.job.model, cast(PerExample[Any], self.job.train)
@@ -260,11 +272,12 @@ class _Run:
         self.watch.discard()
         parts = [part for batch in cut for part in batch]
         if isinstance(self.optimizer, BatchedZO):
-            return self.optimizer.step([self._losses(part) for part in parts], [part.weight for part in parts])
+            with self.trunk.shared(self.optimizer.repeat):
+                return self.optimizer.step([self._losses(part) for part in parts], [part.weight for part in parts])
         closures = [partial(self.watch.forward, partial(self._loss, part)) for part in parts]
-        if len(closures) == 1:
-            return self.stepper.step(closures[0])
-        return self.stepper.step(closures, [part.weight for part in parts])
+        weights = None if len(parts) == 1 else [part.weight for part in parts]
+        with self.trunk.shared():
+            return self.stepper.step(closures, weights)
 
     def _mean(self, parts: Sequence[Any]) -> Closure:
         """Return what evaluates the loss of a batch that goes through the model in these parts."""
