@@ -172,6 +172,20 @@ def test_missing_numbers_are_calibrated_saved_and_kept_when_the_run_goes_on(job:
     assert files(part) == files(whole)
 
 
+@pytest.mark.parametrize(("subspace", "still", "moving"), [("values", [4], [4, 4]), ("rows-columns", [4], [8])])
+def test_layers_that_do_not_move_run_once_a_step(
+    job: Callable[..., Job], subspace: Any, still: list[int], moving: list[int]
+) -> None:
+    settings = replace(SETTINGS, subspace=subspace, steps=3, include=("model.layers.1.*",))
+    begun = job(settings=settings, held_out=None)
+    rows: list[list[int]] = [[], []]
+    for number, seen in enumerate(rows):
+        layer = begun.model.get_submodule(f"model.layers.{number}.mlp")
+        layer.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(len(args[0])))
+    run(begun)
+    assert [rows[0][-3:], rows[1][-3 * len(moving) :]] == [still * 3, moving * 3]
+
+
 def test_given_numbers_are_kept(job: Callable[..., Job]) -> None:
     work = job(settings=replace(SETTINGS, lr=1e-3, eps=None, clip=0.25))
     run(work)
