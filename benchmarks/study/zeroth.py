@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import nn
 
 import zoquant
 from benchmarks.study.examples import Examples
 from benchmarks.study.record import Draft, Result, TimeUpError, point
 from benchmarks.study.rows import Row
-from zoquant import ZOSGD, BatchedZO, Trajectory, Views
+from zoquant import ZOSGD, BatchedZO, Trajectory, Trunk, Views
 from zoquant.automatic import resolve
 from zoquant.errors import LossError
 from zoquant.estimators import ESTIMATORS, RobustClip
@@ -94,6 +95,7 @@ class ZerothOrder:
         self.settings, self.views = _chosen(row, plan.settings, model, data)
         self.state: Result = {"curve": [], "seconds": 0.0, "calibration": None, **draft.read()}
         self.opt = optimizer(row, self.settings, self.views)
+        self.trunk = Trunk(model, self.views)
 
     def run(self) -> Result:
         """Calibrate, train, and evaluate on all of dev and on test.
@@ -105,6 +107,7 @@ class ZerothOrder:
             self._calibrate()
             if self.draft.journal.exists():
                 self.opt.resume(Trajectory.load(self.draft.journal))
+            self._try_trunk()
             self._train()
             done = self._forwards()
             ends = {part: point(done, getattr(self.data, part).evaluate(self.model)) for part in ("dev", "test")}
@@ -149,11 +152,19 @@ class ZerothOrder:
                 self.draft.write(self.state)
                 raise
 
+    def _try_trunk(self) -> None:
+        """Show the trunk a forward, so that steps are computed alike wherever the run goes on."""
+        batch = self.data.train.batch_of_step(self.plan.settings.seed, 0, 1)
+        with self.trunk.shared(), torch.no_grad():
+            self.data.train.losses(self.model, batch)
+
     def _step(self) -> None:
         """Do one step. One whose loss is not finite is undone and counts as one of length 0."""
         self.opt.param_groups[0]["lr"] = self.lr * self.plan.settings.rate_at(self.opt.steps)
+        repeat = self.opt.repeat if isinstance(self.opt, BatchedZO) else 1
         try:
-            self.opt.step(self._closure(self._batch(self.opt.steps)))
+            with self.trunk.shared(repeat):
+                self.opt.step(self._closure(self._batch(self.opt.steps)))
         except LossError as error:
             print(f"{self.row.name}: {error}", flush=True)
 

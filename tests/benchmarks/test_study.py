@@ -111,9 +111,9 @@ def test_forwards_are_those_that_were_spent(study_of: Callable[..., Study], monk
     calls = [0]
     scores = Classification.scores
 
-    def counted(self: Classification, model: Any, batch: Any) -> torch.Tensor:
+    def counted(self: Classification, model: Any, batch: Any, **how: Any) -> torch.Tensor:
         calls[0] += len(batch.lengths) == zeroth.BATCH  # evaluations here see all of dev, which is smaller
-        return scores(self, model, batch)
+        return scores(self, model, batch, **how)
 
     monkeypatch.setattr(Classification, "scores", counted)
     study = study_of([CALIBRATED])
