@@ -86,7 +86,7 @@ def _try_matmul(kernels: ModuleType, device: torch.device) -> None:
     codes = (words[:, :, None] >> torch.arange(0, 32, 4) & 15).flatten(1).float()
     weights = [codes * scale.float().repeat_interleave(32, 1) for scale in scales]
     pair = [
-        Operands("affine", 32, 128, Words(words.to(device), 16, 1, 4), (Numbers(scale, 4, 1, 32), None, None, None))
+        Operands("affine", 32, 128, Words(words.to(device), 16, 1, 4), (Numbers(scale, 4, 1, 32, 4), None, None, None))
         for scale in scales.to(device)
     ]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -14,17 +14,34 @@ HALVES = 32
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Rows that share their words: a word holds one code of each of some rows, and stands for one column of them.
+
+    Row r has row `r // (inner · lanes) · inner + r % inner` of the words, and of each word the bits from
+    `shifts[r // inner % lanes]` on, with as many lanes as shifts.
+
+    Attributes:
+        shifts: the lowest bit of each code of a word.
+        inner: how far apart the rows of a word are.
+    """
+
+    shifts: tuple[int, ...]
+    inner: int
+
+
+@dataclass(frozen=True)
 class Words:
     """Codes of 1, 2, 4 or 8 bits in int32 words along the columns, the lowest bits of a word first.
 
     Attributes:
-        data: the words.
-        row: elements of `data` between two rows of the matrix.
+        data: the words; where they are shared int32 or uint8.
+        row: elements of `data` between two rows of words.
         step: elements of `data` between two words of a row.
         bits: bits of a code.
         signed: whether codes of 8 bits have a sign.
         offset: what is taken off every code.
         order: a code at place p of the words belongs to column p XOR `order`, or for `HALVES` to that of ggml's blocks.
+        shared: how rows share words; None where each has words of its own.
     """
 
     data: Tensor
@@ -34,6 +51,7 @@ class Words:
     signed: bool = False
     offset: int = 0
     order: int = 0
+    shared: Shared | None = None
 
 
 BLOCKS: dict[str, tuple[int, bool, int, int]] = {
@@ -86,18 +104,24 @@ class Numbers:
         row: elements between two rows, or two words of rows.
         group: elements between two groups of columns.
         size: columns of a group, where groups are runs.
+        groups: number of groups.
         group_of: group of each column, int64 `[columns]`; None where groups are runs.
         bits: bits of an integer, 0 where nothing is packed.
         plus: what is added to a whole word before it is unpacked.
+        order: which integer of a word belongs to each of its rows, lowest bits first; empty where they agree.
+        picked: whether the rows are those that were asked for, in their order, and not those of the matrix.
     """
 
     data: Tensor
     row: int
     group: int
     size: int
+    groups: int
     group_of: Tensor | None = None
     bits: int = 0
     plus: int = 0
+    order: tuple[int, ...] = ()
+    picked: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,14 @@ class AffineWeight(PackedWeight):
             grid(out, shift).sub_(shift)
         return out
 
-    def operands(self) -> Operands | None:
-        """Return codes, scale, zero and shift as a kernel reads them."""
+    def operands(self, rows: Rows | None = None) -> Operands | None:
+        """Return codes, scale, zero and shift as a kernel reads them, see `PackedWeight.operands`."""
         codes = self.codes.in_words()
+        if codes is None:
+            return None
         given = (self.scale, self.zero, self.shift)
-        found = [None if each is None else numbers_of(each, self.rows, self.columns) for each in given]
-        unread = any(each is not None and numbers is None for each, numbers in zip(given, found, strict=True))
-        if codes is None or unread:
+        found = [None if each is None else numbers_of(each, self.rows, self.columns, rows) for each in given]
+        if any(each is not None and numbers is None for each, numbers in zip(given, found, strict=True)):
             return None
         return Operands("affine", self.rows, self.columns, codes, (*found, None))
 

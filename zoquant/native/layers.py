@@ -93,13 +93,13 @@ class QuantWeight(PackedWeight):
             return compiled(x, codes, values, place)
         return super().product(x, dtype)
 
-    def operands(self) -> Operands | None:
+    def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return codes, scale and minimum as a kernel reads them, of a codec that says it has ggml's blocks."""
         codes = words_of_blocks(self.layout, self.codes) if getattr(self.codec, "ggml", False) else None
         values = [self.value(field.name) for field in self.fields]
         if codes is None or not all(value.is_contiguous() for value in values):
             return None
-        found = [Numbers(value, value.shape[1], 1, self.codec.block) for value in values]
+        found = [Numbers(value, value.shape[1], 1, self.codec.block, value.shape[1]) for value in values]
         scale, minimum = (*found, None)[:2]
         return Operands("affine", self.rows, self.columns, codes, (scale, None, None, minimum), None, self.row_order)
 
@@ -205,7 +205,7 @@ class QuantEmbedding(nn.Module):
 
     def _rows(self, ids: Tensor, packed: PackedWeight) -> Tensor:
         """Return rows of a matrix times the scale, in memory of their own."""
-        rows = packed.decode_rows(ids)
+        rows = packed.decode_rows_to(ids, torch.float32)
         return rows.clone() if self.scale is None else rows * self.scale
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 
 from zoquant.kernels.operands import Numbers
+from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows
 from zoquant.native.values import Place, Values
 
@@ -14,7 +15,7 @@ READ = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int16, 
 _MARK = 1 << 40
 
 
-def numbers_of(values: Values, rows: int, columns: int) -> Numbers | None:
+def numbers_of(values: Values, rows: int, columns: int, wanted: Rows | None = None) -> Numbers | None:
     """Return the numbers of a matrix as a kernel reads them, where they lie if they are factors as they are.
 
     Numbers that have to be decoded first, such as nested absmax, are decoded at every call.
@@ -23,6 +24,7 @@ def numbers_of(values: Values, rows: int, columns: int) -> Numbers | None:
         values: the numbers.
         rows: rows of the matrix.
         columns: columns of the matrix.
+        wanted: the rows of which numbers are decoded, where they have to be; None for all.
 
     Returns:
         None where each column has numbers of its own that would have to be decoded, or groups do not divide a row.
@@ -32,11 +34,11 @@ def numbers_of(values: Values, rows: int, columns: int) -> Numbers | None:
         return _packed(values, values.place, columns)
     strides = _strides(values.place, tuple(values.data.shape), rows) if plain and values.data.dtype in READ else None
     if strides is None:
-        return _decoded(values, rows, columns)
+        return _decoded(values, slice(0, rows) if wanted is None else wanted, columns, picked=wanted is not None)
     row, group, groups = strides
     if values.group_of is None and columns % groups:
         return None
-    return Numbers(values.data, row, group, max(columns // groups, 1), values.group_of)
+    return Numbers(values.data, row, group, max(columns // groups, 1), groups, values.group_of)
 
 
 def _packed(values: Values, place: PackedRows, columns: int) -> Numbers | None:
@@ -44,15 +46,18 @@ def _packed(values: Values, place: PackedRows, columns: int) -> Numbers | None:
     fits = values.data.dtype == torch.int32 and 32 % place.bits == 0
     if not fits or (values.group_of is None and columns % groups):
         return None
-    return Numbers(values.data, 1, words, max(columns // groups, 1), values.group_of, place.bits, place.plus)
+    size = max(columns // groups, 1)
+    return Numbers(values.data, 1, words, size, groups, values.group_of, place.bits, place.plus, place.order)
 
 
-def _decoded(values: Values, rows: int, columns: int) -> Numbers | None:
+def _decoded(values: Values, wanted: Rows, columns: int, *, picked: bool) -> Numbers | None:
     if values.group_of is not None:
         return None
-    found = values.at(slice(0, rows)).squeeze(-1).contiguous()
+    found = values.at(wanted).squeeze(-1).contiguous()
     groups = found.shape[1]
-    return None if columns % groups else Numbers(found, groups if len(found) > 1 else 0, 1, columns // groups)
+    if columns % groups:
+        return None
+    return Numbers(found, groups if len(found) > 1 else 0, 1, columns // groups, groups, picked=picked)
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zoquant.kernels.gpu import matmul_kernels
 from zoquant.kernels.matmul import differentiated
+from zoquant.kernels.operands import Operands, Words
 from zoquant.native.workspace import scratch
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def decoded(weight: "PackedWeight", rows: slice, dtype: torch.dtype) -> Tensor |
     start, stop, step = rows.indices(weight.rows)
     if kernels is None or dtype not in kernels.DTYPES or step != 1 or _moves(weight):
         return None
-    operands = weight.operands()
+    operands = _read(weight)
     if operands is None:
         return None
     out = scratch((max(stop - start, 0), weight.columns), dtype, weight.device, "decode")
@@ -49,11 +50,18 @@ def multiplied(
         return None
     if differentiated(x) or _moves(weight) or (other is not None and _moves(other)):
         return None
-    operands, others = weight.operands(), None if other is None else other.operands()
+    operands, others = _read(weight), None if other is None else _read(other)
     if operands is None or (other is not None and others is None):
         return None
     found: Tensor = kernels.multiply(x, operands, dtype, other=others)
     return found
+
+
+def _read(weight: "PackedWeight") -> Operands | None:
+    """Return how a kernel reads the matrix; none reads words that rows share."""
+    operands = weight.operands()
+    shared = operands is not None and isinstance(operands.codes, Words) and operands.codes.shared is not None
+    return None if shared else operands
 
 
 def _moves(weight: "PackedWeight") -> bool:

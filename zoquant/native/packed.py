@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from zoquant.kernels.matmul import COLUMNS, multiplies, multiply_plain
 from zoquant.kernels.operands import Operands
+from zoquant.native import on_cpu, on_gpu
 from zoquant.native.codec import FieldSpec
-from zoquant.native.on_gpu import decoded, multiplied
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
@@ -69,11 +69,17 @@ class PackedWeight(nn.Module, ABC):
         Returns:
             `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
-        found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        found = on_gpu.decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        found = on_cpu.decoded(self, rows, dtype) if found is None else found
         return rounded(self.decode_rows(rows), dtype) if found is None else found
 
-    def operands(self) -> Operands | None:
-        """Return how a kernel of a GPU reads the matrix; None where torch decodes it."""
+    def operands(self, rows: Rows | None = None) -> Operands | None:
+        """Return how a kernel reads the matrix; None where torch decodes it.
+
+        Args:
+            rows: the rows that are wanted: numbers that have to be decoded first are decoded for these alone. None for
+                all of them.
+        """
         return None
 
     def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,7 +89,7 @@ class PackedWeight(nn.Module, ABC):
             x: `[tokens, columns]`.
             dtype: dtype that x and W are rounded to.
         """
-        found = multiplied(x, self, dtype)
+        found = on_gpu.multiplied(x, self, dtype)
         if found is not None:
             return found
         parts = [product(x, tile) for _, tile in self.tiles(dtype)]

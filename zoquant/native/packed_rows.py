@@ -16,15 +16,21 @@ class PackedRows:
     Attributes:
         bits: bits of an integer, at most 8.
         plus: what is added to whole words before they are unpacked, so that a field may carry into the next.
+        order: which integer of a word belongs to each of its rows, lowest bits first; empty where they agree.
     """
 
     bits: int
     plus: int = 0
+    order: tuple[int, ...] = ()
 
     def __call__(self, data: Tensor, rows: Rows) -> Tensor:
         """Return the integers of some rows, int32 `[len(rows), groups]`."""
         words = data + self.plus if self.plus else data
-        return fields(words, self.bits, indices(rows, data.shape[1] * 32 // self.bits, data.device)).t()
+        which = indices(rows, data.shape[1] * 32 // self.bits, data.device)
+        if self.order:
+            order, count = torch.tensor(self.order, device=data.device), len(self.order)
+            which = which // count * count + order[which % count]
+        return fields(words, self.bits, which).t()
 
 
 def fields(words: Tensor, bits: int, which: Tensor) -> Tensor:

@@ -59,11 +59,13 @@ class TableWeight(PackedWeight):
             grid(out, part).mul_(part)
         return out
 
-    def operands(self) -> Operands | None:
-        """Return codes, table and scales as a kernel reads them."""
+    def operands(self, rows: Rows | None = None) -> Operands | None:
+        """Return codes, table and scales as a kernel reads them, see `PackedWeight.operands`."""
         codes = self.codes.in_words()
-        found = tuple(numbers_of(values, self.rows, self.columns) for values in self._values())
-        if codes is None or not found or None in found:
+        if codes is None:
+            return None
+        found = tuple(numbers_of(values, self.rows, self.columns, rows) for values in self._values())
+        if not found or None in found:
             return None
         return Operands("table", self.rows, self.columns, codes, found, self.table)
 

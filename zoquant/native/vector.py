@@ -55,7 +55,7 @@ class VectorWeight(PackedWeight):
             return {}
         return {self.scale.spec.name: replace(found, rows=found.rows.repeat_interleave(self.height))}
 
-    def operands(self) -> Operands | None:
+    def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return codes, codebooks and scale as a kernel reads them, where sizes are powers of two."""
         powers = all(size & (size - 1) == 0 for size in (self.entries, self.width))
         plain = self.codes.is_contiguous() and self.codebooks.is_contiguous() and self.codebooks.dtype in READ

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
-from zoquant.backends.awq.words import BITS, gemm_zeros
+from zoquant.backends.awq.words import BITS, GEMM_ZEROS
 from zoquant.backends.gptq.live import avx512_input, loaded_dtype, random_input
 from zoquant.backends.gptq.views import (
     BufferView,
@@ -96,7 +96,7 @@ class Int4PackBackend(GEMMBackend):
         _check_bits(module)
         layer: Any = module
         pairs = pairs_of(layer)
-        zeros = gemm_zeros(layer.qzeros, slice(None)).t() if pairs is None else zeros_of_pairs(pairs)
+        zeros = GEMM_ZEROS(layer.qzeros, slice(None)).t() if pairs is None else zeros_of_pairs(pairs)
         return [Int4PackView(layer, zeros)]
 
     def dequantize(self, module: nn.Module) -> Tensor:

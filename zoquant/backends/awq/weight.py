@@ -9,7 +9,7 @@ Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py, gemv.py, gemv_fast.py.
 
 from torch import Tensor
 
-from zoquant.backends.awq.words import BITS, FastWords, GEMMWords, gemm_zeros, gemv_zeros
+from zoquant.backends.awq.words import BITS, GEMM_ZEROS, FastWords, GEMMWords, gemv_zeros
 from zoquant.native import AffineWeight, FieldSpec, PackedWords, Values
 from zoquant.native.packed import Rows
 from zoquant.native.values import Place, column_groups, row_groups
@@ -21,7 +21,7 @@ def gemm_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> AffineWeight
         f"awq gemm g{qweight.shape[0] // scales.shape[0]}",
         GEMMWords(qweight),
         Values(_spec("scales", scales), scales, column_groups),
-        zero=Values(None, qzeros, gemm_zeros),
+        zero=Values(None, qzeros, GEMM_ZEROS),
     )
 
 

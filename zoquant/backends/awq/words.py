@@ -11,9 +11,10 @@ Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py, gemv.py, gemv_fast.py (`from_
 import torch
 from torch import Tensor
 
+from zoquant.kernels.operands import Shared, Words
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
-from zoquant.native.packed_rows import fields
+from zoquant.native.packed_rows import PackedRows, fields
 from zoquant.native.values import Place, indices
 from zoquant.native.workspace import scratch
 
@@ -49,6 +50,11 @@ class GEMMWords(Codes):
         shift = torch.tensor(_NIBBLE, dtype=torch.int32, device=rows.device)[rows % _PER_WORD] * BITS
         return (self.words[:, rows // _PER_WORD] >> shift & _MASK).to(torch.uint8).t()
 
+    def in_words(self) -> Words:
+        """Return the words, each shared by eight rows."""
+        shared = Shared(tuple(nibble * BITS for nibble in _NIBBLE), 1)
+        return Words(self.words, 1, self.words.shape[1], BITS, shared=shared)
+
     def _run(self, first: int, last: int) -> Tensor:
         """Return the codes of the rows of some columns of words."""
         packed = self.words[:, first:last].t().contiguous().view(torch.uint8).view(last - first, self.columns, 4)
@@ -83,11 +89,8 @@ class FastWords(Codes):
         return out.flatten(1)
 
 
-def gemm_zeros(data: Tensor, rows: Rows) -> Tensor:
-    """`[groups, rows / 8]` int32: integer zeros in the order of `GEMMWords`."""
-    which = indices(rows, data.shape[1] * _PER_WORD, data.device)
-    nibble = torch.tensor(_NIBBLE, device=data.device)[which % _PER_WORD]
-    return fields(data, BITS, which // _PER_WORD * _PER_WORD + nibble).t()
+GEMM_ZEROS = PackedRows(BITS, order=_NIBBLE)
+"""`[groups, rows / 8]` int32: integer zeros in the order of `GEMMWords`."""
 
 
 def gemv_zeros(groups: int) -> Place:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoquant.kernels.operands import Shared, Words
 from zoquant.native import AffineWeight, Codes, FieldSpec, Values
 from zoquant.native.affine import grid
 from zoquant.native.packed import Rows
@@ -64,6 +65,14 @@ class PlaneCodes(Codes):
         size = self.words.numel()
         shifts = (self.packing.count - 1 - places // size) * self.packing.bits
         return (self.words[places % size] >> shifts) & self._mask
+
+    def in_words(self) -> Words | None:
+        """Return the words, each shared by a row of every plane, where planes consist of whole rows."""
+        bits, count = self.packing.bits, self.packing.count
+        if self.rows % count or self.words.numel() * count != self.rows * self.columns:
+            return None
+        shifts = tuple((count - 1 - plane) * bits for plane in range(count))
+        return Words(self.words, self.columns, 1, bits, shared=Shared(shifts, self.rows // count))
 
     def _run(self, start: int, stop: int) -> Tensor:
         """Return the codes from one place of the flattened matrix to another."""
