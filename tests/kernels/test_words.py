@@ -1,5 +1,7 @@
 """The compiled decoder of packed words gives the bits of the torch decoders, which are the definition."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -71,7 +73,7 @@ def assert_same_bits(weight: PackedWeight, *, compiled: bool = True) -> None:
             assert torch.equal(weight.decode_rows_to(rows, dtype).view(torch.uint8), expected.view(torch.uint8))
 
 
-SHARED = {
+SHARED: dict[str, Callable[[], PackedWeight]] = {
     "awq gemm": lambda: awq(5, 3, 40),
     "hqq": lambda: hqq("4bit_u8", ROWS, COLUMNS, 64),
     "hqq along the other axis": lambda: hqq("4bit_u8", ROWS, COLUMNS, 48, axis=0),
@@ -198,7 +200,7 @@ def test_derivatives_by_the_values_still_flow() -> None:
     assert on_cpu.decoded(weight, slice(0, 16), torch.float32) is None
 
 
-@pytest.mark.parametrize("name", ["gptq g64", "awq gemm", "nf4, nested"])
+@pytest.mark.parametrize("name", ["gptq g64", "awq gemm", "hqq", "nf4"])
 def test_rows_that_do_not_exist_are_refused(name: str) -> None:
     weight = ALL[name]()
     layer = QuantEmbedding(weight)
