@@ -24,6 +24,7 @@ SUBTRACT, MULTIPLY, ADD = range(3)
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 _Integers = _L * 32
+_IN_ORDER = _Integers(*range(32))
 
 
 def _integers(names: str) -> list[tuple[str, Any]]:
@@ -136,5 +137,5 @@ def _codes(words: Words, rows: int) -> _Codes:
 def _numbers(numbers: Numbers, operation: int) -> _Numbers:
     group_of = None if numbers.group_of is None else numbers.group_of.data_ptr()
     places = (numbers.row, numbers.group, numbers.groups, numbers.size, numbers.bits, numbers.plus, numbers.picked)
-    order = _Integers(*(numbers.order or range(32)))
+    order = _Integers(*numbers.order) if numbers.order else _IN_ORDER
     return _Numbers(numbers.data.data_ptr(), group_of, READ.index(numbers.data.dtype), *places, operation, order)

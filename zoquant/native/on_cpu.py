@@ -24,14 +24,14 @@ def decoded(weight: "PackedWeight", rows: slice | Tensor, dtype: torch.dtype) ->
     Raises:
         IndexError: a row does not exist.
     """
-    plain = isinstance(rows, Tensor) or rows.step in (None, 1)
-    if weight.device.type != "cpu" or dtype not in OUTPUTS or not plain:
+    plain, device = isinstance(rows, Tensor) or rows.step in (None, 1), weight.device
+    if device.type != "cpu" or dtype not in OUTPUTS or not plain:
         return None
     wanted = checked_rows(rows, weight.rows) if isinstance(rows, Tensor) else slice(*rows.indices(weight.rows))
     operands = weight.operands(wanted)
     if operands is None or not words.decodes(operands):
         return None
     count = len(wanted) if isinstance(wanted, Tensor) else len(range(weight.rows)[wanted])
-    out = scratch((count, weight.columns), dtype, weight.device, "decode")
+    out = scratch((count, weight.columns), dtype, device, "decode")
     words.decode(operands, wanted, out)
     return out
