@@ -99,7 +99,7 @@ def test_a_command_scores(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", ["yes", "[1]", "true", "", "NaN", "-Infinity", "1" * 400, r"\0377", "[" * 20_000])
 def test_an_answer_that_is_no_number(answer: str) -> None:
-    with pytest.raises(RewardError, match=r"expected one finite number as JSON\. The step is skipped; see that it runs"):
+    with pytest.raises(RewardError, match=r"expected one finite number as JSON\. The step is skipped; see that"):
         OutsideReward(f"echo '{answer}'")(SEEN)
 
 
