@@ -1,6 +1,6 @@
 r"""Fine-tune the transformer of a Stable Diffusion 3 pipeline in 4 bits: its scales move, by flow-matching loss.
 
-    pip install zoquant diffusers bitsandbytes pillow sentencepiece
+    pip install zoquant[diffusers,bitsandbytes] pillow sentencepiece
     python examples/diffusion.py --model stabilityai/stable-diffusion-3.5-large --images photos --out tuned
 
     # on a GGUF file of the same transformer
@@ -9,7 +9,7 @@ r"""Fine-tune the transformer of a Stable Diffusion 3 pipeline in 4 bits: its sc
 
 `photos` holds images and a metadata.jsonl with lines such as {"file_name": "1.png", "text": "a red barn"}. Captions and
 images are encoded first; then the text encoders are gone, and only the transformer is in memory. Both probes of a step
-see the same images, noise and timesteps.
+see the same images, noise and timesteps. diffusers quantizes to NF4 on a GPU alone; a GGUF file trains on a CPU too.
 
 Source of the loss: Stable Diffusion 3 (arXiv 2403.03206), equations 1-5 and 19: sigma is logit-normal.
 """

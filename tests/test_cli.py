@@ -1,6 +1,7 @@
 """The command line, in process: what it prints, what it writes, what it refuses."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,14 @@ def test_errors_are_one_line_and_json_when_asked(
 def test_bad_options_leave_no_folder(shell: Shell, folder: Path, change: tuple[str, str], message: str) -> None:
     assert message in shell.error(*TRAIN, "--out", "run", *change)
     assert not (folder / "run").exists()
+
+
+def test_a_call_leaves_the_log_as_it_was(shell: Shell, folder: Path) -> None:
+    """Two calls in one process, one of them an error, print each line once."""
+    before = list(logging.getLogger("zoquant").handlers)
+    shell.text("backends")
+    shell.error("inspect", "nowhere.gguf")
+    assert logging.getLogger("zoquant").handlers == before
 
 
 def test_doctor(shell: Shell) -> None:

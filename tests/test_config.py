@@ -72,6 +72,11 @@ def test_what_is_written_is_read_again(config: Config) -> None:
         assert Config.read(write(Path(home) / "config.toml", config.to_toml()), said) == config
 
 
+def test_a_run_without_a_reward_says_nothing_of_one() -> None:
+    assert "reward" not in Config.of(LEAST).to_toml().partition("\nmodel = ")[0]
+    assert "reward" in Config.of({**LEAST, "reward": "echo 1"}).to_toml().partition("\nmodel = ")[0]
+
+
 def test_every_setting_is_a_key_with_a_help_text() -> None:
     settings = [field.name for owner in (TaskSettings, Settings) for field in fields(owner)]
     assert set(settings) < set(keys())
@@ -297,6 +302,9 @@ def test_every_kind_of_task_is_in_the_config(shell: Shell, folder: Path) -> None
     written = Config.read(folder / "run" / "config.toml", {"reward": "echo 0.5"})
     assert written.asked == TaskSettings(task="generation", template="{sentence}\n{label}", max_new_tokens=3, stop="")
     assert (written.objective, written.reward, written.reward_timeout) == ("reward", "echo 0.5", 30.0)
+    head = (folder / "run" / "config.toml").read_text(encoding="utf-8").splitlines()[2]
+    assert head == "# Give its reward again, by --reward: a file alone runs no command, and sends nothing to a URL."
+    assert "--out again`, and its reward again, by `--reward`" in (folder / "run" / "README.md").read_text("utf-8")
     refused = shell.error("train", "--config", "run/config.toml", "--out", "again")
     assert "reward is 'echo 0.5': a file alone runs no command" in refused
     assert not (folder / "again").exists()

@@ -55,6 +55,17 @@ def test_a_step_costs_the_forwards_of_one(model: ToyModel) -> None:
     assert [result.derivative for result in results] == pytest.approx([difference / 2e-2, difference / 2e-3])
 
 
+@pytest.mark.filterwarnings("error")
+def test_schedulers_of_torch_see_a_joint_step(model: ToyModel) -> None:
+    optimizers, batch = pair(model), toy_batch()
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in optimizers]
+    for _ in range(2):
+        joint_step(optimizers, lambda: toy_loss(model, batch))
+        for scheduler in schedulers:
+            scheduler.step()
+    assert [each.param_groups[0]["lr"] for each in optimizers] == [2.5e-3, 2.5e-3]
+
+
 def test_a_derivative_is_its_own_and_noise_of_the_others() -> None:
     """Of a linear loss g · theta, d_i = g_i · z_i + Σ_j (ε_j / ε_i) g_j · z_j, to rounding."""
     model = toy_model(dtype=torch.float32)

@@ -51,7 +51,7 @@ def _card(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, 
         _table(["run", ""], _facts(folder, settings, summary)),
         _loading(settings, folder),
         f"Made with zoquant {version('zoquant')}. The files of this folder:\n",
-        _files(folder),
+        _files(folder, settings),
     ]
     return "\n".join(parts)
 
@@ -144,12 +144,13 @@ zoquant.export({base}, delta={delta}, out="tuned")  # the same checkpoint, tuned
 """
 
 
-def _files(folder: RunFolder) -> str:
+def _files(folder: RunFolder, settings: Mapping[str, Any]) -> str:
+    reward = ", and its reward again, by `--reward`" if settings.get("reward") else ""
     told = {
         folder.delta: "what training added to each value",
         folder.best: "the delta of the step that did best on held-out data",
         folder.trajectory: "all of training: a seed and a derivative a step; `zoquant replay` makes the delta of it",
-        folder.config: "the run again: `zoquant train --config config.toml --out again`",
+        folder.config: f"the run again: `zoquant train --config config.toml --out again`{reward}",
         folder.settings: "what decides the bytes, for `--resume`",
         folder.calibration: "the numbers that were chosen, and why",
         folder.micro_batches: "at which steps batches were halved, since memory ran out",

@@ -28,6 +28,7 @@ T = TypeVar("T", TaskSettings, Settings)
 _DATA = ("data", "eval_data")
 _FILES = ("model", *_DATA)
 _SHA256 = "sha256"
+_SAY_REWARD = "# Give its reward again, by --reward: a file alone runs no command, and sends nothing to a URL."
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class Config:
             f"# Made by zoquant {version('zoquant')}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
             f"{platform.machine()}.",
             "# The same run again, to the same bytes: zoquant train --config config.toml --out NEW",
+            *([] if self.reward is None else [_SAY_REWARD]),
             *(toml_line(name, value) for name, value in self._values() if value is not None),
         ]
         if self.sha256:

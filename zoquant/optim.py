@@ -198,6 +198,7 @@ class ZOSGD(torch.optim.Optimizer):
             ValueError: there are too few or too many losses. Nothing has changed.
             LossError: a loss or a derivative is not finite. The step counts as a step of length 0.
         """
+        vars(self)["_opt_called"] = True  # schedulers of torch ask whether a step came before their own
         lr, eps, _ = self._rates()
         try:
             measured, done = self.step_of(losses)

@@ -1,10 +1,12 @@
 """The picture of a run: loss, derivative and the held-out metric over its steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoquant.files import replacing
 from zoquant.run_folder import RunFolder
+from zoquant.tasks.objective import OBJECTIVES
 
 _SMOOTHING = 0.95
 
@@ -29,7 +31,7 @@ def plot_run(folder: RunFolder) -> Path:
     raw = [line["loss"] for line in steps]
     loss.plot(x, raw, color="0.75", linewidth=0.8, label="raw")
     loss.plot(x, smoothed(raw), color="C0", label="smoothed")
-    loss.set_ylabel("training loss (nats)")
+    loss.set_ylabel(f"training {smaller(folder.read_settings())}", parse_math=False)
     loss.legend()
     derivative.plot(x, [line["derivative"] for line in steps], color="C1", linewidth=0.8)
     derivative.axhline(0, color="0.5", linewidth=0.5)
@@ -41,6 +43,14 @@ def plot_run(folder: RunFolder) -> Path:
     with replacing(folder.plot) as temporary, open(temporary, "wb") as file:
         FigureCanvasAgg(figure).print_png(file)
     return folder.plot
+
+
+def smaller(settings: Mapping[str, Any]) -> str:
+    """Return what the training of some settings makes smaller, with its unit: the loss, minus a metric, a function."""
+    objective = settings.get("objective", "loss")
+    if objective == "loss":
+        return "loss (nats)"
+    return f"objective: −{objective}" if objective in OBJECTIVES else f"objective: {objective!s:.40}"
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import math
+import os
+import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -12,6 +15,8 @@ from typing import Any
 from zoquant.errors import RewardError
 
 log = logging.getLogger("zoquant")
+
+_SKIPPED = "The step is skipped; see that it runs"
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,11 @@ class OutsideReward:
             try:
                 return self._number(self._post(sent) if is_url else self._run(sent))
             except (OSError, subprocess.SubprocessError) as error:
-                reasons.append(f"{type(error).__name__}: {error}")
+                reasons.append(_reason(error))
                 log.info("reward %s, try %d of %d: %s", self.where, attempt, self.tries, reasons[-1])
         raise RewardError(
             f"reward {self.where}: no answer in {self.tries} tries of {self.timeout:g} s, the last one {reasons[-1]}. "
-            "The step is skipped; see that it runs, or raise the timeout."
+            f"{_SKIPPED}, or raise the timeout."
         )
 
     def _post(self, sent: str) -> str:
@@ -78,16 +83,34 @@ class OutsideReward:
             return str(answer.read().decode("utf-8", "replace"))
 
     def _run(self, sent: str) -> str:
-        done = subprocess.run(
-            self.where, shell=True, input=sent, capture_output=True, text=True, timeout=self.timeout, check=True
-        )
-        return done.stdout
+        """Run the command in a session of its own, so that what it has started ends with it."""
+        with subprocess.Popen(
+            self.where, shell=True, encoding="utf-8", errors="replace", start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as command:  # fmt: skip
+            try:
+                answer, told = command.communicate(sent, self.timeout)
+            except BaseException:
+                os.killpg(command.pid, signal.SIGKILL)
+                raise
+        if command.returncode:
+            raise subprocess.CalledProcessError(command.returncode, self.where, answer, told)
+        return answer
 
     def _number(self, answer: str) -> float:
         try:
             found = json.loads(answer)
-        except ValueError:
-            found = None
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise RewardError(f"reward {self.where}: answered {answer[:80]!r}, expected one number as JSON.")
-        return float(found)
+            number = math.nan if isinstance(found, bool) or not isinstance(found, int | float) else float(found)
+        except (ValueError, OverflowError, RecursionError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RewardError(
+                f"reward {self.where}: answered {answer[:80]!r}, expected one finite number as JSON. {_SKIPPED}."
+            )
+        return number
+
+
+def _reason(error: Exception) -> str:
+    """Return why there was no answer, with the last line that a command complained with."""
+    told = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else []
+    return ": ".join([type(error).__name__, str(error).rstrip("."), *(line[:200] for line in told)])

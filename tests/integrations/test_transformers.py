@@ -65,8 +65,8 @@ def test_tensorboard_gets_loss_and_derivative(tmp_path: Path, monkeypatch: pytes
     run = trainer(tmp_path, report_to="tensorboard")
     run.train()
     run.evaluate(HELD_OUT)
-    (file,) = (tmp_path / "logs").rglob("events.out.tfevents.*")
-    read = reader.EventAccumulator(str(file)).Reload()
+    (folder,) = {file.parent for file in (tmp_path / "logs").rglob("events.out.tfevents.*")}
+    read = reader.EventAccumulator(str(folder)).Reload()  # evaluation after training is a file of its own
     assert len(read.Scalars("eval/loss")) == 1
     seen = [event.value for event in read.Scalars("train/derivative")]
     assert seen == pytest.approx([step.derivatives[0] for step in run.zo.trajectory.steps])

@@ -57,6 +57,25 @@ def page_of(*runs: Path) -> Page:
     return Page(write_report(runs).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(
+    ("objective", "title", "label"),
+    [
+        ("loss", "Training loss", "loss (nats)"),
+        ("f1", "Training objective", "objective: −f1"),
+        ("margin", "Training objective", "objective: margin"),
+        (HOSTILE, "Training objective", f"objective: {HOSTILE:.40}".replace("\x00", "\ufffd")),
+    ],
+)
+def test_what_is_made_smaller_is_named(tmp_path: Path, objective: str, title: str, label: str) -> None:
+    first, second = (make_run(tmp_path / name).path for name in "ab")
+    settings = json.loads((first / "settings.json").read_text()) | {"objective": objective}
+    (first / "settings.json").write_text(json.dumps(settings))
+    assert title in page_of(first).said("h4")
+    assert label in page_of(first).said("text")
+    assert label in page_of(first, second).said("text")
+    assert ("loss (nats) or" in page_of(second, first).said("text")) == (objective != "loss")
+
+
 def test_one_run(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "first").path)
     assert page.said("h1") == "Report: first"

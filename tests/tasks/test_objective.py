@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -70,8 +71,8 @@ def test_any_function_of_model_and_batch(loaded: tuple[Any, Any], writer: Genera
     ("name", "reward", "message"),
     [
         ("speed", None, "objective is 'speed', expected one of loss, accuracy"),
-        ("reward", None, "expected a reward with objective reward alone"),
-        ("f1", OutsideReward("x"), "expected a reward with objective reward alone"),
+        ("reward", None, "objective is 'reward', but no reward is given. Name a URL or a command: --reward"),
+        ("f1", OutsideReward("x"), "a reward is given, but objective is 'f1'. Say --objective reward"),
         ("accuracy", None, "accuracy is for classification and masked"),
     ],
 )
@@ -96,10 +97,24 @@ def test_a_command_scores(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("answer", ["yes", "[1]", "true", ""])
+@pytest.mark.parametrize("answer", ["yes", "[1]", "true", "", "NaN", "-Infinity", "1" * 400, r"\0377", "[" * 20_000])
 def test_an_answer_that_is_no_number(answer: str) -> None:
-    with pytest.raises(RewardError, match="expected one number as JSON"):
+    with pytest.raises(RewardError, match=r"expected one finite number as JSON\. The step is skipped; see that"):
         OutsideReward(f"echo '{answer}'")(SEEN)
+
+
+def test_a_command_that_fails_is_told_of_in_its_own_words() -> None:
+    with pytest.raises(RewardError, match=r"returned non-zero exit status 3: no such model\. The step is skipped"):
+        OutsideReward("echo loading >&2; echo no such model >&2; exit 3")(SEEN)
+
+
+def test_what_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
+    """The shell waits for a child, which is told to end as well; left alone, it would write a file."""
+    late = tmp_path / "late"
+    with pytest.raises(RewardError, match="TimeoutExpired"):
+        OutsideReward(f"(sleep 1; echo x > {late}); true", timeout=0.1, tries=1)(SEEN)
+    time.sleep(1.5)
+    assert not late.exists()
 
 
 def test_a_command_that_fails_or_hangs_is_tried_again(tmp_path: Path) -> None:

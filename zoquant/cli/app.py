@@ -50,6 +50,8 @@ def main() -> None:
             show_json({"error": type(error).__name__, "message": str(error)})
         show_error(str(error))
         sys.exit(2)
+    finally:
+        log.removeHandler(handler)
 
 
 @app.command("backends")

@@ -63,7 +63,6 @@ class DeferredStep(torch.optim.Optimizer):
         """
         losses, error = self._losses, self._error
         self.forget()
-        vars(self.zo)["_opt_called"] = True  # a scheduler made on zo itself asks whether a step came before its own
         try:
             self.result = self.zo.apply(losses)
             self._failures = 0

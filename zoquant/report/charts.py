@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from zoquant.plot import smoothed
+from zoquant.plot import smaller, smoothed
 from zoquant.report.markup import Markup, figure, joined, numbers, shown, tag
 from zoquant.report.recorded import Recorded, finite, metrics_of, thinned
 from zoquant.report.svg import COLORS, DASHES, Point, Series, histogram, line_chart
@@ -12,12 +12,14 @@ _BINS = 31
 
 
 def loss_figure(runs: Sequence[Recorded]) -> Markup:
-    """Return the training loss: raw and smoothed of one run, smoothed alone of several."""
+    """Return what training makes smaller, mostly the loss: raw and smoothed of one run, smoothed alone of several."""
     series = [Series(run.name, thinned(_smooth(run)), number) for number, run in enumerate(runs)]
     if len(runs) == 1:
         series.append(Series("raw", runs[0].points("loss"), faint=True))
     caption = "Thin: every step. Thick: smoothed." if len(runs) == 1 else "Smoothed."
-    return _lines("Training loss", f"Smoothed loss of {_ends(series)}.", series, "loss (nats)", caption)
+    label = " or ".join(dict.fromkeys(smaller(run.settings) for run in runs))
+    name = "loss" if label == "loss (nats)" else "objective"
+    return _lines(f"Training {name}", f"Smoothed {name} of {_ends(series)}.", series, label, caption)
 
 
 def metric_figures(runs: Sequence[Recorded]) -> Markup:

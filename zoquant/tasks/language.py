@@ -136,4 +136,6 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_promp
 def _check(rows: Sequence[Row], column: str) -> None:
     for number, row in enumerate(rows, 1):
         if column not in row:
-            raise DataError(f"row {number} has no field {column!r}. Its fields are {', '.join(map(repr, row))}.")
+            raise DataError(
+                f"row {number} has no field {column!r}. Its fields are {', '.join(map(repr, row))}. Rename the column."
+            )

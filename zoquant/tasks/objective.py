@@ -60,9 +60,11 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
     """
     if name not in OBJECTIVES:
         raise DataError(f"objective is {name!r}, expected one of {', '.join(OBJECTIVES)}.")
-    if (reward is None) == (name == "reward"):
+    if name == "reward" and reward is None:
+        raise DataError("objective is 'reward', but no reward is given. Name a URL or a command: --reward.")
+    if name != "reward" and reward is not None:
         raise DataError(
-            f"objective is {name!r} and reward is {reward!r}, expected a reward with objective reward alone."
+            f"a reward is given, but objective is {name!r}. Say --objective reward, or leave the reward out."
         )
     if name == "loss":
         return task

@@ -60,7 +60,7 @@ class Prompt:
             if missing:
                 raise DataError(
                     f"row {number} has no field {missing[0]!r}, which the template {self.text!r} needs. "
-                    f"Its fields are {', '.join(map(repr, row))}."
+                    f"Its fields are {', '.join(map(repr, row))}. Name one of these, or rename the column."
                 )
 
 
