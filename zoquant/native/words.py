@@ -27,7 +27,7 @@ class Codes(nn.Module, ABC):
         """Return the codes of some rows, `[len(rows), columns]`, integers or float8, perhaps in scratch memory."""
 
     def in_words(self) -> Words | None:
-        """Return the codes as a kernel reads them; None where they lie in another way."""
+        """Return the codes as a kernel reads them, the same as `read`; None where no kernel can."""
         return None
 
 

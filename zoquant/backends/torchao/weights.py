@@ -53,6 +53,9 @@ class SignedNibbles(PackedWords):
         """Return the codes of some rows, int8 `[len(rows), columns]`."""
         return super().read(rows).bitwise_xor(8).view(torch.int8).sub_(8)
 
+    def in_words(self) -> None:
+        """Return None: kernels know no signs of four bits."""
+
 
 def _minus_column_groups(data: Tensor, rows: Rows) -> Tensor:
     return -column_groups(data, rows)
