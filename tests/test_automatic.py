@@ -281,7 +281,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_halves(job: Callable[..., Job
     cut.train.seen = []  # type: ignore[attr-defined]
     run(whole)
     run(cut)
-    assert cut.train.seen[:4] == [2, 8, 4, 4]  # type: ignore[attr-defined]
+    assert cut.train.seen[:5] == [2, 1, 8, 4, 4]  # type: ignore[attr-defined]
     one, other = (zoquant.Trajectory.load(work.folder.trajectory).steps for work in (whole, cut))
     assert [step.seeds for step in one] == [step.seeds for step in other]
     for step, same in zip(one, other, strict=True):

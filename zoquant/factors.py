@@ -46,7 +46,8 @@ class LayerFactors:
         rows: where u lies in the buffer.
         columns: where v lies in the buffer.
         places: where the delta of each view lies in the buffer of its views, and whether it is transposed.
-        in_order: whether output n of the layer is row n of the grid.
+        row_width: how many neighbouring outputs share a row of the grid; 0 where they are not in its order.
+        column_width: how many neighbouring inputs share a column.
     """
 
     layer: Layer
@@ -54,7 +55,16 @@ class LayerFactors:
     rows: slice
     columns: slice
     places: tuple[tuple[slice, bool], ...]
-    in_order: bool
+    row_width: int
+    column_width: int
+
+    def down(self, rows: Tensor) -> Tensor:
+        """Return numbers of the rows, `[n, rows of the grid]`, for every output: `[n, outputs]`."""
+        return _spread(rows, self.grid.rows, self.row_width)
+
+    def across(self, columns: Tensor) -> Tensor:
+        """Return numbers of the columns, `[n, columns of the grid]`, for every input: `[n, inputs]`."""
+        return _spread(columns, self.grid.columns, self.column_width)
 
     def compose(self, factors: Tensor, delta: Tensor) -> None:
         """Write (1 + u)(1 + v) − 1 into the delta of the layer's views."""
@@ -90,8 +100,8 @@ class FactorBuffer:
             rows = slice(start, start + grid.shape[0])
             columns = slice(start + padded(grid.shape[0]), start + padded(grid.shape[0]) + grid.shape[1])
             places = {place.start: (place, grid.transposed) for place, grid in found}
-            in_order = torch.equal(grid.rows, torch.arange(grid.shape[0], device=self.device))
-            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values()), in_order))
+            widths = _width(grid.rows, grid.shape[0]), _width(grid.columns, grid.shape[1])
+            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values()), *widths))
             start = columns.start + padded(grid.shape[1])
         with torch.inference_mode(False):
             self.delta = torch.zeros(start, dtype=torch.float32, device=self.device)
@@ -153,9 +163,22 @@ class FactorMover(Mover):
             factors.compose(delta)
 
 
-def bounded(factors: Tensor) -> Tensor:
+def bounded(factors: Tensor, out: Tensor | None = None) -> Tensor:
     """Return u or v where 1 + u is at least 2⁻¹⁰."""
-    return factors.clamp(min=_LEAST)
+    return torch.clamp(factors, min=_LEAST, out=out)
+
+
+def _width(places: Tensor, count: int) -> int:
+    """Return how many neighbours share each of so many places, one after the other; 0 where they do not."""
+    width, rest = divmod(len(places), count)
+    return 0 if rest or not torch.equal(places, torch.arange(len(places), device=places.device) // width) else width
+
+
+def _spread(numbers: Tensor, places: Tensor, width: int) -> Tensor:
+    """Return `numbers[:, places]`, contiguous; equal widths are faster than places that are looked up."""
+    if not width:
+        return numbers.index_select(1, places)
+    return numbers[:, :, None].expand(-1, -1, width).reshape(len(numbers), -1).contiguous()
 
 
 def _by_layer(buffer: FlatBuffer) -> dict[Layer, list[int]]:

@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.factors import FactorBuffer, LayerFactors, bounded
-from zoquant.native.workspace import scratch
+from zoquant.native import QuantLinear
+from zoquant.native.scaling import scale_output, scaled_input
 from zoquant.noise import Noise
 
 Block = tuple[int | None, float]
@@ -62,6 +63,9 @@ class Probing:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
+        for scaling in self._scalings:
+            if isinstance(module := scaling.factors.layer.module, QuantLinear):
+                module.factors = None  # where the forward ended in an error, no hook has done it
 
     def check(self, losses: int) -> None:
         """Refuse a forward whose rows are not those of the losses, or that went past a layer.
@@ -101,11 +105,9 @@ def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tenso
     source, u = buffer.source_of(noise), buffer.delta
     present = (1 + bounded(u)).reciprocal_()
     found = torch.ones(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
-    z = torch.empty_like(u)
     for out, (seed, length) in zip(found, blocks, strict=True):
         if seed is not None:
-            torch.add(u, source.draw(seed, 0, z).mul_(length), out=out)
-            out.copy_(bounded(out)).add_(1).mul_(present)
+            bounded(source.draw(seed, 0, out).mul_(length).add_(u), out=out).add_(1).mul_(present)
     return found
 
 
@@ -118,7 +120,7 @@ class _Rows:
 
 
 class _Scaling:
-    """The two hooks of one layer."""
+    """The two hooks of one layer. A native one multiplies by the factors itself, where it reads x and writes y."""
 
     def __init__(self, factors: LayerFactors, ratios: Tensor, rows: _Rows) -> None:
         self.factors, self.rows, self.called = factors, rows, False
@@ -126,7 +128,7 @@ class _Scaling:
 
     def scale_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not args or not isinstance(args[0], Tensor):
             raise UnsupportedLayoutError(
                 f"{self.factors.layer.path}: called without a tensor as first argument, which is what a batched probe "
@@ -134,28 +136,27 @@ class _Scaling:
             )
         self._check_rows(x := args[0])
         self.called = True
-        columns = self._ratios[:, self.factors.columns].index_select(1, self.factors.grid.columns)
-        scaled = scratch(tuple(x.shape), x.dtype, x.device, "probe")
-        torch.mul(self._blocks(x), _beside(columns, x), out=self._blocks(scaled))
-        return (scaled, *args[1:]), kwargs
+        columns = self.factors.across(self._ratios[:, self.factors.columns])
+        if isinstance(module, QuantLinear):
+            module.factors = columns, self.factors.down(self._ratios[:, self.factors.rows])
+            return None
+        return (scaled_input(x, columns), *args[1:]), kwargs
 
     def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, QuantLinear):
+            module.factors = None
+            return
         if not isinstance(output, Tensor):
             raise UnsupportedLayoutError(
                 f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
-        rows = self._ratios[:, self.factors.rows]
-        if not self.factors.in_order:
-            rows = rows.index_select(1, self.factors.grid.rows)
-        self._blocks(output).mul_(rows := _beside(rows, output))
-        bias = getattr(module, "bias", None)
+        rows, bias = self.factors.down(self._ratios[:, self.factors.rows]), getattr(module, "bias", None)
+        scale_output(output, rows)
         if isinstance(bias, Tensor):
-            self._blocks(output).addcmul_(bias.to(output.dtype), (1 - rows).to(output.dtype))
-
-    def _blocks(self, x: Tensor) -> Tensor:
-        """Return `[rows, ...]` as `[blocks, rows of a block, ...]`, of the same memory."""
-        return x.view(self.rows.blocks, -1, *x.shape[1:])
+            blocks = output.view(len(rows), -1, *output.shape[1:])
+            around = rows.view(len(rows), *[1] * (output.dim() - 1), -1)
+            blocks.addcmul_(bias.to(output.dtype), (1 - around).to(output.dtype))
 
     def _check_rows(self, x: Tensor) -> None:
         found = x.shape[0] if x.dim() > 1 else 0
@@ -167,8 +168,3 @@ class _Scaling:
                 "closure repeats its batch as often as it is told, the layer sees tokens that were flattened or "
                 "gathered, as an expert does: leave it out with attach(model, exclude=...)."
             )
-
-
-def _beside(factors: Tensor, x: Tensor) -> Tensor:
-    """Return `[blocks, width]` as `[blocks, 1, ..., width]`, to multiply the blocks of x."""
-    return factors.view(len(factors), *[1] * (x.dim() - 1), -1)

@@ -16,6 +16,7 @@ from zoquant.errors import ShapeError
 from zoquant.kernels.decode import LAYOUTS
 from zoquant.kernels.matmul import multiplies, multiply_plain, row_multiplier
 from zoquant.native import DenseWeight, QuantLinear, QuantWeight, packed
+from zoquant.native.scaling import scale_output, scaled_input
 
 ROWS, GROUPS = 37, 3
 pytestmark = pytest.mark.usefixtures("matrix_unit")
@@ -85,6 +86,35 @@ def test_a_row_of_the_product_is_its_own(tokens: int, rows: int, steps: int, dty
         assert torch.equal(multiply_plain(x[-1:], weight[-1:]), y[-1:, -1:])
 
 
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 70), st.integers(1, 5), dtypes, st.integers(1, 3))
+def test_factors_are_those_of_each_block(
+    blocks: int, tokens: int, rows: int, steps: int, dtype: torch.dtype, workers: int
+) -> None:
+    x, weight = random(blocks * tokens, 32 * steps).to(dtype), random(rows, 32 * steps, seed=1).bfloat16()
+    into, out = random(blocks, 32 * steps, seed=2), random(blocks, rows, seed=3)
+    expected = scale_output(multiply_plain(scaled_input(x, into).float(), weight), out).to(dtype)
+    with threads(workers):
+        assert torch.equal(multiply_plain(x, weight, (into, out)), expected)
+
+
+@layouts
+def test_every_layout_takes_factors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = weight_of(name, torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)))
+    x, factors = random(6, weight.columns), (random(3, weight.columns, seed=1), random(3, ROWS, seed=2))
+    y = weight.product(x, torch.bfloat16, factors)
+    assert torch.equal(y, scale_output(weight.product(scaled_input(x, factors[0]), torch.bfloat16), factors[1]))
+    monkeypatch.setattr(packed, "multiplies", lambda *_: False)
+    monkeypatch.setattr(BlockCodec, "multiply_rows", None)
+    assert distance(weight.product(x, torch.bfloat16, factors), y) < 4e-3
+
+
+def test_factors_that_do_not_fit_are_refused() -> None:
+    x, weight = random(6, 32), random(8, 32).bfloat16()
+    for into, out in (((4, 32), (4, 8)), ((3, 32), (2, 8)), ((3, 8), (3, 32)), ((0, 32), (0, 8))):
+        with pytest.raises(ShapeError, match="factors: expected contiguous float32"):
+            multiply_plain(x, weight, (torch.ones(into), torch.ones(out)))
+
+
 @pytest.mark.parametrize(("tokens", "rows", "columns"), [(70, 45, 4128), (3, 1100, 2048), (33, 545, 2080)])
 def test_more_than_a_panel(tokens: int, rows: int, columns: int) -> None:
     x, weight = random(tokens, columns), random(rows, columns, seed=1).bfloat16()
@@ -107,9 +137,9 @@ def test_rows_in_another_order() -> None:
     assert multiply is not None
     values = [weight.value("d"), weight.value("m")]
     some = torch.tensor([36, 0, 5, 5, -1])
-    assert torch.equal(multiply(x[0], weight.codes, values, some), plain(x)[0][:, some])
+    assert torch.equal(multiply(x[0], weight.codes, values, some, None), plain(x)[0][:, some])
     with pytest.raises(IndexError, match=f"expected rows from -{ROWS} to {ROWS - 1}, got 37 to 37"):
-        multiply(x[0], weight.codes, values, torch.tensor([37]))
+        multiply(x[0], weight.codes, values, torch.tensor([37]), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -191,9 +221,9 @@ def test_other_shapes_are_refused() -> None:
     multiply = row_multiplier("Q4_1")
     assert multiply is not None
     with pytest.raises(ShapeError, match=r"Q4_1: expected packed words \[rows, groups, 16\], 2 fields"):
-        multiply(random(1, 96), weight.codes, [weight.value("d")], None)
+        multiply(random(1, 96), weight.codes, [weight.value("d")], None, None)
     with pytest.raises(ShapeError, match=r"x \[tokens, 32 \* groups\], got .* and \(1, 64\)"):
-        multiply(random(1, 64), weight.codes, [weight.value("d")] * 2, None)
+        multiply(random(1, 64), weight.codes, [weight.value("d")] * 2, None, None)
     with pytest.raises(
         ShapeError, match="expected a contiguous bfloat16 matrix on the CPU of a multiple of 32 columns"
     ):

@@ -63,8 +63,18 @@ struct Weights {
     int64_t rows, groups;
 };
 
+struct Scaling {  // factors on what goes in and what comes out, one set for each block of neighbouring rows of x
+    const float* columns;  // [blocks, columns]; null where nothing is scaled
+    const float* rows;     // [blocks, rows of W]
+    int64_t tokens;        // rows of x in a block
+
+    const float* of_columns(int64_t token, int64_t count) const { return columns ? columns + token / tokens * count : nullptr; }
+    const float* of_rows(int64_t token, int64_t count) const { return rows ? rows + token / tokens * count : nullptr; }
+};
+
 struct Product {
     Weights weights;
+    Scaling scaling;
     const void* x;  // [tokens, columns], rows `pitch` numbers apart
     bool x_bfloat16;
     int64_t tokens, pitch, columns;
@@ -130,19 +140,37 @@ constexpr Packer packer() {
 const Packer packers[] = {packer<Q4_0>(),         packer<Q4_1>(),        packer<Q5_0>(), packer<Q5_1>(),   packer<Q8_0>(),
                           packer<Q45_K<false>>(), packer<Q45_K<true>>(), packer<Q6_K>(), packer<IQ4_NL>(), packer<Plain>()};
 
+// Sixteen columns of x, times their factors.
+floats16 load_x(const Product& p, int64_t at, const float* factors) {
+    floats16 x, by;
+    if (p.x_bfloat16) {
+        __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(p.x) + at));
+        x = bits_as<floats16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    } else {
+        std::memcpy(&x, static_cast<const float*>(p.x) + at, sizeof x);
+    }
+    if (!factors) return x;
+    std::memcpy(&by, factors, sizeof by);
+    return x * by;
+}
+
 // Some columns of thirty-two rows of x from `token` on, rounded to bfloat16, as tiles: [2][columns / 32][16 rows][32].
 void pack_tokens(const Product& p, int64_t token, int64_t first, int64_t count, uint16_t* out) {
     for (int64_t r = 0; r < stripe; ++r) {
         uint16_t* to = out + r / side * side * count + r % side * depth;
         const int64_t at = (token + r) * p.pitch + first;
+        const bool there = token + r < p.tokens;
+        const float* scaled = there ? p.scaling.of_columns(token + r, p.columns) : nullptr;
         for (int64_t column = 0; column < count; column += depth, to += tile) {
-            if (token + r >= p.tokens) {
+            const float* factors = scaled ? scaled + first + column : nullptr;
+            if (!there) {
                 std::memset(to, 0, depth * sizeof *to);
-            } else if (p.x_bfloat16) {
+            } else if (p.x_bfloat16 && !factors) {
                 std::memcpy(to, static_cast<const uint16_t*>(p.x) + at + column, depth * sizeof *to);
             } else {
-                const float* from = static_cast<const float*>(p.x) + at + column;
-                __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+                floats16 low = load_x(p, at + column, factors);
+                floats16 high = load_x(p, at + column + 16, factors ? factors + 16 : nullptr);
+                __m512bh both = _mm512_cvtne2ps_pbh(bits_as<__m512>(high), bits_as<__m512>(low));
                 std::memcpy(to, &both, sizeof both);
             }
         }
@@ -202,11 +230,13 @@ struct Configuration {
 };
 constexpr Configuration configuration;  // of all eight tile registers: 16 rows of 64 bytes
 
-// What the register blocks left in `sums`, to y.
-void put(const Product& p, const float* sums, int64_t token, int64_t row, int64_t last_row) {
+// What the register blocks left in `sums`, scaled, to y.
+void put(const Product& p, float* sums, int64_t token, int64_t row, int64_t last_row) {
     const int64_t high = std::min(stripe, p.tokens - token), wide = std::min(stripe, last_row - row);
     for (int64_t r = 0; r < high; ++r) {
         const int64_t at = (token + r) * p.weights.rows + row;
+        if (const float* factors = p.scaling.of_rows(token + r, p.weights.rows))
+            for (int64_t i = 0; i < wide; ++i) sums[r * stripe + i] *= factors[row + i];
         if (p.y_bfloat16) {
             alignas(64) uint16_t rounded[stripe];
             store(rounded, bits_as<floats16>(_mm512_load_ps(sums + r * stripe)));
@@ -231,7 +261,7 @@ void multiply_panel(const Product& p, const Packer& packer, int64_t row, int64_t
             pack_tokens(p, token, column, width, a);
             for (int64_t r = 0; r < wide; r += stripe) {
                 const bool whole = token + stripe <= p.tokens && row + r + stripe <= last;
-                const bool direct = first && final && whole && !p.y_bfloat16;
+                const bool direct = first && final && whole && !p.y_bfloat16 && !p.scaling.rows;
                 float* block = sums + (first && final ? 0 : token * wide + r * stripe);
                 float* to = direct ? static_cast<float*>(p.y) + token * p.weights.rows + row + r : block;
                 const auto multiply = token + side < p.tokens ? multiply_block<2> : multiply_block<1>;
@@ -268,16 +298,20 @@ extern "C" int32_t zoquant_matmul_ready() {
 extern "C" void zoquant_matmul(int32_t layout, const uint8_t* codes, const void* first, int32_t first_dtype,
                                const void* second, int32_t second_dtype, const int64_t* order, int64_t rows,
                                int64_t groups, const void* x, int32_t x_bfloat16, int64_t tokens, int64_t pitch,
-                               void* y, int32_t y_bfloat16, int32_t threads) {
+                               void* y, int32_t y_bfloat16, const float* by_columns, const float* by_rows,
+                               int64_t block, int32_t threads) {
     const Packer& packer = packers[layout];
     const Weights weights = {codes, {{first, first_dtype}, {second, second_dtype}}, order, rows, groups};
-    multiply_all({weights, x, x_bfloat16 != 0, tokens, pitch, groups * packer.block, y, y_bfloat16 != 0}, packer, threads);
+    const Scaling scaling = {by_columns, by_rows, block};
+    const int64_t columns = groups * packer.block;
+    multiply_all({weights, scaling, x, x_bfloat16 != 0, tokens, pitch, columns, y, y_bfloat16 != 0}, packer, threads);
 }
 
 #else
 
 extern "C" int32_t zoquant_matmul_ready() { return 0; }
 extern "C" void zoquant_matmul(int32_t, const uint8_t*, const void*, int32_t, const void*, int32_t, const int64_t*,
-                               int64_t, int64_t, const void*, int32_t, int64_t, int64_t, void*, int32_t, int32_t) {}
+                               int64_t, int64_t, const void*, int32_t, int64_t, int64_t, void*, int32_t, const float*,
+                               const float*, int64_t, int32_t) {}
 
 #endif

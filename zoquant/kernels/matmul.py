@@ -18,8 +18,12 @@ from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.kernels.build import library
 from zoquant.kernels.decode import FIELDS, LAYOUTS, checked_rows
 
-RowMultiplier = Callable[[Tensor, Tensor, Sequence[Tensor], "Tensor | None"], Tensor]
-"""`multiply_rows(x, codes, values, rows)`, see `row_multiplier`."""
+Factors = tuple[Tensor, Tensor]
+"""Factors on the columns of x and on those of the product, float32 `[blocks, columns]` and `[blocks, rows]`, for
+each of the blocks of neighbours that the rows of x are cut into."""
+
+RowMultiplier = Callable[[Tensor, Tensor, Sequence[Tensor], "Tensor | None", "Factors | None"], Tensor]
+"""`multiply_rows(x, codes, values, rows, factors)`, see `row_multiplier`."""
 
 COLUMNS = 32
 """A matrix has a multiple of so many columns."""
@@ -28,7 +32,7 @@ INPUTS = (torch.float32, torch.bfloat16)
 """Dtypes of x."""
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _I)
+_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _P, _L, _I)
 _PLAIN = len(LAYOUTS)
 
 
@@ -55,15 +59,18 @@ def row_multiplier(layout: str) -> RowMultiplier | None:
 
     Returns:
         A function of x, `[tokens, columns]`, for which `multiplies` holds; the packed words and fields as
-        `zoquant.kernels.decode.row_decoder` takes them; and the wanted rows, int64 `[n]`, or None for all. It returns
-        `[tokens, n]` in the dtype of x. It raises IndexError for a row that does not exist. None where the layout has
-        no compiled product, or nothing is compiled, or the processor has no matrix unit.
+        `zoquant.kernels.decode.row_decoder` takes them; the wanted rows, int64 `[n]`, or None for all; and factors, or
+        None. It returns `[tokens, n]` in the dtype of x. It raises IndexError for a row that does not exist, and
+        ShapeError where factors do not fit. None where the layout has no compiled product, or nothing is compiled, or
+        the processor has no matrix unit.
     """
     if layout not in LAYOUTS or _function() is None:
         return None
     number, (block, size, fields) = list(LAYOUTS).index(layout), LAYOUTS[layout]
 
-    def multiply(x: Tensor, codes: Tensor, values: Sequence[Tensor], rows: Tensor | None) -> Tensor:
+    def multiply(
+        x: Tensor, codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, factors: Factors | None
+    ) -> Tensor:
         fits = codes.shape[2:] == (size,) and x.dim() == 2 and x.shape[-1] == codes.shape[1] * block
         if not (fits and len(values) == fields and all(value.shape == codes.shape[:2] for value in values)):
             raise ShapeError(
@@ -75,17 +82,18 @@ def row_multiplier(layout: str) -> RowMultiplier | None:
         parts = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
         place = None if order is None else order.data_ptr()
         count = len(codes) if order is None else len(order)
-        return _run(x, count, number, codes.data_ptr(), *parts, place, count, codes.shape[1])
+        return _run(x, count, factors, number, codes.data_ptr(), *parts, place, count, codes.shape[1])
 
     return multiply
 
 
-def multiply_plain(x: Tensor, weight: Tensor) -> Tensor:
+def multiply_plain(x: Tensor, weight: Tensor, factors: Factors | None = None) -> Tensor:
     """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x.
 
     Args:
         x: `[tokens, columns]`, for which `multiplies` holds.
         weight: bfloat16 `[rows, columns]` on the CPU, contiguous, columns a multiple of 32.
+        factors: on the columns of x and on those of the product, or None.
 
     Raises:
         ShapeError: they do not fit together.
@@ -97,10 +105,10 @@ def multiply_plain(x: Tensor, weight: Tensor) -> Tensor:
             f"expected a contiguous bfloat16 matrix on the CPU of a multiple of {COLUMNS} columns and x "
             f"[tokens, columns], got {weight.dtype} {tuple(weight.shape)} on {weight.device} and {tuple(x.shape)}."
         )
-    return _run(x, rows, _PLAIN, weight.data_ptr(), None, 0, None, 0, None, rows, columns // COLUMNS)
+    return _run(x, rows, factors, _PLAIN, weight.data_ptr(), None, 0, None, 0, None, rows, columns // COLUMNS)
 
 
-def _run(x: Tensor, rows: int, *weights: Any) -> Tensor:
+def _run(x: Tensor, rows: int, factors: Factors | None, *weights: Any) -> Tensor:
     function = _function()
     if function is None:
         raise UnsupportedLayoutError("no compiled product here: ask `multiplies` first, or multiply with torch.")
@@ -109,8 +117,24 @@ def _run(x: Tensor, rows: int, *weights: Any) -> Tensor:
     if not (y.numel() and x.shape[1]):
         return y.zero_()
     half = x.dtype == torch.bfloat16
-    function(*weights, x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half, torch.get_num_threads())
+    scaling = _scaling(x, rows, factors)
+    function(*weights, x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half, *scaling, torch.get_num_threads())
     return y
+
+
+def _scaling(x: Tensor, rows: int, factors: Factors | None) -> tuple[int | None, int | None, int]:
+    """Return the addresses of factors, and how many rows of x a block has."""
+    if factors is None:
+        return None, None, 0
+    blocks = len(factors[0])
+    fits = [tuple(each.shape) for each in factors] == [(blocks, x.shape[1]), (blocks, rows)]
+    plain = all(each.is_cpu and each.is_contiguous() and each.dtype == torch.float32 for each in factors)
+    if not fits or not plain or not blocks or len(x) % blocks:
+        raise ShapeError(
+            f"factors: expected contiguous float32 [blocks, {x.shape[1]}] and [blocks, {rows}] on the CPU, with blocks "
+            f"that divide {len(x)} rows, got {[(each.dtype, tuple(each.shape)) for each in factors]}."
+        )
+    return factors[0].data_ptr(), factors[1].data_ptr(), len(x) // blocks
 
 
 @cache

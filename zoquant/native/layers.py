@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
-from zoquant.kernels.matmul import RowMultiplier, multiplies
+from zoquant.kernels.matmul import Factors, RowMultiplier, multiplies
 from zoquant.kernels.operands import Numbers, Operands, words_of_blocks
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.on_gpu import decoded
@@ -85,13 +85,13 @@ class QuantWeight(PackedWeight):
         self.codec.decode(codes, [value.float() for value in values], out)
         return rounded(out.flatten(1), dtype)
 
-    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def product(self, x: Tensor, dtype: torch.dtype, factors: Factors | None = None) -> Tensor:
         """Return `x Wᵀ`, decoded where it is multiplied if that is compiled, see `PackedWeight.product`."""
         compiled: RowMultiplier | None = getattr(self.codec, "multiply_rows", None)
         codes, values, place = self._parts(slice(0, self.rows))
         if compiled is not None and multiplies(x, dtype) and decodable(codes, values):
-            return compiled(x, codes, values, place)
-        return super().product(x, dtype)
+            return compiled(x, codes, values, place, factors)
+        return super().product(x, dtype, factors)
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return codes, scale and minimum as a kernel reads them, of a codec that says it has ggml's blocks."""
@@ -125,6 +125,7 @@ class QuantLinear(nn.Module):
     Attributes:
         weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
         twin: what multiplies the second half of the rows, see `zoquant.native.pair`; None while there is one probe.
+        factors: factors on what goes into the product and comes out of it, for each block of rows; None for none.
     """
 
     weight: None = None
@@ -134,6 +135,7 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.packed = packed
         self.twin: PackedWeight | None = None
+        self.factors: Factors | None = None
         self.register_buffer("bias", bias)
         self.compute_dtype = compute_dtype
         self.in_features, self.out_features = packed.columns, packed.rows
@@ -147,7 +149,7 @@ class QuantLinear(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         if self.twin is None:
-            return self.packed.product(x, self.compute_dtype)
+            return self.packed.product(x, self.compute_dtype, self.factors)
         return pair_product(x, self.packed, self.twin, self.compute_dtype)
 
     @property

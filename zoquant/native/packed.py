@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from zoquant.kernels.matmul import COLUMNS, multiplies, multiply_plain
+from zoquant.kernels.matmul import COLUMNS, Factors, multiplies, multiply_plain
 from zoquant.kernels.operands import Operands
 from zoquant.native import on_cpu, on_gpu
 from zoquant.native.codec import FieldSpec
+from zoquant.native.scaling import scale_output, scaled_input
 from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
@@ -82,17 +83,20 @@ class PackedWeight(nn.Module, ABC):
         """
         return None
 
-    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def product(self, x: Tensor, dtype: torch.dtype, factors: Factors | None = None) -> Tensor:
         """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x; W is decoded a tile at a time.
 
         Args:
             x: `[tokens, columns]`.
             dtype: dtype that x and W are rounded to.
+            factors: on the columns of x and on those of the product, or None.
         """
+        if factors is not None and not multiplies(x, dtype):
+            return scale_output(self.product(scaled_input(x, factors[0]), dtype), factors[1])
         found = on_gpu.multiplied(x, self, dtype)
         if found is not None:
             return found
-        parts = [product(x, tile) for _, tile in self.tiles(dtype)]
+        parts = [product(x, tile, _of_rows(factors, rows)) for rows, tile in self.tiles(dtype)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def grids(self) -> Mapping[str, Grid]:
@@ -119,12 +123,19 @@ class PackedWeight(nn.Module, ABC):
         return weight
 
 
-def product(x: Tensor, tile: Tensor) -> Tensor:
+def product(x: Tensor, tile: Tensor, factors: Factors | None = None) -> Tensor:
     """Return `x tileᵀ`, multiplied in the dtype of the tile, in the dtype of x."""
     plain = tile.is_cpu and tile.is_contiguous() and tile.shape[1] % COLUMNS == 0 and not tile.requires_grad
     if plain and len(x) >= MANY and multiplies(x, tile.dtype):
-        return multiply_plain(x, tile)
+        return multiply_plain(x, tile, factors)
+    if factors is not None:
+        return scale_output(product(scaled_input(x, factors[0]), tile), factors[1])
     return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
+
+
+def _of_rows(factors: Factors | None, rows: slice) -> Factors | None:
+    """Return the factors for some rows of a matrix."""
+    return None if factors is None else (factors[0], factors[1][:, rows].contiguous())
 
 
 def rounded(tile: Tensor, dtype: torch.dtype) -> Tensor:
