@@ -99,7 +99,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" --peers --out benchmarks/results
+	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" --peers --derivatives --out benchmarks/results
 
 clean:
 	rm -rf .venv .venv-* runs dist
