@@ -36,7 +36,7 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
 
 
 def _against_inference(model: nn.Module, ids: Tensor, rounds: int, *, directions: int, split: bool) -> dict[str, Any]:
-    views = attach(model, exclude=_ends(model))
+    views = attach(model, exclude=ends(model))
     optimizer = BatchedZO(views, directions=directions, split=split, lr=0.0)
     rows = ids.repeat(optimizer.repeat, 1)
 
@@ -57,7 +57,7 @@ def _against_inference(model: nn.Module, ids: Tensor, rounds: int, *, directions
     }
 
 
-def _ends(model: nn.Module) -> list[str]:
+def ends(model: nn.Module) -> list[str]:
     """Return patterns of the lookup table and the head: one multiplies no input, the other may share its values."""
     whole: Any = model
     ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
