@@ -183,7 +183,7 @@ def test_tied_words_become_one_parameter() -> None:
     layer = toy_layer()
     model = torch.nn.ModuleList([QuantEmbedding(layer.packed, scale=3.0), layer])
     ids, expected = torch.tensor([[0, 5]]), model[0](torch.tensor([[0, 5]]))
-    embedding, linear = make_dense(model, torch.bfloat16)  # type: ignore[misc]
+    embedding, linear = cast(torch.nn.ModuleList, make_dense(model, torch.bfloat16))
     assert embedding.weight is linear.weight
     assert embedding.weight.dtype == torch.bfloat16
     torch.testing.assert_close(embedding(ids).float(), expected, rtol=1e-2, atol=1e-3)

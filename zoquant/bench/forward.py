@@ -35,7 +35,7 @@ def native_against_dense(model: nn.Module, ids: Tensor, rounds: int) -> dict[str
         "dense_bfloat16": make_dense(shared_copy(model), torch.bfloat16),
     }
     with torch.no_grad():
-        calls = {name: lambda each=each: hidden_states(each, ids) for name, each in models.items()}  # type: ignore[misc]
+        calls = {name: lambda each=each: hidden_states(each, ids) for name, each in models.items()}
         times = in_turn(calls, rounds)
     return {
         **found,

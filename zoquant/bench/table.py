@@ -106,7 +106,8 @@ def _scaling(found: Mapping[str, Any]) -> Iterator[Row]:
     for name, points in found["scaling"].items():
         for each in points:
             what = f"{each['batch']} x {each['length']} tokens, {each['values']:,} values"
-            yield _plain(f"step / two forwards by {name}, {what}", each["overhead"])
+            row = _plain(f"step / two forwards by {name}, {what}", each["overhead"])
+            yield row._replace(measured=f"{row.measured}, {each['step_seconds']['median']:.3f} s a step")
 
 
 def _forward(found: Mapping[str, Any]) -> Iterator[Row]:
