@@ -201,9 +201,8 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_memory_of_each_way_is_taken_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "base.gguf")
-    ours, theirs = _in_child("train", path, 2, 3), _in_child(PEERS[3].name, path, 2, 3)
-    assert 0 < ours["before"] < ours["peak"]
-    assert 0 < theirs["before"] < theirs["peak"]
+    found = _in_child(PEERS[1].name, path, 2, 3)
+    assert 0 < found["before"] < found["peak"]
     with pytest.raises(ChildProcessError, match="ended with status 1"):
         _in_child("load", tmp_path / "gone.gguf", 2, 3)
 
@@ -219,7 +218,9 @@ def test_every_way_uses_the_model(tmp_path: Path) -> None:
 
 
 class Linear:
-    """A task whose loss is the sum of a model's scales times a number of the batch."""
+    """A task whose loss is the sum of a model's scales times a number of the batch, with noise where it is fast."""
+
+    noise = 0.0
 
     def batch_of_step(self, seed: int, step: int, size: int) -> float:
         return float(step + 1)
@@ -228,8 +229,6 @@ class Linear:
         layer = cast(QuantLinear, model.get_submodule("layers.l0"))
         noise = 0.0 if layer.compute_dtype == torch.float32 else torch.rand(()) * self.noise
         return batch * layer.packed.value("d").float().sum() + noise
-
-    noise = 0.0
 
 
 def test_the_agreement_of_derivatives() -> None:
@@ -262,6 +261,16 @@ def test_qzo_keeps_scales_above_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     qzo_step([scales])(torch.nn.Identity(), torch.zeros(1), 7)
     assert scales.min() == 0
     assert scales.max() > 0
+
+
+def test_qzo_moves_the_scale_of_each_matrix_and_leaves_its_minimum(tmp_path: Path) -> None:
+    model, _ = zoquant.load(write_checkpoint(tmp_path / "base.gguf"))
+    before = {view.name: view.read() for view in zoquant.attach(model)}
+    trained = PEERS[0].prepare(model)
+    trained.step(trained.model, torch.tensor([[1, 2, 3]]), 0)
+    moved = {view.name for view in zoquant.attach(model) if not torch.equal(view.read(), before[view.name])}
+    assert moved == {name for name in before if name.endswith(".d")}
+    assert trained.parameters == sum(before[name].numel() for name in moved)
 
 
 def test_an_adapter_begins_at_zero() -> None:

@@ -59,11 +59,13 @@ def peers(model: nn.Module, ids: Tensor, rounds: int) -> dict[str, Any]:
     Returns:
         By peer: seconds of a step and of two forwards and their ratio, or `skipped` with the reason.
     """
-    views = attach(model)
-    try:
-        return {peer.name: _peer(peer, model, ids, rounds) for peer in PEERS}
-    finally:
-        views.write()
+    views, found = attach(model), {}
+    for peer in PEERS:
+        try:
+            found[peer.name] = _peer(peer, model, ids, rounds)
+        finally:
+            views.write()
+    return found
 
 
 def _peer(peer: Peer, model: nn.Module, ids: Tensor, rounds: int) -> dict[str, Any]:
@@ -93,8 +95,10 @@ def why_not(peer: Peer, model: nn.Module) -> str | None:
 
 
 def _qzo(model: nn.Module) -> Trained:
+    """Move the first scale of each matrix, what codes are multiplied with: a minimum beside it may be negative."""
     packed = [module for module in model.modules() if isinstance(module, PackedWeight)]
-    scales = [each.value(field.name) for each in packed for field in each.fields if field.role == "scale"]
+    names = [next((field.name for field in each.fields if field.role == "scale"), None) for each in packed]
+    scales = [each.value(name) for each, name in zip(packed, names, strict=True) if name is not None]
     return Trained(model, qzo_step(scales), _count(scales))
 
 
