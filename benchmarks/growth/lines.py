@@ -33,7 +33,7 @@ class Sweep:
 
 
 SWEEPS: dict[str, Sweep] = {
-    "size": Sweep("size", "weights", "step_seconds", (1e9, "billion weights"), (1e-3, "ms"),
+    "size": Sweep("size", "weights", "step_seconds", (1e9, "billion weights"), (1, "s"),
                   "a forward decodes and multiplies each weight once, a step does two"),
     "views": Sweep("views", "values", "beside_seconds", (1e6, "million values"), (1e-3, "ms"),
                    "beside its forwards a step draws noise for each value and writes the sum, three times"),
@@ -97,7 +97,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
         axis.plot(ends / many, (each["fixed"] + each["each"] * ends) / unit, "-", color="0.6")
         axis.plot(x / many, y / unit, "o")
         axis.set(title=f"{name}, R² {each['r2']:.4f}", xlabel=what, ylabel=f"{sweep.y.rpartition('_')[0]}, {called}")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * y.max() / unit)
     figure.suptitle(found["machine"]["processor"], fontsize=9)
     figure.tight_layout()
     figure.savefig(path)

@@ -26,7 +26,7 @@ class Point:
         sweep: what is varied: `size`, `views`, `batch`, `directions`, each with two forwards, or `together`, directions
             that share one forward.
         size: a key of `WIDTHS`.
-        share: every how-many-th layer is attached.
+        share: every how-many-th layer is attached, see `zoquant.bench.sample.every_layer`.
         batch: rows.
         directions: probes of a step.
         rounds: repetitions that count.
@@ -63,8 +63,7 @@ def measure(point: Point) -> dict[str, Any]:
     """Return one point with its figures: times in seconds, medians; peak memory of its process in bytes."""
     import zoquant
     from benchmarks.growth.model import random_model
-    from zoquant.bench.probes import ends
-    from zoquant.bench.sample import every_layer, row_losses, sample_ids, sample_loss
+    from zoquant.bench.sample import ends, every_layer, row_losses, sample_ids, sample_loss
     from zoquant.bench.timing import in_turn, spread
     from zoquant.memory import peak_rss_bytes
     from zoquant.native import PackedWeight

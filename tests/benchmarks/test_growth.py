@@ -22,10 +22,14 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(growth.WIDTHS, 1, (128, 2, 300))
 
 
-def test_half_the_layers_have_half_the_values() -> None:
-    found = [measure(Point("views", size=1, share=share, rounds=2)) for share in (1, 3)]
-    assert found[0]["weights"] == found[1]["weights"] > 300 * 128
-    assert found[0]["values"] > 2 * found[1]["values"] > 0
+def test_fewer_layers_have_fewer_values() -> None:
+    found = [measure(Point("views", size=1, share=share, rounds=2)) for share in (1, 2, 7)]
+    weights = [each["weights"] for each in found]
+    assert weights[0] == weights[1] == weights[2] > 300 * 128
+    attached = [each["values"] * 16 for each in found]
+    assert attached[0] == weights[0], "d and m for each 32 weights"
+    assert attached[2] == 2 * 128 * 128, "the first matrix of both layers"
+    assert attached[0] - 2 * 300 * 128 > attached[1] > attached[2]
     assert all(found[0][name] > 0 for name in ("step_seconds", "beside_seconds", "forward_seconds", "peak_bytes"))
 
 
