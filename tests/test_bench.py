@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import zoquant
 from tests.gguf.models import tiny
-from tests.tiny import write_checkpoint
+from tests.tiny import ROWS, TEMPLATE, write_checkpoint
 from tests.toy import ToyModel, toy_layer, toy_model
 from zoquant import kernels
 from zoquant.bench import peers, textbook
@@ -32,6 +32,7 @@ from zoquant.cli import measuring  # noqa: F401  (registers the command)
 from zoquant.cli.app import app
 from zoquant.estimators import OneSided
 from zoquant.native import PackedWeight, QuantEmbedding, QuantLinear
+from zoquant.tasks import Batch, Classification, Template
 
 
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -286,40 +287,36 @@ def test_an_adapter_begins_at_zero() -> None:
     assert len(trained) == 2 * len(projections) > 0
 
 
-class Stalls:
-    """A task on a clock of its own: a batch takes so many seconds, a loss 4."""
+class Stalls(Classification):
+    """Reviews on a clock of their own: a batch takes so many seconds, the losses of a step 8."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-        self.now, self.seconds, self.steps = 0.0, seconds, list[int]()
-        monkeypatch.setattr("zoquant.bench.timing.time.perf_counter", lambda: self.now)
+    def __init__(self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        super().__init__(ROWS, Template(TEMPLATE, {"0": "bad", "1": "good"}), tokenizer, torch.device("cpu"))
+        self.now, self.seconds, self.sizes = 0.0, seconds, list[tuple[int, int]]()
+        monkeypatch.setattr("zoquant.bench.pipeline.time.perf_counter", lambda: self.now)
 
-    def __len__(self) -> int:
-        return 7
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> tuple[int, int]:
+    def batch_of_step(self, seed: int, step: int, size: int) -> Batch:
         self.now += self.seconds
-        self.steps.append(step)
-        return step, size
+        self.sizes.append((step, size))
+        return super().batch_of_step(seed, step, size)
 
-    def loss(self, model: torch.nn.Module, batch: tuple[int, int]) -> float:
-        assert batch == (self.steps[-1], 3)
-        self.now += 4.0
-        return 1.0
-
-    def evaluate(self, model: torch.nn.Module) -> Any:
-        raise NotImplementedError
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        self.now += 8.0
+        return super().losses(model, batch)
 
 
 @pytest.mark.parametrize(("seconds", "share"), [(0.0, 0.0), (2.0, 0.2), (8.0, 0.5)])
-def test_the_share_of_the_input(monkeypatch: pytest.MonkeyPatch, seconds: float, share: float) -> None:
-    """The batch of a step and its two forwards are the step; no batch is made twice."""
-    task = Stalls(monkeypatch, seconds)
-    found = pipeline(toy_model(), task, 3, 5)
-    assert found["step_seconds"]["median"] == seconds + 8
-    assert found["batch_seconds"]["median"] == seconds
+def test_the_share_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, share: float) -> None:
+    """In a run of the trainer, the batch of a step and its one forward of both signs are the step."""
+    model, tokenizer = zoquant.load(write_checkpoint(tmp_path / "base.gguf"))
+    task = Stalls(tokenizer, monkeypatch, seconds)
+    found = pipeline(model, task, 3, 5)
+    assert found["subspace"] == "rows-columns"
+    assert found["step_seconds"]["median"] == pytest.approx(seconds + 8)
+    assert found["batch_seconds"]["median"] == pytest.approx(seconds)
     assert found["batch_over_step"]["median"] == pytest.approx(share)
-    assert found["rows"] == 7
-    assert task.steps == list(range(14))
+    assert found["rows"] == len(ROWS)
+    assert task.sizes[-8:] == [(step, 3) for step in range(8)]
 
 
 def test_times_are_taken_in_turn() -> None:
