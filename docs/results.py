@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_suite import lines
-from benchmarks.growth import fits
+from benchmarks.growth import fits, told
 from docs.matrix import table
 from zoquant.bench.table import rows
 
 BEGIN, END = "<!-- make docs: begin -->\n", "<!-- make docs: end -->\n"
+PLOT = Path(__file__).parent / "growth.png"
+_MODELS = (
+    "Models are random, shapes of llama in Q4_1; views, batch and directions are varied on one of 40 million weights."
+)
 
 
 def with_results(page: str, folder: Path) -> str:
@@ -18,7 +22,7 @@ def with_results(page: str, folder: Path) -> str:
 
     Args:
         page: text of docs/benchmarks.md.
-        folder: the JSON files of `zoquant bench`, benchmarks/gpu_suite and benchmarks/growth.py.
+        folder: the JSON files of `zoquant bench`, benchmarks.gpu_suite and benchmarks.growth.
     """
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
@@ -30,12 +34,14 @@ def _results(found: Sequence[Mapping[str, Any]]) -> str:
     kinds: dict[str, list[Mapping[str, Any]]] = {"bench": [], "gpu-suite": [], "growth": []}
     for each in found:
         kinds[each["kind"]].append(each)
-    measured = [_bench(each) for each in kinds["bench"]] or [_missing("zoquant bench", "`zoquant bench --peers`")]
+    measured = [_bench(each) for each in kinds["bench"] if not each["quick"]]
     suites = [_suite(each) for each in kinds["gpu-suite"] if not each["tiny"]]
-    grown = [_growth(each) for each in kinds["growth"]] or [_missing("Growth", "`benchmarks/growth.py`")]
-    return "\n".join(
-        [*measured, *(suites or [_missing("Suite for GPUs", "on a GPU, by `python -m benchmarks.gpu_suite`")]), *grown]
-    )
+    grown = [_growth(each) for each in kinds["growth"] if not each["short"]]
+    return "\n".join([
+        *(measured or [_missing("zoquant bench", "`make bench`")]),
+        *(suites or [_missing("Suite for GPUs", "on a GPU, by `python -m benchmarks.gpu_suite`")]),
+        *(grown or [_missing("Growth", "`python -m benchmarks.growth`")]),
+    ])  # fmt: skip
 
 
 def _missing(title: str, how: str) -> str:
@@ -43,9 +49,24 @@ def _missing(title: str, how: str) -> str:
 
 
 def _bench(found: Mapping[str, Any]) -> str:
-    return f"## zoquant bench, {found['machine']['processor']}\n\n" + table(
-        ("figure", found["checkpoint"]), rows(found)
-    )
+    made = rows(found)
+    aimed = [(row.measured, row.target) for row in made if row.target is not None]
+    targets = [
+        [aim.name, aim.wanted, measured, aim.verdict, "" if aim.floor is None else f"{aim.floor:g}", aim.left]
+        for measured, aim in aimed
+    ]
+    met = sum(aim.verdict == "met" for _, aim in aimed)
+    machine = found["machine"]
+    return "\n".join([
+        f"## zoquant bench, {machine['processor']}\n",
+        f"`{found['checkpoint']}`, {found['batch']} x {found['length']} tokens, {machine['threads']} threads, torch "
+        f"{machine['torch']}. Medians over {found['rounds']} rounds, quartiles in brackets; one run, contestants in "
+        "turn. Ratios are taken round by round.\n",
+        f"{met} of {len(aimed)} targets are met. No code can pass the floor; what is left is the way to it.\n",
+        table(("figure", "target", "measured", "verdict", "floor", "left"), targets),
+        "Everything that was measured:\n",
+        table(("figure", "measured"), [[row.figure, row.measured] for row in made]),
+    ])  # fmt: skip
 
 
 def _suite(found: Mapping[str, Any]) -> str:
@@ -54,10 +75,11 @@ def _suite(found: Mapping[str, Any]) -> str:
 
 
 def _growth(found: Mapping[str, Any]) -> str:
-    told = [
-        [name, each["x"], f"{each['fixed']:.4g}", f"{each['each']:.4g}", f"{each['r2']:.4f}"]
-        for name, each in fits(found["points"]).items()
+    machine, count = found["machine"], len(found["points"])
+    parts = [
+        f"## Growth, {machine['processor']}\n",
+        f"{machine['threads']} threads, torch {machine['torch']}; {count} points in as many processes. {_MODELS}\n",
+        f"![Points and lines]({PLOT.name})\n" if PLOT.exists() else "",
+        "".join(f"- {told(name, each)}\n" for name, each in fits(found["points"]).items()),
     ]
-    head = ("sweep", "over", "at zero", "for each", "R²")
-    said = f"Straight lines through {len(found['points'])} points."
-    return f"## Growth, {found['machine']['processor']}\n\n{said}\n\n" + table(head, told)
+    return "\n".join(part for part in parts if part)

@@ -17,6 +17,32 @@ GPU = {
               "Other": {"skipped": "too large"}},
 }  # fmt: skip
 POINTS = [{"sweep": "batch", "batch": n, "step_seconds": 2.0 * n} for n in (1, 2, 3)]
+GROWTH = {
+    "kind": "growth", "short": False, "points": POINTS, "machine": {"processor": "Chip", "threads": 2, "torch": "2"},
+}  # fmt: skip
+SHARES = {"overhead": SPREAD, "step_seconds": SPREAD}
+FORWARDS = ("native_over_dense_float32", "native_over_dense_bfloat16", "native_float32_over_dense_float32",
+            "native_seconds", "dense_float32_seconds", "dense_bfloat16_seconds")  # fmt: skip
+BENCH = {
+    "kind": "bench", "checkpoint": "model.gguf", "batch": 16, "length": 32, "rounds": 15, "quick": False,
+    "compute_dtype": "bfloat16",
+    "machine": {"device": "cpu", "processor": "Chip", "threads": 2, "kernels": "compiled", "torch": "2"},
+    "memory": {"train_peak_bytes": 2**30, "evaluate_peak_bytes": 2**30, "train_over_evaluate": 1.02,
+               "load_peak_over_imports_bytes": 2**20,
+               "peers": {"Full": {"train_peak_bytes": 3 * 2**30}, "Wide": {"skipped": "does not fit"}}},
+    "growth": {"steps": 10, "rss_growth_bytes": 0},
+    "estimators": {name: {**SHARES, "forwards": count, "forwards_seconds": SPREAD, "tokens_a_second": SPREAD}
+                   for name, count in (("two-point", 2), ("fzoo", 3))},
+    "input": {"rows": 10, "subspace": "values", "values": 7, "batch_over_step": SPREAD, "step_seconds": SPREAD},
+    "bandwidth": {"values": 7, "noise_over_copy": SPREAD, "write_over_copy": SPREAD, "copy_bytes_a_second": SPREAD},
+    "replay": {"values": 7, "steps_a_second": SPREAD},
+    "batched": {"skipped": "no rows"},
+    "scaling": {"batch": [{**SHARES, "batch": 2, "length": 3, "values": 7}]},
+    "forward": [{"batch": 16, "length": 32, **dict.fromkeys(FORWARDS, SPREAD)},
+                {"batch": 1, "length": 512, **dict.fromkeys(FORWARDS, SPREAD)}],
+    "derivatives": {"probes": 200, "compute_dtype": "bfloat16", "correlation": 0.998, "relative_error": 0.05},
+    "peers": {"Full": SHARES, "Wide": {"skipped": "does not fit"}},
+}  # fmt: skip
 
 
 def test_the_page_is_what_the_results_give() -> None:
@@ -35,14 +61,40 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
 
 def test_figures_become_tables(tmp_path: Path) -> None:
     (tmp_path / "gpu.json").write_text(json.dumps(GPU), encoding="utf-8")
-    grown = {"kind": "growth", "points": POINTS, "machine": {"processor": "Chip"}}
-    (tmp_path / "growth.json").write_text(json.dumps(grown), encoding="utf-8")
+    (tmp_path / "growth.json").write_text(json.dumps(GROWTH), encoding="utf-8")
     text = with_results(f"{BEGIN}{END}", tmp_path)
     assert "- Big, 4-bit: 7.00 billion weights, AdamW bf16 80.0 GB; overhead, batch 1: 1.500\n" in text
     assert "- peak memory, GB, Big, 4-bit: at most 4.8: 4.500, met\n" in text
     assert "- Other: too large\n" in text
-    assert "| batch | batch | " in text
-    assert "| 2 | 1.0000 |" in text
+    assert "## Growth, Chip\n\n2 threads, torch 2; 3 points" in text
+    assert "- batch, step seconds: 2,000 ms for each row" in text
+
+
+def test_a_bench_becomes_a_table_of_targets_and_one_of_everything(tmp_path: Path) -> None:
+    (tmp_path / "chip.json").write_text(json.dumps(BENCH), encoding="utf-8")
+    text = with_results(f"{BEGIN}{END}", tmp_path)
+    assert "`model.gguf`, 16 x 32 tokens, 2 threads, torch 2. Medians over 15 rounds" in text
+    assert "2 of 7 targets are met." in text
+    agreement = "derivatives of 200 probes, bfloat16 against float32, correlation"
+    for row in (
+        "| step / 2 forwards, two-point | at most 1.03 | 1.500 (1.000 to 2.000) | missed | 1 | 50.00 % |",
+        "| training / evaluating, peak memory | at most 1.03 | 1.020 | met | 1 | 2.00 % |",
+        "| native / dense float32 forward, 16 x 32 tokens | at most 0.5 | 1.500 (1.000 to 2.000) | missed |  |  |",
+        f"| {agreement} | at least 0.99 | 0.9980 | met | 1 | 0.20 % |",
+        "| native / dense float32 forward, 1 x 512 tokens | 1.500 (1.000 to 2.000) |",
+        "| peak memory, Full | 3,072.0 MiB, 3.00 x zoquant's |",
+        "| step, Wide | does not fit |",
+        "| batched probes | no rows |",
+    ):
+        assert f"{row}\n" in text
+
+
+def test_quick_and_short_runs_stay_out(tmp_path: Path) -> None:
+    (tmp_path / "chip.json").write_text(json.dumps({**BENCH, "quick": True}), encoding="utf-8")
+    (tmp_path / "growth.json").write_text(json.dumps({**GROWTH, "short": True}), encoding="utf-8")
+    text = with_results(f"{BEGIN}{END}", tmp_path)
+    assert "Chip" not in text
+    assert text.count("Not measured yet") == 3
 
 
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:

@@ -1,36 +1,9 @@
 """What was aimed at, beside what was measured."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Target:
-    """One figure.
-
-    Attributes:
-        name: what it is.
-        side: whether it shall be at most or at least the bound.
-        bound: the bound.
-        value: what was measured; None where it was not.
-    """
-
-    name: str
-    side: Literal["at most", "at least"]
-    bound: float
-    value: float | None
-
-    @property
-    def verdict(self) -> str:
-        if self.value is None:
-            return "not measured"
-        met = self.value <= self.bound if self.side == "at most" else self.value >= self.bound
-        return "met" if met else "missed"
-
-    def __str__(self) -> str:
-        value = "" if self.value is None else f"{self.value:.3f}, "
-        return f"{self.name}: {self.side} {self.bound:g}: {value}{self.verdict}"
+from zoquant.bench.target import Target
 
 
 def targets(found: Mapping[str, Any]) -> Iterator[Target]:

@@ -8,16 +8,56 @@ from typing import Any
 
 import pytest
 
-from benchmarks import growth
-from benchmarks.growth import Point, fits, line, measure, plot, points, run
+import zoquant
+from benchmarks.growth import points as growth
+from benchmarks.growth.lines import SWEEPS, fits, line, plot, told
+from benchmarks.growth.model import random_model
+from benchmarks.growth.points import WIDTHS, Point, measure, points, run
+from zoquant.bench.dense import weights_of
+from zoquant.bench.sample import sample_ids, sample_loss
 
 
-def test_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(growth.WIDTHS, 1, (128, 2, 300))
-    found = [measure(Point("views", size=1, share=share, rounds=2)) for share in (1, 2)]
-    assert found[0]["values"] == found[1]["values"] * 2 > 0
-    assert found[0]["weights"] == found[1]["weights"] > 300 * 128
+
+
+def test_fewer_layers_have_fewer_values() -> None:
+    found = [measure(Point("views", size=1, share=share, rounds=2)) for share in (1, 2, 7)]
+    weights = [each["weights"] for each in found]
+    assert weights[0] == weights[1] == weights[2] > 300 * 128
+    attached = [each["values"] * 16 for each in found]
+    assert attached[0] == weights[0], "d and m for each 32 weights"
+    assert attached[2] == 2 * 128 * 128, "the first matrix of both layers"
+    assert attached[0] - 2 * 300 * 128 > attached[1] > attached[2]
     assert all(found[0][name] > 0 for name in ("step_seconds", "beside_seconds", "forward_seconds", "peak_bytes"))
+
+
+def test_directions_that_share_a_forward() -> None:
+    found = measure(Point("together", size=1, directions=2, rounds=2))
+    assert found["step_seconds"] > 0
+    assert "beside_seconds" not in found
+
+
+def test_a_random_model_has_finite_losses_that_a_probe_moves() -> None:
+    model = random_model(*WIDTHS[1])
+    ids = sample_ids(model, 2, 4)
+    views = zoquant.attach(model)
+    before = sample_loss(model, ids)
+    assert 0 < before < 10
+    views.write(seed=0, eps=0.03)
+    assert sample_loss(model, ids) != before
+    matrix = model.get_submodule("model.layers.0.mlp.up_proj").packed.dequantize()  # type: ignore[operator]
+    assert abs(float(matrix.mean())) < 0.01
+    assert 0.01 < float(matrix.std()) < 0.04
+    assert weights_of(model) > 2 * 300 * 128
+
+
+def test_large_models_have_few_rounds() -> None:
+    rounds = {each.size: each.rounds for each in points(7000) if each.sweep == "size"}
+    assert rounds == {15: 5, 40: 5, 135: 5, 360: 5, 1100: 2, 3200: 2, 7000: 2}
+    assert {each.rounds for each in points(7000, short=True)} == {2}
+    assert max(each.size for each in points(7000, short=True)) == 40
 
 
 class Pool:
@@ -55,6 +95,11 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     again = run(todo, out)
     assert len(again["points"]) == len(todo)
     assert [each["size"] for each in again["points"][:2]] == [point.size for point in measured]
+    with pytest.raises(ValueError, match="short is False, expected True"):
+        run(todo, out, short=True)
+    out.write_text(json.dumps({**again, "machine": {"processor": "other"}}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"machine is .*other"):
+        run(todo, out)
 
 
 def test_lines_and_their_plot(tmp_path: Path) -> None:
@@ -63,5 +108,15 @@ def test_lines_and_their_plot(tmp_path: Path) -> None:
     own = [{"sweep": "size", "weights": n, "step_seconds": 2 * n + 1, "peak_bytes": 10 * n} for n in (1, 2, 3)]
     found = fits([*own, {"sweep": "batch", "batch": 1, "step_seconds": 1}])
     assert {name: round(each["each"], 6) for name, each in found.items()} == {"size": 2, "memory": 10}
-    plot({"points": own}, tmp_path / "growth.png")
+    plot({"points": own, "machine": {"processor": "Chip"}}, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_a_line_in_words() -> None:
+    said = told("batch", {"fixed": 0.05, "each": 0.02, "r2": 0.999})
+    assert said.startswith("batch, step seconds: 20 ms for each row, 50 ms at zero; a straight line, R² 0.9990. Why: ")
+    assert "no straight line" in told("memory", {"fixed": 2.0**29, "each": 0.875, "r2": 0.9})
+    assert "834.5 MiB for each billion weights, 512 MiB at zero" in told(
+        "memory", {"fixed": 2.0**29, "each": 0.875, "r2": 0.9}
+    )
+    assert all(told(name, {"fixed": 1.0, "each": 1.0, "r2": 1.0}).endswith(".") for name in SWEEPS)

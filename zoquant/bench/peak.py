@@ -2,23 +2,24 @@
 
 import multiprocessing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
+from zoquant.bench.peers import PEERS, why_not
 from zoquant.bench.sample import sample_ids, sample_loss
 from zoquant.load import load
 from zoquant.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim import ZOSGD
 
-Way = Literal["load", "evaluate", "train"]
-_WAYS: tuple[Way, ...] = ("load", "evaluate", "train")
+_FORWARDS, _STEPS, _STEPS_OF_A_PEER = 10, 5, 3
 
 
 def peaks(path: Path, batch: int, length: int) -> dict[str, Any]:
     """Return peak memory of loading, evaluating and training; on a GPU also what its allocator held."""
-    found = {way: _in_child(way, path, batch, length) for way in _WAYS}
+    found = {way: _in_child(way, path, batch, length) for way in ("load", "evaluate", "train")}
     size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     result: dict[str, Any] = {
         "file_bytes": size,
@@ -34,33 +35,67 @@ def peaks(path: Path, batch: int, length: int) -> dict[str, Any]:
     return result
 
 
-def _in_child(way: Way, path: Path, batch: int, length: int) -> dict[str, int]:
-    """Run one way in a process of its own and return its memory."""
+def peaks_of_peers(path: Path, batch: int, length: int) -> dict[str, dict[str, Any]]:
+    """Return peak memory of each peer in training, by its name, or `skipped` with the reason."""
+    return {peer.name: _peak_of_peer(peer.name, path, batch, length) for peer in PEERS}
+
+
+def _peak_of_peer(name: str, path: Path, batch: int, length: int) -> dict[str, Any]:
+    try:
+        found = _in_child(name, path, batch, length)
+    except ChildProcessError as error:
+        return {"skipped": str(error)}
+    if "skipped" in found:
+        return found
+    return {"train_peak_bytes": found["peak"]} | ({"gpu_train_peak_bytes": found["gpu"]} if found["gpu"] else {})
+
+
+def _in_child(way: str, path: Path, batch: int, length: int) -> dict[str, Any]:
+    """Run one way in a process of its own and return its memory.
+
+    Raises:
+        ChildProcessError: the process ended early, as when the system has no memory left for it.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(way, path, batch, length, torch.get_num_threads(), sender))
     child.start()
     sender.close()
-    found: dict[str, int] = receiver.recv()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    except EOFError:
+        child.join()
+        raise ChildProcessError(f"{way}: its process ended with status {child.exitcode}") from None
     child.join()
     return found
 
 
-def _child(way: Way, path: Path, batch: int, length: int, threads: int, sender: Any) -> None:
+def _child(way: str, path: Path, batch: int, length: int, threads: int, sender: Any) -> None:
     import transformers  # noqa: F401  (what every load imports is not the load's memory)
 
     torch.set_num_threads(threads)
     before = rss_bytes()
-    model, _ = load(path)
-    ids = sample_ids(model, batch, length)
-    views: Views | None = None
+    model, _ = load(path, runtime="native")
+    reason = _use(way, model, sample_ids(model, batch, length))
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    found = {"before": before, "peak": peak_rss_bytes(), "gpu": gpu}
+    sender.send(found if reason is None else {"skipped": reason})
+
+
+def _use(way: str, model: nn.Module, ids: Tensor) -> str | None:
+    """Use a model in one way; return why a peer cannot."""
     if way == "train":
-        views = attach(model)
-        optimizer = ZOSGD(views, lr=0.0)
-        for _ in range(5):
+        optimizer = ZOSGD(attach(model), lr=0.0)
+        for _ in range(_STEPS):
             optimizer.step(lambda: sample_loss(model, ids))
     elif way == "evaluate":
-        for _ in range(10):
+        for _ in range(_FORWARDS):
             sample_loss(model, ids)
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    sender.send({"before": before, "peak": peak_rss_bytes(), "gpu": gpu})
+    elif way != "load":
+        peer = next(each for each in PEERS if each.name == way)
+        if (reason := why_not(peer, model)) is not None:
+            return reason
+        trained = peer.prepare(model)
+        for number in range(_STEPS_OF_A_PEER):
+            trained.step(trained.model, ids, number)
+    return None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoquant.attach import attach
 from zoquant.batched import BatchedZO
-from zoquant.bench.sample import row_losses
+from zoquant.bench.sample import ends, row_losses
 from zoquant.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
 
@@ -36,7 +36,7 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
 
 
 def _against_inference(model: nn.Module, ids: Tensor, rounds: int, *, directions: int, split: bool) -> dict[str, Any]:
-    views = attach(model, exclude=_ends(model))
+    views = attach(model, exclude=ends(model))
     optimizer = BatchedZO(views, directions=directions, split=split, lr=0.0)
     rows = ids.repeat(optimizer.repeat, 1)
 
@@ -55,10 +55,3 @@ def _against_inference(model: nn.Module, ids: Tensor, rounds: int, *, directions
         "step_seconds": spread(times["step"]),
         "throughput_over_inference": ratio(times["inference"], times["step"]),
     }
-
-
-def _ends(model: nn.Module) -> list[str]:
-    """Return patterns of the lookup table and the head: one multiplies no input, the other may share its values."""
-    whole: Any = model
-    ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
-    return [f"{path}.*" for path, module in model.named_modules() if any(module is end for end in ends)]

@@ -5,26 +5,40 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.attach import attach
+from zoquant.bench.bandwidth import bandwidth
+from zoquant.bench.derivatives import derivatives as agreement
+from zoquant.bench.derivatives import sentences
 from zoquant.bench.forward import native_against_dense
+from zoquant.bench.leak import leak
 from zoquant.bench.machine import file_name, machine
-from zoquant.bench.peak import peaks
+from zoquant.bench.peak import peaks, peaks_of_peers
 from zoquant.bench.peers import peers as measure_peers
 from zoquant.bench.pipeline import pipeline, reviews
 from zoquant.bench.probes import batched
+from zoquant.bench.replay import replay_rate
 from zoquant.bench.sample import sample_ids
-from zoquant.bench.steps import bandwidth, growth, overheads, replay_rate, scaling
+from zoquant.bench.scaling import scaling
+from zoquant.bench.steps import overheads
 from zoquant.files import write_text
 from zoquant.finetune import Source
 from zoquant.load import default_compute_dtype
 
 _DIRECTIONS = 4
 _FORWARD_TOKENS = 512
+_PROBES, _FEW_PROBES = 200, 5
 
 
 def bench(
-    path: Path, *, batch: int = 16, length: int = 32, rounds: int = 15, quick: bool = False, peers: bool = False
+    path: Path,
+    *,
+    batch: int = 16,
+    length: int = 32,
+    rounds: int = 15,
+    quick: bool = False,
+    peers: bool = False,
+    derivatives: bool = False,
 ) -> dict[str, Any]:
-    """Measure a checkpoint on this machine's default device.
+    """Measure a checkpoint on zoquant's own layers, on this machine's default device.
 
     Args:
         path: a checkpoint.
@@ -33,6 +47,7 @@ def bench(
         rounds: repetitions; medians are reported with the quartiles beside them.
         quick: three rounds and few steps: whether it runs, not what it costs.
         peers: measure MeZO, QZO, LoRA and full fine-tuning as textbook code, too.
+        derivatives: compare the derivatives of 200 probes with those of float32, which takes 800 forwards.
 
     Returns:
         Plain data: seconds, bytes and ratios.
@@ -42,13 +57,15 @@ def bench(
     """
     rounds = 3 if quick else rounds
     memory = peaks(path, batch, length)
-    model, tokenizer, _ = Source(str(path)).open()
-    ids = sample_ids(model, batch, length)
-    dtype = default_compute_dtype(ids.device)
+    if peers:
+        memory["peers"] = peaks_of_peers(path, batch, length)
+    model, tokenizer, device = Source(str(path), runtime="native").open()
+    ids, dtype = sample_ids(model, batch, length), default_compute_dtype(device)
+    shapes = [(batch, length)] if quick else [(batch, length), (1, _FORWARD_TOKENS)]
     found: dict[str, Any] = {
         "kind": "bench",
         "checkpoint": path.name,
-        "machine": machine(ids.device),
+        "machine": machine(device),
         "batch": batch,
         "length": length,
         "rounds": rounds,
@@ -59,14 +76,16 @@ def bench(
         "input": pipeline(model, reviews(model, tokenizer, length), batch, rounds),
         "bandwidth": bandwidth(attach(model), rounds),
         "replay": replay_rate(attach(model), 50 if quick else 1000),
-        "growth": growth(model, 50 if quick else 1000),
+        "growth": leak(model, 50 if quick else 1000),
         "scaling": scaling(model, batch, length, rounds),
         "batched": batched(model, ids, _DIRECTIONS, rounds),
+        "forward": [native_against_dense(model, sample_ids(model, *shape), rounds) for shape in shapes],
     }
     if peers:
-        found["peers"] = measure_peers(model, ids, dtype, rounds)
-    shapes = [(batch, length)] if quick else [(batch, length), (1, _FORWARD_TOKENS)]
-    found["forward"] = [native_against_dense(model, sample_ids(model, *shape), rounds) for shape in shapes]
+        found["peers"] = measure_peers(model, ids, rounds)
+    if derivatives:
+        probes = _FEW_PROBES if quick else _PROBES
+        found["derivatives"] = agreement(model, sentences(tokenizer, device), batch, probes, dtype)
     return found
 
 

@@ -1,12 +1,11 @@
 """The batch that is measured on, and a loss that costs what classification costs."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoquant.native import QuantEmbedding, QuantLinear
+from zoquant.attach import Views, attach
 from zoquant.scoring import hidden_states, logits_at
 
 
@@ -30,26 +29,20 @@ def sample_loss(model: nn.Module, ids: Tensor) -> float:
         return float(row_losses(model, ids).mean())
 
 
-def dense_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the same model with plain linear layers, in `dtype` throughout; embeddings stay packed."""
-    shared: dict[int, Any] = {id(each.packed): each.packed for each in model.modules() if hasattr(each, "packed")}
-    dense = copy.deepcopy(model, shared)
-    for path, module in list(dense.named_modules()):
-        if isinstance(module, QuantEmbedding):
-            module.dtype = dtype
-        if isinstance(module, QuantLinear):
-            linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-            linear.weight = nn.Parameter(module.packed.dequantize(), requires_grad=False)
-            if module.bias is not None:
-                linear.bias = nn.Parameter(module.bias.clone(), requires_grad=False)
-            parent, _, name = path.rpartition(".")
-            setattr(dense.get_submodule(parent), name, linear)
-    return dense.to(dtype)
+def ends(model: nn.Module) -> list[str]:
+    """Return patterns of the lookup table and the head: one multiplies no input, the other may share its values."""
+    whole: Any = model
+    ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
+    return [f"{path}.*" for path, module in model.named_modules() if any(module is end for end in ends)]
 
 
-def with_compute_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Let the native linear layers of a model multiply in `dtype`, and return it."""
-    for module in model.modules():
-        if isinstance(module, QuantLinear):
-            module.compute_dtype = dtype
-    return model
+def every_layer(model: nn.Module, share: int) -> Views:
+    """Attach to every so-many-th layer, and to all if that is 1.
+
+    Whole layers, since the views of one share their noise; the lookup table and the head, which are many times as large
+    as a layer, only where all are taken.
+    """
+    if share == 1:
+        return attach(model)
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in attach(model, exclude=ends(model)).keys)
+    return attach(model, include=[f"{path}.*" for path in list(layers)[::share]])

@@ -24,18 +24,21 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = _WARM_UP
+) -> dict[str, list[float]]:
     """Return the seconds of each contestant, measured one after the other in every round.
 
     Args:
         contestants: calls by name.
-        rounds: rounds that count; a few before them do not.
+        rounds: rounds that count.
+        warm_up: rounds before them that do not.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds + _WARM_UP):
+    for _ in range(rounds + warm_up):
         for name, call in contestants.items():
             times[name].append(seconds(call))
-    return {name: found[_WARM_UP:] for name, found in times.items()}
+    return {name: found[warm_up:] for name, found in times.items()}
 
 
 def spread(values: Sequence[float]) -> Spread:
