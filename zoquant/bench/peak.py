@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.attach import attach
+from zoquant.batched import BatchedZO
 from zoquant.bench.peers import PEERS, why_not
+from zoquant.bench.probes import default_step, upper
 from zoquant.bench.sample import sample_ids, sample_loss
+from zoquant.errors import ZoquantError
 from zoquant.load import load
 from zoquant.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim import ZOSGD
@@ -18,8 +21,12 @@ _FORWARDS, _STEPS, _STEPS_OF_A_PEER = 10, 5, 3
 
 
 def peaks(path: Path, batch: int, length: int) -> dict[str, Any]:
-    """Return peak memory of loading, evaluating and training; on a GPU also what its allocator held."""
-    found = {way: _in_child(way, path, batch, length) for way in ("load", "evaluate", "train")}
+    """Return peak memory of loading, evaluating and training; on a GPU also what its allocator held.
+
+    `train` moves all views in two forwards a step; `default` is what `zoquant train` does with no number given, if the
+    model's views have rows and columns.
+    """
+    found = {way: _in_child(way, path, batch, length) for way in ("load", "evaluate", "train", "default")}
     size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     result: dict[str, Any] = {
         "file_bytes": size,
@@ -28,6 +35,9 @@ def peaks(path: Path, batch: int, length: int) -> dict[str, Any]:
         "train_peak_bytes": found["train"]["peak"],
         "train_over_evaluate": found["train"]["peak"] / found["evaluate"]["peak"],
     }
+    if "skipped" not in found["default"]:
+        result["default_peak_bytes"] = found["default"]["peak"]
+        result["default_over_evaluate"] = found["default"]["peak"] / found["evaluate"]["peak"]
     if found["evaluate"]["gpu"]:
         result["gpu_evaluate_peak_bytes"] = found["evaluate"]["gpu"]
         result["gpu_train_peak_bytes"] = found["train"]["gpu"]
@@ -88,6 +98,13 @@ def _use(way: str, model: nn.Module, ids: Tensor) -> str | None:
         optimizer = ZOSGD(attach(model), lr=0.0)
         for _ in range(_STEPS):
             optimizer.step(lambda: sample_loss(model, ids))
+    elif way == "default":
+        try:
+            step = default_step(model, ids, BatchedZO(upper(model), directions=len(ids), lr=0.0))
+        except ZoquantError as error:
+            return str(error)
+        for _ in range(_STEPS):
+            step()
     elif way == "evaluate":
         for _ in range(_FORWARDS):
             sample_loss(model, ids)

@@ -1,15 +1,18 @@
 """Batched probes against plain inference on as many rows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import attach
+from zoquant.attach import Views, attach
 from zoquant.batched import BatchedZO
 from zoquant.bench.sample import ends, row_losses
 from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.depth import upper_middle
 from zoquant.errors import ZoquantError
+from zoquant.trunk import Trunk
 
 
 def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict[str, Any]:
@@ -23,33 +26,59 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
 
     Returns:
         `together`: K directions that all see the batch, 2K·B rows; `each`: B directions, one an example, 2B rows;
-        each with the share of the throughput of plain inference. `skipped` with the reason where rows and columns do
-        not fit the model.
+        `default`: as `each`, in the layers that move where nobody says which, those below run once; each with the share
+        of the throughput of plain inference. `skipped` with the reason where rows and columns do not fit the model.
     """
     try:
+        views = attach(model, exclude=ends(model))
+        together = BatchedZO(views, directions=directions, split=False, lr=0.0)
+        each = BatchedZO(views, directions=len(ids), lr=0.0)
+        default = BatchedZO(upper(model), directions=len(ids), lr=0.0)
         return {
-            "together": _against_inference(model, ids, rounds, directions=directions, split=False),
-            "each": _against_inference(model, ids, rounds, directions=len(ids), split=True),
+            "together": _against_inference(model, ids, rounds, together, step_of(model, ids, together)),
+            "each": _against_inference(model, ids, rounds, each, step_of(model, ids, each)),
+            "default": _against_inference(model, ids, rounds, default, default_step(model, ids, default)),
         }
     except ZoquantError as error:
         return {"skipped": str(error)}
 
 
-def _against_inference(model: nn.Module, ids: Tensor, rounds: int, *, directions: int, split: bool) -> dict[str, Any]:
-    views = attach(model, exclude=ends(model))
-    optimizer = BatchedZO(views, directions=directions, split=split, lr=0.0)
+def upper(model: nn.Module) -> Views:
+    """Return the views that move where nobody says which: those of the layers from half to four fifths of the depth."""
+    everything = attach(model, exclude=ends(model))
+    return attach(model, include=upper_middle(view.layer.path for view in everything if view.layer), verify=False)
+
+
+def step_of(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
+    """Return what does a step on a batch."""
+    return lambda: optimizer.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
+
+
+def default_step(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
+    """Return what does a step on a batch in which the layers below the views run once."""
+    trunk, step = Trunk(model, optimizer.views), step_of(model, ids, optimizer)
+    with trunk.shared(), torch.no_grad():
+        row_losses(model, ids[:1])  # shows which layers can be left out
+
+    def shared() -> None:
+        with trunk.shared(optimizer.repeat):
+            step()
+
+    return shared
+
+
+def _against_inference(
+    model: nn.Module, ids: Tensor, rounds: int, optimizer: BatchedZO, step: Callable[[], object]
+) -> dict[str, Any]:
     rows = ids.repeat(optimizer.repeat, 1)
 
     def infer() -> None:
         with torch.no_grad():
             row_losses(model, rows).tolist()
 
-    def step() -> None:
-        optimizer.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
-
     times = in_turn({"inference": infer, "step": step}, rounds)
     return {
-        "directions": directions,
+        "directions": optimizer.probes,
         "rows": len(rows),
         "inference_seconds": spread(times["inference"]),
         "step_seconds": spread(times["step"]),
