@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach
+from zoquant.attach import Layer, Views, attach, claimed
 from zoquant.batched import BatchedZO
 from zoquant.depth import upper_middle
 from zoquant.errors import DataError, ShapeError, UnsupportedLayoutError
@@ -60,16 +60,15 @@ def resolve(settings: Settings, model: nn.Module, task: Task[Any]) -> Resolved:
             f"subspace is 'rows-columns', but {type(task).__name__} does not tell the loss of each example. "
             "Take subspace values, or a task of classification with objective loss."
         )
-    everything = _attach(model, settings)
-    include = _include(settings, everything)
+    include = _include(settings, model)
     chosen = replace(settings, subspace="rows-columns", estimator="group-relative", include=include)
-    views = everything if chosen.include == settings.include else _attach(model, chosen, verify=False)
+    views = _attach(model, chosen)
     if settings.subspace == "rows-columns":
         return Resolved(chosen, views, None)
     try:
         _try(chosen, views, model, task)
     except (UnsupportedLayoutError, ShapeError) as error:
-        return _values(settings, everything, str(error))
+        return _values(settings, _attach(model, settings), str(error))
     return Resolved(chosen, views, f"subspace rows-columns, with a direction for each example: {_moved(views)}.")
 
 
@@ -93,18 +92,20 @@ def _values(settings: Settings, views: Views, why: str | None) -> Resolved:
     return Resolved(replace(settings, subspace="values"), views, said)
 
 
-def _attach(model: nn.Module, settings: Settings, *, verify: bool = True) -> Views:
+def _attach(model: nn.Module, settings: Settings) -> Views:
     return attach(
-        model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled,
-        verify=verify,
-    )  # fmt: skip
+        model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
+    )
 
 
-def _include(settings: Settings, views: Views) -> tuple[str, ...] | None:
-    """Return patterns for what moves: those that are given, the middle of the depth, or all layers that have a grid."""
+def _include(settings: Settings, model: nn.Module) -> tuple[str, ...] | None:
+    """Return patterns for what moves: those that are given, the middle of the depth, or all layers that have a grid.
+
+    The layers are looked at without their views, which would take memory for all values.
+    """
     if settings.include is not None:
         return settings.include
-    layers = dict.fromkeys(view.layer for view in views if view.layer is not None)
+    layers = [Layer(*each) for each in claimed(model)]
     if found := upper_middle(layer.path for layer in layers):
         return found
     gridded = [layer for layer in layers if layer.grids()]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach
+from zoquant.attach import Views, attach, claimed
 from zoquant.batched import BatchedZO
 from zoquant.bench.sample import ends, row_losses
 from zoquant.bench.timing import in_turn, ratio, spread
@@ -45,8 +45,7 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
 
 def upper(model: nn.Module) -> Views:
     """Return the views that move where nobody says which: those of the layers from half to four fifths of the depth."""
-    everything = attach(model, exclude=ends(model))
-    return attach(model, include=upper_middle(view.layer.path for view in everything if view.layer), verify=False)
+    return attach(model, include=upper_middle(path for path, _, _ in claimed(model)))
 
 
 def step_of(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
