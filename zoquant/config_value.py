@@ -2,10 +2,10 @@
 
 import types
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
 from zoquant.errors import ConfigError
+from zoquant.nearest import one_of
 from zoquant.tasks.template import parse_words
 
 AUTO = "auto"
@@ -57,9 +57,7 @@ def _number(name: str, value: Any) -> float:
 
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
-        near = get_close_matches(str(value), choices, n=1)
-        told = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}.{told}", name)
+        raise ConfigError(f"{name} is {value!r}, expected {one_of(choices, value)}", name)
     return value
 
 

@@ -1,7 +1,8 @@
 """A whole fine-tuning job in one call: load, train, save, plot, summarize. Command line and demo stand on it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,11 +128,13 @@ def finetune(
     choice = MASKED if task.kind == "masked" else CAUSAL
     parts = read_parts(task, data, eval_data, protocol, settings.seed)
     model, tokenizer, device = source.open()
-    train = task.build(parts.train, model, tokenizer, device)
-    held_out, test = (
-        None if rows is None or not is_first() else task.build(rows, model, tokenizer, device)
-        for rows in (parts.dev, parts.test)
-    )
+    with naming(data):
+        train = task.build(parts.train, model, tokenizer, device)
+    with naming(eval_data or data):
+        held_out, test = (
+            None if rows is None or not is_first() else task.build(rows, model, tokenizer, device)
+            for rows in (parts.dev, parts.test)
+        )
     learned = (
         with_objective(train, objective, reward) if isinstance(objective, str) else WithObjective(train, objective)
     )
@@ -190,7 +193,18 @@ def evaluate(
         raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     model, tokenizer, device = source.open(delta)
-    return task.build(rows, model, tokenizer, device, shots=examples).evaluate(model)
+    with naming(data):
+        built = task.build(rows, model, tokenizer, device, shots=examples)
+    return built.evaluate(model)
+
+
+@contextmanager
+def naming(data: str | Path) -> Iterator[None]:
+    """Say of which data an error within speaks."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
 
 
 def evaluation_summary(found: Evaluation | None) -> dict[str, Any] | None:

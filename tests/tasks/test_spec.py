@@ -82,3 +82,8 @@ def test_worked_examples_stand_before_the_prompts(loaded: tuple[Any, Any]) -> No
 def test_calibration_leaves_the_fields_empty(template: str, bare: str) -> None:
     settings = TaskSettings(template=template, labels=WORDS, calibrate=True)
     assert settings._calibration(settings._prompt()) == bare  # type: ignore[arg-type]
+
+
+def test_a_misspelt_task_is_told_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"task is 'sqad', expected one of .*\. Did you mean 'squad'\?"):
+        TaskSettings("sqad")

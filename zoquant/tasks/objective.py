@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoquant.errors import DataError
+from zoquant.nearest import one_of
 from zoquant.rewards import Generated, Reward
 from zoquant.tasks.classification import Classification
 from zoquant.tasks.evaluation import Evaluation
@@ -59,7 +60,7 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
         DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.
     """
     if name not in OBJECTIVES:
-        raise DataError(f"objective is {name!r}, expected one of {', '.join(OBJECTIVES)}.")
+        raise DataError(f"objective is {name!r}, expected {one_of(OBJECTIVES, name)}")
     if name == "reward" and reward is None:
         raise DataError("objective is 'reward', but no reward is given. Name a URL or a command: --reward.")
     if name != "reward" and reward is not None:

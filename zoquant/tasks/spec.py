@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from zoquant.errors import DataError
+from zoquant.nearest import one_of
 from zoquant.rows import Row
 from zoquant.tasks.catalog import CATALOG, Definition, Kind
 from zoquant.tasks.choice import MultipleChoice, options_of, right_options
@@ -48,8 +49,7 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         if self.task not in (*get_args(Kind), *CATALOG):
-            known = ", ".join([*get_args(Kind), *CATALOG])
-            raise DataError(f"task is {self.task!r}, expected one of {known}.")
+            raise DataError(f"task is {self.task!r}, expected {one_of([*get_args(Kind), *CATALOG], self.task)}")
         if self.kind in ("classification", "masked") and self._words is None:
             raise DataError(f"task {self.task}: labels are missing. Write e.g. --labels '0=terrible,1=great'.")
         if self.kind not in ("text", "chat") and self._text is None:
