@@ -1,7 +1,8 @@
-"""On a GPU: theta from base and delta into every plain view in one launch, with no scratch memory between.
+"""Theta from base and delta into every plain view at once, with no scratch memory between.
 
-The launches are one for each dtype and kind of sign, whatever the number of views and layers. Views that are no plain
-tensors, and values in other dtypes, stay with the torch code of `zoquant.buffer`, which is the definition.
+On a GPU the launches are one for each dtype and kind of sign, whatever the number of views and layers; on a CPU there
+is one walk. Views that are no plain tensors, and values in other dtypes, stay with the torch code of `zoquant.buffer`,
+which is the definition.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoquant.kernels.gpu import write_kernels
+from zoquant.kernels.choice import write_kernels
+from zoquant.kernels.stretches import Stretch
 from zoquant.layout import Chunk, Plane, padded
 from zoquant.noise import BLOCK
 from zoquant.source import NoiseSource
 
 
 class FusedWriter:
-    """The views of a buffer that a GPU writes by itself.
+    """The views of a buffer that compiled code writes by itself.
 
     Args:
         chunks: the chunks of the buffer.
-        kernels: `zoquant.kernels.triton_write`.
+        kernels: `zoquant.kernels.triton_write` or `zoquant.kernels.write`.
         device: their device.
     """
 
@@ -33,10 +35,7 @@ class FusedWriter:
             for plane in filter(self.holds, chunk.planes):
                 groups.setdefault((plane.base.dtype, plane.keep_sign), []).extend(self._stretches(chunk, plane))
         with torch.inference_mode(False):
-            self._places = [
-                kernels.places_of(stretches, dtype=dtype, keep_sign=keep_sign, device=device)
-                for (dtype, keep_sign), stretches in groups.items()
-            ]
+            self._places = kernels.places_of(groups, device)
 
     @property
     def launches(self) -> int:
@@ -65,10 +64,10 @@ class FusedWriter:
         for target, theta in zip(*plane.plain, strict=True):
             start = theta.storage_offset()
             base = plane.base[start : start + padded(target.numel())]
-            yield self._kernels.Stretch(base, target, (chunk.start + start) // BLOCK)
+            yield Stretch(base, target, (chunk.start + start) // BLOCK)
 
 
 def fused_writer(chunks: Sequence[Chunk], device: torch.device) -> FusedWriter | None:
-    """Return what writes the views of a buffer in one launch; None where the torch code does."""
+    """Return what writes the views of a buffer at once; None where the torch code does."""
     kernels = write_kernels(device)
     return None if kernels is None else FusedWriter(chunks, kernels, device)

@@ -25,8 +25,10 @@ COMPILERS = ("c++", "g++", "clang++")
 SWITCH = "ZOQUANT_KERNELS"
 """Environment variable: `0` switches the compiled kernels off."""
 
-_FUNCTIONS = ("zoquant_decode", "zoquant_decode_words", "zoquant_noise", "zoquant_accumulate", "zoquant_matmul")
-_QUESTIONS = ("zoquant_matmul_ready",)
+_FUNCTIONS = (
+    "zoquant_decode", "zoquant_decode_words", "zoquant_noise", "zoquant_accumulate", "zoquant_write", "zoquant_matmul",
+)  # fmt: skip
+_QUESTIONS = ("zoquant_matmul_ready", "zoquant_write_ready")
 _TIMEOUT = 300
 
 

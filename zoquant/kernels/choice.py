@@ -1,12 +1,13 @@
-"""Which compiled code draws the noise of a device."""
+"""Which compiled code draws the noise of a device, and writes its views."""
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from zoquant.kernels import gpu, noise
+from zoquant.kernels import gpu, noise, write
 from zoquant.kernels.build import library
 
 
@@ -46,3 +47,10 @@ def noise_kernels(device: torch.device) -> NoiseKernels | None:
     if device.type == "cpu":
         return noise if library() is not None else None
     return cast(NoiseKernels | None, gpu.noise_kernels(device))
+
+
+def write_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of compiled writes of a device, `write` or `triton_write`; None where torch writes."""
+    if device.type == "cpu":
+        return write if write.ready() else None
+    return gpu.write_kernels(device)

@@ -5,7 +5,7 @@ it belongs to, and how many of its elements exist: the number of launches does n
 arithmetic is that of `zoquant.buffer.compose`, each operation rounded on its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,26 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoquant.kernels.stretches import Stretch, rows_of
 from zoquant.kernels.triton_noise import grid, noise_of, settings, signed
-from zoquant.noise import BLOCK
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.uint16}
 """Dtypes of values -> what a kernel reads them as: bfloat16 is widened and rounded by its bits."""
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Values that lie one behind the other.
-
-    Attributes:
-        base: base of the values, contiguous, `[n]` and what fills its last block.
-        target: where they are written, contiguous `[n]`, of the same dtype.
-        block: block of delta that the first of them belongs to.
-    """
-
-    base: Tensor
-    target: Tensor
-    block: int
 
 
 @dataclass(frozen=True)
@@ -52,16 +37,12 @@ class Places:
     aligned: bool
 
 
-def places_of(stretches: Iterable[Stretch], *, dtype: torch.dtype, keep_sign: bool, device: torch.device) -> Places:
-    """Return the table of some stretches, all of one dtype and on one device."""
-    columns: list[Tensor] = []
-    for each in stretches:
-        first = torch.arange(0, each.target.numel(), BLOCK)
-        left = (each.target.numel() - first).clamp(max=BLOCK)
-        size = dtype.itemsize
-        addresses = (each.base.data_ptr() + first * size, each.target.data_ptr() + first * size)
-        columns.append(torch.stack([*addresses, each.block + first // BLOCK, left]))
-    table = torch.cat(columns, 1) if columns else torch.empty(4, 0, dtype=torch.int64)
+def places_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], device: torch.device) -> list[Places]:
+    """Return the tables of some stretches by dtype and whether their values stop at zero: one for each."""
+    return [_places(rows_of(stretches), *group, device) for group, stretches in groups.items()]
+
+
+def _places(table: Tensor, dtype: torch.dtype, keep_sign: bool, device: torch.device) -> Places:
     aligned = not bool((table[:2] % 16).any() or (table[3] % 8).any())
     return Places(table.to(device), dtype, keep_sign, aligned)
 
