@@ -31,10 +31,12 @@ class Places:
     Attributes:
         table: int64 `[rows, 4]` by block: addresses of base and target, block of delta, and what the row holds.
         runs: int64 `[n + 1]`: where runs of neighbouring blocks begin in the table, and its end.
+        reach: how many elements of delta are read.
     """
 
     table: Tensor
     runs: Tensor
+    reach: int
 
 
 def ready() -> bool:
@@ -52,7 +54,7 @@ def places_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], devi
         parts.append(rows)
     found = torch.cat(parts, 1).t()
     table = found[found[:, 2].argsort(stable=True)].contiguous()
-    return [Places(table, _runs(table[:, 2]))] if len(table) else []
+    return [Places(table, _runs(table[:, 2]), int(table[-1, 2] + 1) * BLOCK)] if len(table) else []
 
 
 def _runs(blocks: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def write(
     Raises:
         ShapeError: delta is no contiguous float32 tensor on the CPU, or does not reach as far as the places.
     """
-    needed = int(places.table[-1, 2] + 1) * BLOCK
+    needed = places.reach
     if delta.dtype != torch.float32 or not (delta.is_cpu and delta.is_contiguous()) or delta.numel() < needed:
         raise ShapeError(
             f"delta: expected contiguous float32 on the CPU, {needed} elements or more, got {delta.dtype} "
