@@ -207,6 +207,31 @@ def test_a_model_that_changes_its_ways_is_refused() -> None:
             model(inputs())
 
 
+def test_an_upper_layer_that_gets_another_mask_is_refused() -> None:
+    model = tower()
+    trunk = Trunk(model, attach(model, include=UPPER))
+    masks = iter([1.0, 1.0, 2.0])
+
+    def own_mask(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (*args, torch.full((ROWS, 1), next(masks)))
+
+    model.layers[1].register_forward_pre_hook(own_mask)
+    with trunk.shared(), torch.no_grad():
+        model(inputs())
+        model(inputs())
+        with pytest.raises(UnsupportedLayoutError, match=r"layers\.1: expected .* the arguments of the forward before"):
+            model(inputs())
+
+
+def test_an_upper_layer_that_gets_a_cache_is_computed() -> None:
+    model = tower()
+    model.layers[1].register_forward_pre_hook(lambda module, args: (*args, None, object()))
+    with Trunk(model, attach(model, include=UPPER)).shared(), torch.no_grad():
+        for _ in range(3):
+            model(inputs())
+    assert model.calls() == [3, 3, 3, 3]
+
+
 def test_hidden_states_that_were_left_out_have_no_values() -> None:
     model = tower()
     seen: list[Tensor] = []

@@ -128,9 +128,9 @@ def finetune(
     choice = MASKED if task.kind == "masked" else CAUSAL
     parts = read_parts(task, data, eval_data, protocol, settings.seed)
     model, tokenizer, device = source.open()
-    with naming(data):
+    with _naming(data):
         train = task.build(parts.train, model, tokenizer, device)
-    with naming(eval_data or data):
+    with _naming(eval_data or data):
         held_out, test = (
             None if rows is None or not is_first() else task.build(rows, model, tokenizer, device)
             for rows in (parts.dev, parts.test)
@@ -193,13 +193,13 @@ def evaluate(
         raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     model, tokenizer, device = source.open(delta)
-    with naming(data):
+    with _naming(data):
         built = task.build(rows, model, tokenizer, device, shots=examples)
     return built.evaluate(model)
 
 
 @contextmanager
-def naming(data: str | Path) -> Iterator[None]:
+def _naming(data: str | Path) -> Iterator[None]:
     """Say of which data an error within speaks."""
     try:
         yield

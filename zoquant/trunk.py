@@ -11,7 +11,7 @@ With the upper half of the layers moving, the second forward of a step costs hal
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -119,7 +119,10 @@ class _Stack:
         if number != self._next or not args or args[0] is not self._handed:
             self._break(number)
             return forward(*args, **kwargs)
-        output = self._way.run(number + 1 == len(self.layers), forward, args, kwargs)
+        try:
+            output = self._way.run(number + 1 == len(self.layers), forward, args, kwargs)
+        except OpaqueError:
+            raise self._otherwise(number) from None
         self._next, self._handed = number + 1, _hidden(output)
         if self._handed is None:
             self._break(number)
@@ -139,18 +142,22 @@ class _Stack:
         except OpaqueError:
             return None
         if self._memory is not None and self._memory.holds(call):
-            return _Recall(self._memory.output)
+            return _Recall(self._memory.output, list(self._memory.beside))
         self._memory = _Remember(call)
         return self._memory
 
     def _break(self, number: int) -> None:
         """End the stack below a layer that takes or returns something else, if this is the first forward."""
         if self._tried:
-            raise UnsupportedLayoutError(
-                f"{self.path}.{number}: expected to get what the layer below returned and to return one tensor, as in "
-                "the first forward, but it was otherwise. Leave out Trunk.shared, or call the model in the same way."
-            )
+            raise self._otherwise(number)
         self.layers, self._tried = self.layers[:number], True
+
+    def _otherwise(self, number: int) -> UnsupportedLayoutError:
+        return UnsupportedLayoutError(
+            f"{self.path}.{number}: expected to get what the layer below returned and to return one tensor, as in "
+            "the first forward, and otherwise the arguments of the forward before, but it was different. Leave out "
+            "Trunk.shared, or call the model in the same way."
+        )
 
 
 class _Try:
@@ -167,10 +174,18 @@ class _Remember:
     call: Call
     result: Call | None = None
     output: Any = None
+    beside: list[Call] = field(default_factory=list)
+    """What each layer gets beside the output of the one below, such as a mask of its own."""
+    opaque: bool = False
+    """Whether a layer got what cannot be compared, so that nothing is kept."""
 
     def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            self.beside.append(Call.of(args[1:], kwargs))
+        except OpaqueError:
+            self.opaque = True
         output = forward(*args, **kwargs)
-        if last and _hidden(output) is not None:
+        if last and not self.opaque and _hidden(output) is not None:
             self.result, self.output = Call.of(output), output
         return output
 
@@ -182,11 +197,18 @@ class _Remember:
 
 @dataclass
 class _Recall:
-    """Run no layer; the last one returns what was kept."""
+    """Run no layer; the last one returns what was kept.
+
+    Raises:
+        OpaqueError: a layer gets something else than in the forward whose output was kept.
+    """
 
     output: Any
+    beside: list[Call]
 
     def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.beside.pop(0).same(Call.of(args[1:], kwargs)):
+            raise OpaqueError
         return self.output if last else _like(self.output, torch.empty_like(args[0], device="meta"))
 
 
