@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.test_engine import bits, same
 from tests.test_factors import drawn
+from tests.threads import threads
 from tests.toy import ToyModel, toy_batch, toy_layer, toy_model, write_toy
 from zoquant import ZOSGD, BatchedZO, Trajectory, Views, attach, buffer, export, replay, save_delta
 from zoquant.errors import BaseMismatchError, LossError, ShapeError, UnsupportedLayoutError
@@ -103,15 +104,12 @@ def test_replays_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
         for step in run.steps[3:]:
             journal.append(step)
     assert Trajectory.load(tmp_path / "t") == Trajectory.load(tmp_path / "j") == run
-    for threads, limit, file in ((1, 1 << 17, "t"), (2, 128, "j")):
+    for workers, limit, file in ((1, 1 << 17, "t"), (2, 128, "j")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(buffer._CHUNK, "cpu", limit)
             views = attach(toy_model(order=(1, 2, 0)), roles=ROLES)
-            torch.set_num_threads(threads)
-            try:
+            with threads(workers):
                 replay(tmp_path / file, views)
-            finally:
-                torch.set_num_threads(1)
         assert same(bits(views), bits(optimizer.views))
         assert all(same_bits(views.delta(key), optimizer.views.delta(key)) for key in views.keys)
     found = run.delta(attach(toy_model(), roles=ROLES))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.threads import threads
 from zoquant import source
 from zoquant.noise import (
     BLOCK,
@@ -89,13 +90,10 @@ def test_order_and_subset_do_not_matter(layout: list[tuple[str, int]], seed: int
 def test_threads_and_portions_do_not_matter(kind: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, counts = ["a", "b", "c"], [70_000, 1, 3_000]
     expected = drawn(keys, counts, kind, 7)
-    try:
-        torch.set_num_threads(2)
-        monkeypatch.setattr(source, "_CALLS_AT_A_TIME", 48)
+    monkeypatch.setattr(source, "_CALLS_AT_A_TIME", 48)
+    with threads(2):
         for got, want in zip(drawn(keys, counts, kind, 7), expected, strict=True):
             np.testing.assert_array_equal(got, want)
-    finally:
-        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("kind", NOISES)

@@ -22,6 +22,7 @@ from torch import Tensor
 from zoquant.attach import BoundView, Layer, Views
 from zoquant.buffer import FlatBuffer
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.kernels.choice import factor_kernels
 from zoquant.layout import padded, view_count
 from zoquant.noise import Noise
 from zoquant.protocol import Grid, ScaleView
@@ -32,7 +33,9 @@ from zoquant.update import Mover, Step
 Subspace = Literal["values", "rows-columns"]
 SUBSPACES: tuple[Subspace, ...] = ("values", "rows-columns")
 
-_LEAST = 2.0**-10 - 1  # a factor 1 + u stops at 2⁻¹⁰: scales keep their sign, and a quotient of factors stays finite
+LEAST = 2.0**-10 - 1
+"""Least u or v: a factor 1 + u stops at 2⁻¹⁰, so scales keep their sign and a quotient of factors stays finite."""
+
 _TILE = 1 << 17
 
 
@@ -46,8 +49,8 @@ class LayerFactors:
         rows: where u lies in the buffer.
         columns: where v lies in the buffer.
         places: where the delta of each view lies in the buffer of its views, and whether it is transposed.
-        row_width: how many neighbouring outputs share a row of the grid; 0 where they are not in its order.
-        column_width: how many neighbouring inputs share a column.
+        outputs_in_order: whether the outputs go through the rows of the grid in order, as many neighbours a row.
+        inputs_in_order: whether the inputs go through its columns so.
     """
 
     layer: Layer
@@ -55,16 +58,16 @@ class LayerFactors:
     rows: slice
     columns: slice
     places: tuple[tuple[slice, bool], ...]
-    row_width: int
-    column_width: int
+    outputs_in_order: bool
+    inputs_in_order: bool
 
     def down(self, rows: Tensor) -> Tensor:
-        """Return numbers of the rows, `[n, rows of the grid]`, for every output: `[n, outputs]`."""
-        return _spread(rows, self.grid.rows, self.row_width)
+        """Return numbers of the rows, `[n, rows of the grid]`, for the outputs in order: neighbours may share one."""
+        return rows if self.outputs_in_order else rows.index_select(1, self.grid.rows)
 
     def across(self, columns: Tensor) -> Tensor:
-        """Return numbers of the columns, `[n, columns of the grid]`, for every input: `[n, inputs]`."""
-        return _spread(columns, self.grid.columns, self.column_width)
+        """Return numbers of the columns, `[n, columns of the grid]`, for the inputs in order, as `down` does."""
+        return columns if self.inputs_in_order else columns.index_select(1, self.grid.columns)
 
     def compose(self, factors: Tensor, delta: Tensor) -> None:
         """Write (1 + u)(1 + v) − 1 into the delta of the layer's views."""
@@ -84,6 +87,7 @@ class FactorBuffer:
         delta: float32 `[n]`, u and v, each starting at a multiple of `noise.BLOCK`.
         device: where it lies.
         layers: what belongs to which layer.
+        kernels: compiled rows and columns of this device; None where torch computes.
 
     Raises:
         UnsupportedLayoutError: a layer has no rows and columns; the message says what to leave out.
@@ -91,6 +95,7 @@ class FactorBuffer:
 
     def __init__(self, buffer: FlatBuffer) -> None:
         self.device = buffer.device
+        self.kernels = factor_kernels(buffer.device)
         self.layers: list[LayerFactors] = []
         start = 0
         for layer, numbers in _by_layer(buffer).items():
@@ -100,9 +105,10 @@ class FactorBuffer:
             rows = slice(start, start + grid.shape[0])
             columns = slice(start + padded(grid.shape[0]), start + padded(grid.shape[0]) + grid.shape[1])
             places = {place.start: (place, grid.transposed) for place, grid in found}
-            widths = _width(grid.rows, grid.shape[0]), _width(grid.columns, grid.shape[1])
-            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values()), *widths))
+            ordered = _in_order(grid.rows, grid.shape[0]), _in_order(grid.columns, grid.shape[1])
+            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values()), *ordered))
             start = columns.start + padded(grid.shape[1])
+        self._places = _table(self.layers)
         with torch.inference_mode(False):
             self.delta = torch.zeros(start, dtype=torch.float32, device=self.device)
         self._source: NoiseSource | None = None
@@ -123,6 +129,9 @@ class FactorBuffer:
 
     def compose(self, delta: Tensor) -> None:
         """Write the delta of all views."""
+        if self.kernels is not None:
+            self.kernels.compose(self._places, self.delta, LEAST, delta)
+            return
         for layer in self.layers:
             layer.compose(self.delta, delta)
 
@@ -165,20 +174,23 @@ class FactorMover(Mover):
 
 def bounded(factors: Tensor, out: Tensor | None = None) -> Tensor:
     """Return u or v where 1 + u is at least 2⁻¹⁰."""
-    return torch.clamp(factors, min=_LEAST, out=out)
+    return torch.clamp(factors, min=LEAST, out=out)
 
 
-def _width(places: Tensor, count: int) -> int:
-    """Return how many neighbours share each of so many places, one after the other; 0 where they do not."""
+def _table(layers: Sequence[LayerFactors]) -> Tensor:
+    """Return the places of all layers as `zoquant.kernels.factors.compose` takes them."""
+    rows = [
+        (layer.rows.start, layer.columns.start, *layer.grid.shape, place.start, int(transposed))
+        for layer in layers
+        for place, transposed in layer.places
+    ]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 6)
+
+
+def _in_order(places: Tensor, count: int) -> bool:
+    """Whether so many places are gone through one after the other, by as many neighbours each."""
     width, rest = divmod(len(places), count)
-    return 0 if rest or not torch.equal(places, torch.arange(len(places), device=places.device) // width) else width
-
-
-def _spread(numbers: Tensor, places: Tensor, width: int) -> Tensor:
-    """Return `numbers[:, places]`, contiguous; equal widths are faster than places that are looked up."""
-    if not width:
-        return numbers.index_select(1, places)
-    return numbers[:, :, None].expand(-1, -1, width).reshape(len(numbers), -1).contiguous()
+    return not rest and torch.equal(places, torch.arange(len(places), device=places.device) // width)
 
 
 def _by_layer(buffer: FlatBuffer) -> dict[Layer, list[int]]:

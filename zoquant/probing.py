@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from zoquant.errors import ShapeError, UnsupportedLayoutError
-from zoquant.factors import FactorBuffer, LayerFactors, bounded
+from zoquant.factors import LEAST, FactorBuffer, LayerFactors, bounded
+from zoquant.kernels.matmul import spread
 from zoquant.native import QuantLinear
 from zoquant.native.scaling import scale_output, scaled_input
 from zoquant.noise import Noise
@@ -103,11 +104,15 @@ def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tenso
         float32 `[blocks, n]`, in the layout of `buffer.delta`.
     """
     source, u = buffer.source_of(noise), buffer.delta
-    present = (1 + bounded(u)).reciprocal_()
     found = torch.ones(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
-    for out, (seed, length) in zip(found, blocks, strict=True):
-        if seed is not None:
-            bounded(source.draw(seed, 0, out).mul_(length).add_(u), out=out).add_(1).mul_(present)
+    probes = [(seed, length, row) for row, (seed, length) in enumerate(blocks) if seed is not None]
+    if buffer.kernels is not None and source.kernels is not None:
+        buffer.kernels.ratios(source.definition, probes, u, LEAST, found)
+        return found
+    present = (1 + bounded(u)).reciprocal_()
+    for seed, length, row in probes:
+        out = source.draw(seed, 0, found[row]).mul_(length).add_(u)
+        bounded(out, out=out).add_(1).mul_(present)
     return found
 
 
@@ -138,7 +143,7 @@ class _Scaling:
         self.called = True
         columns = self.factors.across(self._ratios[:, self.factors.columns])
         if isinstance(module, QuantLinear):
-            module.factors = columns, self.factors.down(self._ratios[:, self.factors.rows])
+            module.factors = columns, self._rows()
             return None
         return (scaled_input(x, columns), *args[1:]), kwargs
 
@@ -151,12 +156,16 @@ class _Scaling:
                 f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
-        rows, bias = self.factors.down(self._ratios[:, self.factors.rows]), getattr(module, "bias", None)
+        rows, bias = self._rows(), getattr(module, "bias", None)
         scale_output(output, rows)
         if isinstance(bias, Tensor):
+            rows = spread(rows, output.shape[-1])
             blocks = output.view(len(rows), -1, *output.shape[1:])
             around = rows.view(len(rows), *[1] * (output.dim() - 1), -1)
             blocks.addcmul_(bias.to(output.dtype), (1 - around).to(output.dtype))
+
+    def _rows(self) -> Tensor:
+        return self.factors.down(self._ratios[:, self.factors.rows])
 
     def _check_rows(self, x: Tensor) -> None:
         found = x.shape[0] if x.dim() > 1 else 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.gguf.files import random_blocks
+from tests.threads import threads
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import LAYOUTS, row_decoder
@@ -76,14 +77,12 @@ def test_every_field_value_is_widened_exactly(name: str) -> None:
         assert same(out, reference(codec, codes, values).to(dtype))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_layers_agree_with_torch(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_layers_agree_with_torch(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     codec, codes, values = packed("Q4_1")
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
     x, ids = torch.randn(4, 96, generator=torch.Generator().manual_seed(1)), torch.tensor([[1, 36], [0, 1]])
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(workers):
         for row_order in (None, order):
             weight = QuantWeight(codec, codes, values, row_order)
             fast = outputs_of(weight, x, ids)
@@ -91,8 +90,6 @@ def test_layers_agree_with_torch(monkeypatch: pytest.MonkeyPatch, threads: int) 
                 patch.setattr(BlockCodec, "decode_rows", None)
                 slow = outputs_of(weight, x, ids)
             assert all(same(a, b) for a, b in zip(fast, slow, strict=True))
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_torch_computes_where_compiled_code_cannot() -> None:

@@ -1,8 +1,5 @@
 """The compiled product is the product of the rounded operands, in an order that nothing but the columns decides."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,10 +8,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tests.gguf.files import random_blocks
+from tests.threads import threads
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import LAYOUTS
-from zoquant.kernels.matmul import multiplies, multiply_plain, row_multiplier
+from zoquant.kernels.matmul import multiplies, multiply_plain, row_multiplier, spread
 from zoquant.native import DenseWeight, QuantLinear, QuantWeight, packed
 from zoquant.native.scaling import scale_output, scaled_input
 
@@ -45,16 +43,6 @@ def exact(x: Tensor, weight: Tensor) -> Tensor:
 
 def distance(y: Tensor, expected: Tensor) -> float:
     return float((y.double() - expected).norm() / expected.norm())
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @layouts
@@ -97,6 +85,17 @@ def test_factors_are_those_of_each_block(
         assert torch.equal(multiply_plain(x, weight, (into, out)), expected)
 
 
+@pytest.mark.parametrize("width", [8, 16, 32, 48, 96])
+@pytest.mark.parametrize("share", [1, 5])
+def test_neighbours_share_a_factor(width: int, share: int) -> None:
+    x, weight = random(6, 4128), random(35, 4128, seed=1).bfloat16()
+    into, out = random(3, 9 + 4128 // width, seed=2)[:, 9:], random(3, 9 + 35 // share, seed=3)[:, 9:]
+    expected = multiply_plain(x, weight, (spread(into, 4128), spread(out, 35)))
+    assert torch.equal(spread(into, 4128)[:, ::width], into)
+    assert torch.equal(multiply_plain(x, weight, (into, out)), expected)
+    assert torch.equal(scale_output(multiply_plain(scaled_input(x, into), weight), out), expected)
+
+
 @layouts
 def test_every_layout_takes_factors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = weight_of(name, torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)))
@@ -110,8 +109,8 @@ def test_every_layout_takes_factors(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_factors_that_do_not_fit_are_refused() -> None:
     x, weight = random(6, 32), random(8, 32).bfloat16()
-    for into, out in (((4, 32), (4, 8)), ((3, 32), (2, 8)), ((3, 8), (3, 32)), ((0, 32), (0, 8))):
-        with pytest.raises(ShapeError, match="factors: expected contiguous float32"):
+    for into, out in (((4, 32), (4, 8)), ((3, 32), (2, 8)), ((3, 32), (3, 32)), ((3, 5), (3, 8)), ((0, 32), (0, 8))):
+        with pytest.raises(ShapeError, match="factors: expected float32"):
             multiply_plain(x, weight, (torch.ones(into), torch.ones(out)))
 
 

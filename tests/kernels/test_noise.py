@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.threads import threads
 from zoquant import kernels
 from zoquant.errors import ShapeError
 from zoquant.kernels.noise import accumulate, draw
@@ -73,14 +74,11 @@ def test_accumulate_is_one_step_after_the_other(
 
 def test_threads_do_not_matter() -> None:
     source, _, size = sources([("a", 70_000), ("b", 3)], "rademacher")
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(torch.zeros(size))
+    found = []
+    for count in (1, 2, 5):
+        found.append(torch.zeros(size))
+        with threads(count):
             source.accumulate(found[-1], 0, [1, 2], [0.1, 0.2])
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

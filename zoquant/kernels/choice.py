@@ -1,4 +1,4 @@
-"""Which compiled code draws the noise of a device, and writes its views."""
+"""Which compiled code draws the noise of a device, writes its views, and computes its rows and columns."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -7,7 +7,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from zoquant.kernels import gpu, noise, write
+from zoquant.kernels import factors, gpu, noise, write
 from zoquant.kernels.build import library
 
 
@@ -54,3 +54,8 @@ def write_kernels(device: torch.device) -> ModuleType | None:
     if device.type == "cpu":
         return write if write.ready() else None
     return gpu.write_kernels(device)
+
+
+def factor_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of compiled rows and columns of a device, `factors`; None where torch computes."""
+    return factors if device.type == "cpu" and library() is not None else None

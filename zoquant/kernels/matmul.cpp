@@ -63,13 +63,37 @@ struct Weights {
     int64_t rows, groups;
 };
 
-struct Scaling {  // factors on what goes in and what comes out, one set for each block of neighbouring rows of x
-    const float* columns;  // [blocks, columns]; null where nothing is scaled
-    const float* rows;     // [blocks, rows of W]
-    int64_t tokens;        // rows of x in a block
+// The factors of one row of x, sixteen columns at a time.
+struct Along {
+    const float* at;
+    int64_t width, left;  // neighbours that share a factor, 1 or a multiple of 16, and how many of them are to come
 
-    const float* of_columns(int64_t token, int64_t count) const { return columns ? columns + token / tokens * count : nullptr; }
-    const float* of_rows(int64_t token, int64_t count) const { return rows ? rows + token / tokens * count : nullptr; }
+    floats16 next() {
+        floats16 by;
+        if (width == 1) {
+            std::memcpy(&by, at, sizeof by);
+            at += 16;
+            return by;
+        }
+        by = floats16{} + *at;
+        if (left -= 16; !left) ++at, left = width;
+        return by;
+    }
+};
+
+// Factors on what goes in and what comes out, one row of them for each block of neighbouring rows of x.
+struct Scaling {
+    const float* columns;  // null where nothing is scaled
+    int64_t columns_pitch, width;
+    const float* rows;
+    int64_t rows_pitch;
+    int64_t tokens;  // rows of x in a block
+
+    const float* of_rows(int64_t token) const { return rows ? rows + token / tokens * rows_pitch : nullptr; }
+    Along of_columns(int64_t token, int64_t first) const {
+        if (!columns) return {nullptr, 1, 0};
+        return {columns + token / tokens * columns_pitch + first / width, width, width - first % width};
+    }
 };
 
 struct Product {
@@ -140,36 +164,32 @@ constexpr Packer packer() {
 const Packer packers[] = {packer<Q4_0>(),         packer<Q4_1>(),        packer<Q5_0>(), packer<Q5_1>(),   packer<Q8_0>(),
                           packer<Q45_K<false>>(), packer<Q45_K<true>>(), packer<Q6_K>(), packer<IQ4_NL>(), packer<Plain>()};
 
-// Sixteen columns of x, times their factors.
-floats16 load_x(const Product& p, int64_t at, const float* factors) {
-    floats16 x, by;
+// Sixteen numbers of x.
+floats16 load_x(const Product& p, int64_t at) {
+    floats16 x;
     if (p.x_bfloat16) {
         __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(p.x) + at));
-        x = bits_as<floats16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-    } else {
-        std::memcpy(&x, static_cast<const float*>(p.x) + at, sizeof x);
+        return bits_as<floats16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
     }
-    if (!factors) return x;
-    std::memcpy(&by, factors, sizeof by);
-    return x * by;
+    std::memcpy(&x, static_cast<const float*>(p.x) + at, sizeof x);
+    return x;
 }
 
 // Some columns of thirty-two rows of x from `token` on, rounded to bfloat16, as tiles: [2][columns / 32][16 rows][32].
 void pack_tokens(const Product& p, int64_t token, int64_t first, int64_t count, uint16_t* out) {
     for (int64_t r = 0; r < stripe; ++r) {
         uint16_t* to = out + r / side * side * count + r % side * depth;
-        const int64_t at = (token + r) * p.pitch + first;
+        int64_t at = (token + r) * p.pitch + first;
         const bool there = token + r < p.tokens;
-        const float* scaled = there ? p.scaling.of_columns(token + r, p.columns) : nullptr;
-        for (int64_t column = 0; column < count; column += depth, to += tile) {
-            const float* factors = scaled ? scaled + first + column : nullptr;
+        Along factors = p.scaling.of_columns(there ? token + r : 0, first);
+        for (int64_t column = 0; column < count; column += depth, at += depth, to += tile) {
             if (!there) {
                 std::memset(to, 0, depth * sizeof *to);
-            } else if (p.x_bfloat16 && !factors) {
-                std::memcpy(to, static_cast<const uint16_t*>(p.x) + at + column, depth * sizeof *to);
+            } else if (p.x_bfloat16 && !factors.at) {
+                std::memcpy(to, static_cast<const uint16_t*>(p.x) + at, depth * sizeof *to);
             } else {
-                floats16 low = load_x(p, at + column, factors);
-                floats16 high = load_x(p, at + column + 16, factors ? factors + 16 : nullptr);
+                floats16 low = load_x(p, at), high = load_x(p, at + 16);
+                if (factors.at) low = low * factors.next(), high = high * factors.next();
                 __m512bh both = _mm512_cvtne2ps_pbh(bits_as<__m512>(high), bits_as<__m512>(low));
                 std::memcpy(to, &both, sizeof both);
             }
@@ -231,19 +251,25 @@ struct Configuration {
 constexpr Configuration configuration;  // of all eight tile registers: 16 rows of 64 bytes
 
 // What the register blocks left in `sums`, scaled, to y.
-void put(const Product& p, float* sums, int64_t token, int64_t row, int64_t last_row) {
+void put(const Product& p, const float* sums, int64_t token, int64_t row, int64_t last_row) {
     const int64_t high = std::min(stripe, p.tokens - token), wide = std::min(stripe, last_row - row);
-    for (int64_t r = 0; r < high; ++r) {
+    const uint32_t there = wide < stripe ? (1u << wide) - 1 : ~0u;
+    const __mmask16 first = __mmask16(there), second = __mmask16(there >> 16);
+    for (int64_t r = 0; r < high; ++r, sums += stripe) {
         const int64_t at = (token + r) * p.weights.rows + row;
-        if (const float* factors = p.scaling.of_rows(token + r, p.weights.rows))
-            for (int64_t i = 0; i < wide; ++i) sums[r * stripe + i] *= factors[row + i];
+        __m512 low = _mm512_load_ps(sums), rest = _mm512_load_ps(sums + 16);
+        if (const float* factors = p.scaling.of_rows(token + r)) {
+            low = _mm512_mul_ps(low, _mm512_maskz_loadu_ps(first, factors + row));
+            rest = _mm512_mul_ps(rest, _mm512_maskz_loadu_ps(second, factors + row + 16));
+        }
         if (p.y_bfloat16) {
-            alignas(64) uint16_t rounded[stripe];
-            store(rounded, bits_as<floats16>(_mm512_load_ps(sums + r * stripe)));
-            store(rounded + 16, bits_as<floats16>(_mm512_load_ps(sums + r * stripe + 16)));
-            std::memcpy(static_cast<uint16_t*>(p.y) + at, rounded, wide * 2);
+            uint16_t* to = static_cast<uint16_t*>(p.y) + at;
+            _mm256_mask_storeu_epi16(to, first, __m256i(_mm512_cvtneps_pbh(low)));
+            _mm256_mask_storeu_epi16(to + 16, second, __m256i(_mm512_cvtneps_pbh(rest)));
         } else {
-            std::memcpy(static_cast<float*>(p.y) + at, sums + r * stripe, wide * 4);
+            float* to = static_cast<float*>(p.y) + at;
+            _mm512_mask_storeu_ps(to, first, low);
+            _mm512_mask_storeu_ps(to + 16, second, rest);
         }
     }
 }
@@ -298,11 +324,12 @@ extern "C" int32_t zoquant_matmul_ready() {
 extern "C" void zoquant_matmul(int32_t layout, const uint8_t* codes, const void* first, int32_t first_dtype,
                                const void* second, int32_t second_dtype, const int64_t* order, int64_t rows,
                                int64_t groups, const void* x, int32_t x_bfloat16, int64_t tokens, int64_t pitch,
-                               void* y, int32_t y_bfloat16, const float* by_columns, const float* by_rows,
-                               int64_t block, int32_t threads) {
+                               void* y, int32_t y_bfloat16, const float* by_columns, int64_t columns_pitch,
+                               int64_t width, const float* by_rows, int64_t rows_pitch, int64_t block,
+                               int32_t threads) {
     const Packer& packer = packers[layout];
     const Weights weights = {codes, {{first, first_dtype}, {second, second_dtype}}, order, rows, groups};
-    const Scaling scaling = {by_columns, by_rows, block};
+    const Scaling scaling = {by_columns, columns_pitch, width, by_rows, rows_pitch, block};
     const int64_t columns = groups * packer.block;
     multiply_all({weights, scaling, x, x_bfloat16 != 0, tokens, pitch, columns, y, y_bfloat16 != 0}, packer, threads);
 }
@@ -312,6 +339,6 @@ extern "C" void zoquant_matmul(int32_t layout, const uint8_t* codes, const void*
 extern "C" int32_t zoquant_matmul_ready() { return 0; }
 extern "C" void zoquant_matmul(int32_t, const uint8_t*, const void*, int32_t, const void*, int32_t, const int64_t*,
                                int64_t, int64_t, const void*, int32_t, int64_t, int64_t, void*, int32_t, const float*,
-                               const float*, int64_t, int32_t) {}
+                               int64_t, int64_t, const float*, int64_t, int64_t, int32_t) {}
 
 #endif

@@ -19,8 +19,8 @@ from zoquant.kernels.build import library
 from zoquant.kernels.decode import FIELDS, LAYOUTS, checked_rows
 
 Factors = tuple[Tensor, Tensor]
-"""Factors on the columns of x and on those of the product, float32 `[blocks, columns]` and `[blocks, rows]`, for
-each of the blocks of neighbours that the rows of x are cut into."""
+"""Factors on the columns of x and on those of the product, for each of the blocks of neighbours that the rows of x are
+cut into: float32 `[blocks, columns / n]` and `[blocks, rows / m]`, where n and m neighbours share one."""
 
 RowMultiplier = Callable[[Tensor, Tensor, Sequence[Tensor], "Tensor | None", "Factors | None"], Tensor]
 """`multiply_rows(x, codes, values, rows, factors)`, see `row_multiplier`."""
@@ -32,7 +32,7 @@ INPUTS = (torch.float32, torch.bfloat16)
 """Dtypes of x."""
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _P, _L, _I)
+_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _L, _L, _P, _L, _L, _I)
 _PLAIN = len(LAYOUTS)
 
 
@@ -117,24 +117,43 @@ def _run(x: Tensor, rows: int, factors: Factors | None, *weights: Any) -> Tensor
     if not (y.numel() and x.shape[1]):
         return y.zero_()
     half = x.dtype == torch.bfloat16
-    scaling = _scaling(x, rows, factors)
+    scaling, kept = _scaling(x, rows, factors)
     function(*weights, x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half, *scaling, torch.get_num_threads())
+    del kept
     return y
 
 
-def _scaling(x: Tensor, rows: int, factors: Factors | None) -> tuple[int | None, int | None, int]:
-    """Return the addresses of factors, and how many rows of x a block has."""
+def spread(factors: Tensor, count: int) -> Tensor:
+    """Return factors that neighbours share for each of them: `[blocks, count / n]` as `[blocks, count]`."""
+    width = count // factors.shape[1]
+    return factors if width == 1 else factors.repeat_interleave(width, 1)
+
+
+def _scaling(x: Tensor, rows: int, factors: Factors | None) -> tuple[tuple[int | None, ...], Factors | None]:
+    """Return the addresses of factors, their strides, and how many rows of x a block has; and what keeps them alive."""
     if factors is None:
-        return None, None, 0
-    blocks = len(factors[0])
-    fits = [tuple(each.shape) for each in factors] == [(blocks, x.shape[1]), (blocks, rows)]
-    plain = all(each.is_cpu and each.is_contiguous() and each.dtype == torch.float32 for each in factors)
-    if not fits or not plain or not blocks or len(x) % blocks:
+        return (None, 0, 1, None, 0, 0), None
+    into, out = factors
+    _check_factors(x, rows, factors)
+    width = x.shape[1] // into.shape[1]
+    into, width = (into, width) if width % 16 == 0 else (spread(into, x.shape[1]), 1)
+    out = spread(out, rows)
+    addresses = into.data_ptr(), into.stride(0), width, out.data_ptr(), out.stride(0), len(x) // len(into)
+    return addresses, (into, out)
+
+
+def _check_factors(x: Tensor, rows: int, factors: Factors) -> None:
+    fits = all(
+        each.dim() == 2 and min(each.shape) > 0 and count % each.shape[1] == 0 and len(each) == len(factors[0])
+        for each, count in zip(factors, (x.shape[1], rows), strict=True)
+    )
+    plain = all(each.is_cpu and each.stride(-1) == 1 and each.dtype == torch.float32 for each in factors)
+    if not fits or not plain or len(x) % len(factors[0]):
+        found = [(each.dtype, tuple(each.shape)) for each in factors]
         raise ShapeError(
-            f"factors: expected contiguous float32 [blocks, {x.shape[1]}] and [blocks, {rows}] on the CPU, with blocks "
-            f"that divide {len(x)} rows, got {[(each.dtype, tuple(each.shape)) for each in factors]}."
+            f"factors: expected float32 [blocks, n] and [blocks, m] on the CPU, n a divisor of {x.shape[1]}, m of "
+            f"{rows}, with blocks that divide {len(x)} rows, got {found}."
         )
-    return factors[0].data_ptr(), factors[1].data_ptr(), len(x) // blocks
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from zoquant.kernels.matmul import COLUMNS, Factors, multiplies, multiply_plain
+from zoquant.kernels.matmul import COLUMNS, Factors, multiplies, multiply_plain, spread
 from zoquant.kernels.operands import Operands
 from zoquant.native import on_cpu, on_gpu
 from zoquant.native.codec import FieldSpec
@@ -96,6 +96,8 @@ class PackedWeight(nn.Module, ABC):
         found = on_gpu.multiplied(x, self, dtype)
         if found is not None:
             return found
+        if factors is not None:
+            factors = factors[0], spread(factors[1], self.rows)
         parts = [product(x, tile, _of_rows(factors, rows)) for rows, tile in self.tiles(dtype)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
@@ -135,7 +137,7 @@ def product(x: Tensor, tile: Tensor, factors: Factors | None = None) -> Tensor:
 
 def _of_rows(factors: Factors | None, rows: slice) -> Factors | None:
     """Return the factors for some rows of a matrix."""
-    return None if factors is None else (factors[0], factors[1][:, rows].contiguous())
+    return None if factors is None else (factors[0], factors[1][:, rows])
 
 
 def rounded(tile: Tensor, dtype: torch.dtype) -> Tensor:

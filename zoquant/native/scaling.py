@@ -2,6 +2,7 @@
 
 from torch import Tensor, mul
 
+from zoquant.kernels.matmul import spread
 from zoquant.native.workspace import scratch
 
 
@@ -9,8 +10,8 @@ def scaled_input(x: Tensor, factors: Tensor) -> Tensor:
     """Return x times its factors, rounded to the dtype of x, in scratch memory.
 
     Args:
-        x: `[rows, ...]`, its last dimension as wide as the factors, rows a multiple of the blocks.
-        factors: float32 `[blocks, width]`.
+        x: `[rows, ..., columns]`, rows a multiple of the blocks.
+        factors: float32 `[blocks, columns / n]`; n neighbours share one.
     """
     out = scratch(tuple(x.shape), x.dtype, x.device, "probe")
     mul(_blocks(x, factors), _beside(factors, x), out=_blocks(out, factors))
@@ -29,5 +30,5 @@ def _blocks(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def _beside(factors: Tensor, x: Tensor) -> Tensor:
-    """Return `[blocks, width]` as `[blocks, 1, ..., width]`, to multiply the blocks of x."""
-    return factors.view(len(factors), *[1] * (x.dim() - 1), -1)
+    """Return a factor for each column, `[blocks, 1, ..., columns]`, to multiply the blocks of x."""
+    return spread(factors, x.shape[-1]).view(len(factors), *[1] * (x.dim() - 1), -1)
