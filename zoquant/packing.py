@@ -11,7 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-_SAME = 2e-2
+_SAME = 0.1
+"""Relative distance of states that count as the same: dense bfloat16 alone gives 0.03, a token that sees a neighbour's
+sequence 0.7, both with SmolLM2-135M."""
+
 _WORTH = 0.9
 
 log = logging.getLogger("zoquant")
