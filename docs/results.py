@@ -13,7 +13,7 @@ from zoquant.bench.table import rows
 BEGIN, END = "<!-- make docs: begin -->\n", "<!-- make docs: end -->\n"
 PLOT = Path(__file__).parent / "growth.png"
 _MODELS = (
-    "Models are random, shapes of llama in Q4_1; views, batch and directions are varied on one of 40 million weights."
+    "Models are random, shapes of llama in Q4_1; views, batch and directions are varied on one of 135 million weights."
 )
 
 
@@ -78,7 +78,7 @@ def _growth(found: Mapping[str, Any]) -> str:
     machine, count = found["machine"], len(found["points"])
     parts = [
         f"## Growth, {machine['processor']}\n",
-        f"{machine['threads']} threads, torch {machine['torch']}; {count} points in as many processes. {_MODELS}\n",
+        f"{machine['threads']} threads, torch {machine['torch']}; {count} points, a sweep in turn. {_MODELS}\n",
         f"![Points and lines]({PLOT.name})\n" if PLOT.exists() else "",
         "".join(f"- {told(name, each)}\n" for name, each in fits(found["points"]).items()),
     ]

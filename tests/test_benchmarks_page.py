@@ -22,7 +22,8 @@ GROWTH = {
 }  # fmt: skip
 SHARES = {"overhead": SPREAD, "step_seconds": SPREAD}
 FORWARDS = ("native_over_dense_float32", "native_over_dense_bfloat16", "native_float32_over_dense_float32",
-            "native_seconds", "dense_float32_seconds", "dense_bfloat16_seconds")  # fmt: skip
+            "native_activations_over_dense_bfloat16", "native_seconds", "native_activations_seconds",
+            "dense_float32_seconds", "dense_bfloat16_seconds")  # fmt: skip
 BENCH = {
     "kind": "bench", "checkpoint": "model.gguf", "batch": 16, "length": 32, "rounds": 15, "quick": False,
     "compute_dtype": "bfloat16",
@@ -40,7 +41,9 @@ BENCH = {
     "scaling": {"batch": [{**SHARES, "batch": 2, "length": 3, "values": 7}]},
     "forward": [{"batch": 16, "length": 32, **dict.fromkeys(FORWARDS, SPREAD)},
                 {"batch": 1, "length": 512, **dict.fromkeys(FORWARDS, SPREAD)}],
-    "derivatives": {"probes": 200, "compute_dtype": "bfloat16", "correlation": 0.998, "relative_error": 0.05},
+    "derivatives": {"probes": 200, "compute_dtype": "bfloat16",
+                    "products": {"correlation": 0.998, "relative_error": 0.05},
+                    "activations": {"correlation": 0.98, "relative_error": 0.2}},
     "peers": {"Full": SHARES, "Wide": {"skipped": "does not fit"}},
 }  # fmt: skip
 
@@ -74,13 +77,14 @@ def test_a_bench_becomes_a_table_of_targets_and_one_of_everything(tmp_path: Path
     (tmp_path / "chip.json").write_text(json.dumps(BENCH), encoding="utf-8")
     text = with_results(f"{BEGIN}{END}", tmp_path)
     assert "`model.gguf`, 16 x 32 tokens, 2 threads, torch 2. Medians over 15 rounds" in text
-    assert "2 of 7 targets are met." in text
-    agreement = "derivatives of 200 probes, bfloat16 against float32, correlation"
+    assert "2 of 9 targets are met." in text
+    agreement = "in bfloat16 against float32, correlation | at least 0.99"
     for row in (
         "| step / 2 forwards, two-point | at most 1.03 | 1.500 (1.000 to 2.000) | missed | 1 | 50.00 % |",
         "| training all views / evaluating, peak memory | at most 1.03 | 1.020 | met | 1 | 2.00 % |",
         "| native / dense float32 forward, 16 x 32 tokens | at most 0.5 | 1.500 (1.000 to 2.000) | missed |  |  |",
-        f"| {agreement} | at least 0.99 | 0.9980 | met | 1 | 0.20 % |",
+        f"| derivatives of 200 probes, products {agreement} | 0.9980 | met | 1 | 0.20 % |",
+        f"| derivatives of 200 probes, products and activations {agreement} | 0.9800 | missed | 1 | 2.00 % |",
         "| native / dense float32 forward, 1 x 512 tokens | 1.500 (1.000 to 2.000) |",
         "| peak memory, Full | 3,072.0 MiB, 3.00 x zoquant's |",
         "| step, Wide | does not fit |",

@@ -75,6 +75,9 @@ class Config:
     reward_timeout: Annotated[float, "Seconds to wait for the reward, in each of three tries."] = 30.0
     runtime: Annotated[Runtime, "Who computes the forward: auto, native or vendor."] = "auto"
     compute_dtype: Annotated[str, "Matrix products in float32, bfloat16, float16 or auto."] = "auto"
+    activation_dtype: Annotated[
+        str, "What passes between native layers: bfloat16, float16, or float32, which is auto."
+    ] = "auto"
     device: Annotated[str, "cpu, cuda, cuda:1, ... or auto."] = "auto"
     settings: Settings = field(default_factory=Settings)
     sha256: Mapping[str, str] = field(default_factory=dict)
@@ -133,7 +136,7 @@ class Config:
     @property
     def source(self) -> Source:
         """The model and how its forward is computed."""
-        return Source(self.model, runtime=self.runtime, compute_dtype=self.compute_dtype, device=self.device)
+        return Source(self.model, self.runtime, self.compute_dtype, self.activation_dtype, self.device)
 
     def finetune(self, out: str | Path, *, resume: bool = False, report: Report = lambda _: None) -> dict[str, Any]:
         """Do the run; see `zoquant.finetune.finetune`.
@@ -152,7 +155,8 @@ class Config:
     def resolved(self) -> "Config":
         """Return the config with what `auto` means here, and with the sha256 of every file.
 
-        `auto` stays for lr, eps and clip, which a rerun calibrates to the same numbers, and for the runtime on a GPU.
+        `auto` stays for lr, eps and clip, which a rerun calibrates to the same numbers, and for the runtime on a GPU
+        and what passes between its layers.
         Data that is a folder or on the Hub has no sha256.
 
         Raises:
@@ -167,9 +171,12 @@ class Config:
                     f"{name}: {getattr(self, name)} has sha256 {found[name]}, expected {expected}. It is not the file "
                     f"that the config was made with: name another {name}, or drop the line from [{_SHA256}]."
                 )
+        native = self.runtime == "native" or (self.runtime == "auto" and device.type == "cpu")
+        plain = native and self.activation_dtype == "auto"
         return replace(
             self, device=str(device), compute_dtype=str(dtype).removeprefix("torch."),
-            runtime="native" if self.runtime == "auto" and device.type == "cpu" else self.runtime, sha256=found,
+            runtime="native" if native else self.runtime,
+            activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
         )  # fmt: skip
 
     def to_toml(self) -> str:

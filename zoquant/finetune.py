@@ -42,12 +42,14 @@ class Source:
         model: path or name of the checkpoint.
         runtime: who computes the forward.
         compute_dtype: `"auto"`, or the dtype of the matrix products.
+        activation_dtype: dtype of what passes between native layers; `"auto"` is float32.
         device: `"auto"`, or where the model goes.
     """
 
     model: str
     runtime: Runtime = "auto"
     compute_dtype: str = "auto"
+    activation_dtype: str = "auto"
     device: str = "auto"
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
@@ -57,11 +59,7 @@ class Source:
             ValueError: the dtype is unknown.
         """
         device = default_device() if self.device == "auto" else torch.device(self.device)
-        if self.compute_dtype == "auto":
-            return device, default_compute_dtype(device)
-        if self.compute_dtype not in _DTYPES:
-            raise ValueError(f"compute dtype is {self.compute_dtype!r}, expected auto or one of {list(_DTYPES)}.")
-        return device, _DTYPES[self.compute_dtype]
+        return device, _dtype("compute", self.compute_dtype) or default_compute_dtype(device)
 
     def open(self, delta: str | Path | None = None) -> tuple[nn.Module, Any, torch.device]:
         """Load model and tokenizer, with a delta on it if one is given; return them with their device.
@@ -69,12 +67,24 @@ class Source:
         Raises:
             CheckpointError: not a checkpoint, damaged, or without a tokenizer.
             BaseMismatchError: the delta was made on another base.
+            ValueError: a dtype is unknown, or one of activations is asked of a vendor's runtime.
         """
         device, dtype = self.resolve()
-        model, tokenizer = load(self.model, runtime=self.runtime, compute_dtype=dtype, device=device, delta=delta)
+        activations = _dtype("activation", self.activation_dtype)
+        model, tokenizer = load(
+            self.model, runtime=self.runtime, compute_dtype=dtype, activation_dtype=activations, device=device,
+            delta=delta,
+        )  # fmt: skip
         if tokenizer is None:
             raise CheckpointError(f"{self.model}: carries no tokenizer, so text cannot be fed to it.")
         return model, tokenizer, device
+
+
+def _dtype(name: str, said: str) -> torch.dtype | None:
+    """Return the dtype that somebody named; None for `"auto"`."""
+    if said not in ("auto", *_DTYPES):
+        raise ValueError(f"{name} dtype is {said!r}, expected auto or one of {list(_DTYPES)}.")
+    return _DTYPES.get(said)
 
 
 @process_group()

@@ -11,6 +11,7 @@ from torch import nn
 from zoquant.delta import put_on
 from zoquant.errors import UnsupportedLayoutError, ZoquantError
 from zoquant.hub import delta_path, local_path
+from zoquant.native.activations import pass_activations
 from zoquant.protocol import Format, Vendor
 from zoquant.registry import format_of
 from zoquant.runtime import faster
@@ -26,6 +27,7 @@ def load(
     *,
     runtime: Runtime = "auto",
     compute_dtype: torch.dtype | None = None,
+    activation_dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     delta: str | Path | None = None,
 ) -> Loaded:
@@ -39,6 +41,8 @@ def load(
             `"auto"` is native, unless on a GPU the vendor's kernels are installed, follow what is written to them, and
             are the faster ones.
         compute_dtype: dtype of the matrix products; None takes bfloat16 where the hardware multiplies it, else float32.
+        activation_dtype: dtype of what passes between native layers; None takes float32. A vendor's runtime has
+            `compute_dtype` throughout.
         device: where to put the model; None takes a GPU if there is one.
         delta: what training made of it: a delta file, the folder of a run, or `owner/name[/file]` on the Hub.
 
@@ -49,10 +53,15 @@ def load(
         CheckpointError: not a checkpoint that zoquant knows, damaged, or of an unknown architecture.
         BaseMismatchError: the delta was made on another checkpoint; the first key that differs is named.
         UnsupportedLayoutError: the format has no vendor runtime.
-        ValueError: the runtime is none of the three.
+        ValueError: the runtime is none of the three, or activation_dtype is given for the vendor's.
     """
     if runtime not in ("auto", "native", "vendor"):
         raise ValueError(f"load: runtime is {runtime!r}, expected 'auto', 'native' or 'vendor'.")
+    if runtime == "vendor" and activation_dtype is not None:
+        raise ValueError(
+            f"load: activation_dtype is {activation_dtype}, but a vendor's layers keep everything in compute_dtype. "
+            "Leave it out, or take runtime='native'."
+        )
     path = local_path(path_or_repo)
     found = format_of(path)
     place = torch.device(device) if device is not None else default_device()
@@ -61,6 +70,8 @@ def load(
         loaded, why = _open_vendor(found, path, dtype, place), "vendor: as asked for"
     else:
         loaded, why = found.open_native(path, compute_dtype=dtype, device=place), "native: as asked for"
+        if activation_dtype not in (None, torch.float32):
+            pass_activations(loaded[0], activation_dtype)
         if runtime == "auto":
             loaded, why = _choose(found, path, dtype, place, loaded)
     log.info("%s (%s): runtime %s", path, found.name, why)

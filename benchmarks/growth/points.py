@@ -1,4 +1,4 @@
-"""What is measured, each point in a process of its own."""
+"""What is measured: a sweep in a process of its own, a size in one each."""
 
 import json
 import multiprocessing
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 WIDTHS = {5: (128, 4, 16000), 15: (256, 6, 16000), 40: (512, 8, 16000), 135: (576, 30, 49152), 360: (960, 32, 49152),
           1100: (2048, 22, 32000), 3200: (3072, 28, 32000), 7000: (4096, 32, 32000)}  # fmt: skip
@@ -15,12 +17,12 @@ LENGTH = 16
 """Tokens a row."""
 
 _LARGE = 1000
-"""Million weights from which on two rounds have to do."""
+"""Million weights from which on five rounds have to do."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one process measures.
+    """What is measured once.
 
     Attributes:
         sweep: what is varied: `size`, `views`, `batch`, `directions`, each with two forwards, or `together`, directions
@@ -33,11 +35,11 @@ class Point:
     """
 
     sweep: str
-    size: int = 40
+    size: int = 135
     share: int = 1
     batch: int = 4
     directions: int = 1
-    rounds: int = 5
+    rounds: int = 11
 
 
 def points(largest: int, *, short: bool = False) -> list[Point]:
@@ -47,11 +49,11 @@ def points(largest: int, *, short: bool = False) -> list[Point]:
         largest: million weights of the largest model.
         short: two rounds of the smallest models instead.
     """
-    usual = 5 if short else 40
+    usual = 5 if short else 135
     sizes = [5, 15, 40] if short else [size for size in WIDTHS if 5 < size <= largest]
-    base = Point("size", size=usual, rounds=2 if short else 5)
+    base = Point("size", size=usual, rounds=2 if short else 11)
     return [
-        *(replace(base, size=size, rounds=2 if size > _LARGE else base.rounds) for size in sizes),
+        *(replace(base, size=size, rounds=min(5, base.rounds) if size > _LARGE else base.rounds) for size in sizes),
         *(replace(base, sweep="views", share=share) for share in (8, 4, 2, 1)),
         *(replace(base, sweep="batch", batch=batch) for batch in (1, 2, 4, 8, 16)),
         *(replace(base, sweep="directions", directions=count) for count in (1, 2, 4, 8)),
@@ -59,16 +61,41 @@ def points(largest: int, *, short: bool = False) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> dict[str, Any]:
-    """Return one point with its figures: times in seconds, medians; peak memory of its process in bytes."""
-    import zoquant
+def groups(todo: Sequence[Point]) -> list[list[Point]]:
+    """Return which points share a process: those of a sweep; each size has its own, whose memory counts."""
+    found: dict[tuple[str, int], list[Point]] = {}
+    for point in todo:
+        found.setdefault((point.sweep, point.size), []).append(point)
+    return list(found.values())
+
+
+def measure(group: Sequence[Point]) -> list[dict[str, Any]]:
+    """Return points of one model with their figures: times in seconds, medians; peak memory of the process in bytes.
+
+    They are measured in turn, so that what slows the machine down for a while does so for all of them.
+    """
     from benchmarks.growth.model import random_model
-    from zoquant.bench.sample import ends, every_layer, row_losses, sample_ids, sample_loss
     from zoquant.bench.timing import in_turn, spread
     from zoquant.memory import peak_rss_bytes
     from zoquant.native import PackedWeight
 
-    model = random_model(*WIDTHS[point.size])
+    model = random_model(*WIDTHS[group[0].size])
+    weights = sum(each.rows * each.columns for each in model.modules() if isinstance(each, PackedWeight))
+    made = [_calls(model, point) for point in group]
+    contestants = {f"{number} {name}": call for number, (_, calls) in enumerate(made) for name, call in calls.items()}
+    times = in_turn(contestants, group[0].rounds, warm_up=1)
+    found = []
+    for number, (point, (values, calls)) in enumerate(zip(group, made, strict=True)):
+        medians = {f"{name}_seconds": spread(times[f"{number} {name}"])["median"] for name in calls}
+        found.append({**asdict(point), "weights": weights, "values": values, **medians})
+    return [{**each, "peak_bytes": peak_rss_bytes()} for each in found]
+
+
+def _calls(model: nn.Module, point: Point) -> tuple[int, dict[str, Callable[[], Any]]]:
+    """Return how many values a point trains, and what is timed: a forward, a step, and a step without forwards."""
+    import zoquant
+    from zoquant.bench.sample import ends, every_layer, row_losses, sample_ids, sample_loss
+
     ids = sample_ids(model, point.batch, LENGTH)
     calls: dict[str, Callable[[], Any]] = {"forward": lambda: sample_loss(model, ids)}
     if point.sweep == "together":
@@ -80,14 +107,11 @@ def measure(point: Point) -> dict[str, Any]:
         optimizer = zoquant.ZOSGD(views, lr=0.0, probes=point.directions)
         calls["step"] = lambda: optimizer.step(lambda: sample_loss(model, ids))
         calls["beside"] = lambda: optimizer.step(lambda: 1.0)
-    times = in_turn(calls, point.rounds, warm_up=1)
-    weights = sum(each.rows * each.columns for each in model.modules() if isinstance(each, PackedWeight))
-    medians = {f"{name}_seconds": spread(found)["median"] for name, found in times.items()}
-    return {**asdict(point), "weights": weights, "values": views.trainable, **medians, "peak_bytes": peak_rss_bytes()}
+    return views.trainable, calls
 
 
 def run(todo: Sequence[Point], out: Path, *, short: bool = False) -> dict[str, Any]:
-    """Measure what the file does not hold yet, and write it after every point.
+    """Measure what the file does not hold yet, and write it after every group.
 
     Raises:
         ValueError: the file was measured on another machine, or the one is a short run and the other is none.
@@ -107,9 +131,8 @@ def run(todo: Sequence[Point], out: Path, *, short: bool = False) -> dict[str, A
                 )
         found = known
     done = [Point(**{name: each[name] for name in asdict(todo[0])}) for each in found["points"]]
-    for point in todo:
-        if point not in done:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found["points"].append(pool.apply(measure, (point,)))
-            out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for group in groups([point for point in todo if point not in done]):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found["points"] += pool.apply(measure, (group,))
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

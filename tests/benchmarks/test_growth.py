@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import zoquant
 from benchmarks.growth import points as growth
 from benchmarks.growth.lines import SWEEPS, fits, line, plot, told
 from benchmarks.growth.model import random_model
-from benchmarks.growth.points import WIDTHS, Point, measure, points, run
+from benchmarks.growth.points import WIDTHS, Point, groups, measure, points, run
 from zoquant.bench.dense import weights_of
 from zoquant.bench.sample import sample_ids, sample_loss
 
@@ -23,7 +24,8 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fewer_layers_have_fewer_values() -> None:
-    found = [measure(Point("views", size=1, share=share, rounds=2)) for share in (1, 2, 7)]
+    found = measure([Point("views", size=1, share=share, rounds=2) for share in (1, 2, 7)])
+    assert [each["share"] for each in found] == [1, 2, 7]
     weights = [each["weights"] for each in found]
     assert weights[0] == weights[1] == weights[2] > 300 * 128
     attached = [each["values"] * 16 for each in found]
@@ -34,7 +36,7 @@ def test_fewer_layers_have_fewer_values() -> None:
 
 
 def test_directions_that_share_a_forward() -> None:
-    found = measure(Point("together", size=1, directions=2, rounds=2))
+    found = measure([Point("together", size=1, directions=2, rounds=2)])[0]
     assert found["step_seconds"] > 0
     assert "beside_seconds" not in found
 
@@ -53,9 +55,18 @@ def test_a_random_model_has_finite_losses_that_a_probe_moves() -> None:
     assert weights_of(model) > 2 * 300 * 128
 
 
+def test_a_sweep_shares_a_process_and_a_size_has_its_own() -> None:
+    todo = points(360)
+    found = groups(todo)
+    assert [point for group in found for point in group] == todo
+    assert {group[0].sweep: len(group) for group in found} == {
+        "size": 1, "views": 4, "batch": 5, "directions": 4, "together": 4
+    }  # fmt: skip
+
+
 def test_large_models_have_few_rounds() -> None:
     rounds = {each.size: each.rounds for each in points(7000) if each.sweep == "size"}
-    assert rounds == {15: 5, 40: 5, 135: 5, 360: 5, 1100: 2, 3200: 2, 7000: 2}
+    assert rounds == {15: 11, 40: 11, 135: 11, 360: 11, 1100: 5, 3200: 5, 7000: 5}
     assert {each.rounds for each in points(7000, short=True)} == {2}
     assert max(each.size for each in points(7000, short=True)) == 40
 
@@ -79,11 +90,11 @@ class Pool:
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Point] = []
 
-    def once(point: Point) -> dict[str, Any]:
+    def once(group: Sequence[Point]) -> list[dict[str, Any]]:
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append(point)
-        return {**asdict(point), "weights": point.size, "step_seconds": 1.0, "peak_bytes": 1}
+        measured.extend(group)
+        return [{**asdict(point), "weights": point.size, "step_seconds": 1.0, "peak_bytes": 1} for point in group]
 
     monkeypatch.setattr(growth, "measure", once)
     monkeypatch.setattr(multiprocessing, "get_context", lambda how: type("Context", (), {"Pool": Pool}))
@@ -91,10 +102,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         run(todo, out)
     assert len(json.loads(out.read_text(encoding="utf-8"))["points"]) == 2
-    monkeypatch.setattr(growth, "measure", lambda point: {**asdict(point), "weights": 1})
+    monkeypatch.setattr(growth, "measure", lambda group: [{**asdict(point), "weights": 1} for point in group])
     again = run(todo, out)
-    assert len(again["points"]) == len(todo)
-    assert [each["size"] for each in again["points"][:2]] == [point.size for point in measured]
+    assert [Point(**{name: each[name] for name in asdict(todo[0])}) for each in again["points"]] == todo
     with pytest.raises(ValueError, match="short is False, expected True"):
         run(todo, out, short=True)
     out.write_text(json.dumps({**again, "machine": {"processor": "other"}}), encoding="utf-8")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.native import PackedWeight, QuantEmbedding, QuantExperts, QuantLinear
+from zoquant.native.activations import pass_activations
 from zoquant.native.meta import replace_module
 
 _ROOM = 0.8
@@ -37,12 +38,19 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def native_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy that shares the packed matrices and multiplies in `dtype`."""
+def native_copy(model: nn.Module, dtype: torch.dtype, *, activations: torch.dtype = torch.float32) -> nn.Module:
+    """Return a copy that shares the packed matrices and multiplies in `dtype`.
+
+    Args:
+        model: a model on native layers, with activations in float32.
+        dtype: dtype of the products.
+        activations: dtype of what passes between the layers.
+    """
     native = shared_copy(model)
     for module in native.modules():
         if isinstance(module, QuantLinear):
             module.compute_dtype = dtype
+    pass_activations(native, activations)
     return native
 
 

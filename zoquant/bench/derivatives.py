@@ -1,4 +1,4 @@
-"""Whether the derivative of a probe stays true on the fast path: products in the default dtype against float32."""
+"""Whether the derivative of a probe stays true on the fast paths: products and activations in fewer bits."""
 
 import math
 import statistics
@@ -25,9 +25,9 @@ def sentences(tokenizer: Any, device: torch.device) -> Classification:
 
 
 def derivatives(model: nn.Module, task: Task[Any], batch: int, probes: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Return how well two-point derivatives with products in `dtype` agree with those in float32.
+    """Return how well two-point derivatives on a fast path agree with those in float32.
 
-    Both see the same values, the same directions and the same batches; every probe has a batch of its own. All scales
+    All see the same values, the same directions and the same batches; every probe has a batch of its own. All scales
     move.
 
     Args:
@@ -35,12 +35,17 @@ def derivatives(model: nn.Module, task: Task[Any], batch: int, probes: int, dtyp
         task: what makes the batches and their loss.
         batch: examples of a batch.
         probes: directions, two or more.
-        dtype: dtype of the products that are compared with float32.
+        dtype: dtype that is compared with float32: of the products, and of the activations as well.
 
     Returns:
-        `correlation`, and `relative_error`: rms of the difference over rms of the float32 derivative.
+        For `products` and `activations` each `correlation`, and `relative_error`: rms of the difference over rms of the
+        float32 derivative.
     """
-    models = {"fast": native_copy(model, dtype), "float32": native_copy(model, torch.float32)}
+    models = {
+        "products": native_copy(model, dtype),
+        "activations": native_copy(model, dtype, activations=dtype),
+        "float32": native_copy(model, torch.float32),
+    }
     views = attach(model)
     eps = float(ZOSGD(views).param_groups[0]["eps"])
     found: dict[str, list[float]] = {name: [] for name in models}
@@ -51,15 +56,20 @@ def derivatives(model: nn.Module, task: Task[Any], batch: int, probes: int, dtyp
                 found[name].append(derivative)
     finally:
         views.write()
+    true = found.pop("float32")
     return {
         "probes": probes,
         "batch": batch,
         "eps": eps,
         "compute_dtype": str(dtype).removeprefix("torch."),
-        "correlation": _correlation(found["fast"], found["float32"]),
-        "relative_error": _rms([a - b for a, b in zip(*found.values(), strict=True)]) / _rms(found["float32"]),
-        "derivative_rms": _rms(found["float32"]),
+        "derivative_rms": _rms(true),
+        **{name: _agreement(fast, true) for name, fast in found.items()},
     }
+
+
+def _agreement(fast: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+    error = _rms([a - b for a, b in zip(fast, true, strict=True)])
+    return {"correlation": _correlation(fast, true), "relative_error": error / _rms(true)}
 
 
 def _derivatives(

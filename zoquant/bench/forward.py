@@ -22,14 +22,17 @@ def native_against_dense(model: nn.Module, ids: Tensor, rounds: int) -> dict[str
         rounds: repetitions.
 
     Returns:
-        Seconds of `native`, whose products are in the dtype that `load` takes here, of `native_float32`,
-        `dense_float32` and `dense_bfloat16`, and the ratios; or `skipped` with the reason.
+        Seconds of `native`, whose products are in the dtype that `load` takes here, of `native_activations`, whose
+        activations are in bfloat16 too, of `native_float32`, `dense_float32` and `dense_bfloat16`, and the ratios; or
+        `skipped` with the reason.
     """
     found: dict[str, Any] = {"batch": ids.shape[0], "length": ids.shape[1]}
     if (reason := why_not_dense(model, _BYTES_A_WEIGHT)) is not None:
         return {**found, "skipped": reason}
+    dtype = default_compute_dtype(ids.device)
     models = {
-        "native": native_copy(model, default_compute_dtype(ids.device)),
+        "native": native_copy(model, dtype),
+        "native_activations": native_copy(model, dtype, activations=torch.bfloat16),
         "native_float32": native_copy(model, torch.float32),
         "dense_float32": make_dense(shared_copy(model), torch.float32),
         "dense_bfloat16": make_dense(shared_copy(model), torch.bfloat16),
@@ -42,5 +45,6 @@ def native_against_dense(model: nn.Module, ids: Tensor, rounds: int) -> dict[str
         **{f"{name}_seconds": spread(seconds) for name, seconds in times.items()},
         "native_over_dense_float32": ratio(times["native"], times["dense_float32"]),
         "native_over_dense_bfloat16": ratio(times["native"], times["dense_bfloat16"]),
+        "native_activations_over_dense_bfloat16": ratio(times["native_activations"], times["dense_bfloat16"]),
         "native_float32_over_dense_float32": ratio(times["native_float32"], times["dense_float32"]),
     }

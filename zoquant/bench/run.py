@@ -26,6 +26,7 @@ from zoquant.load import default_compute_dtype
 _DIRECTIONS = 4
 _FORWARD_TOKENS = 512
 _PROBES, _FEW_PROBES = 200, 5
+_MORE = 3
 
 
 def bench(
@@ -44,10 +45,11 @@ def bench(
         path: a checkpoint.
         batch: rows of the batch.
         length: tokens a row.
-        rounds: repetitions; medians are reported with the quartiles beside them.
+        rounds: repetitions; medians are reported with the quartiles beside them. What a step costs over its forwards,
+            a few hundredths, takes three times as many.
         quick: three rounds and few steps: whether it runs, not what it costs.
         peers: measure MeZO, QZO, LoRA and full fine-tuning as textbook code, too.
-        derivatives: compare the derivatives of 200 probes with those of float32, which takes 800 forwards.
+        derivatives: compare the derivatives of 200 probes with those of float32, which takes 1,200 forwards.
 
     Returns:
         Plain data: seconds, bytes and ratios.
@@ -72,7 +74,7 @@ def bench(
         "quick": quick,
         "compute_dtype": str(dtype).removeprefix("torch."),
         "memory": memory,
-        "estimators": overheads(model, ids, rounds),
+        "estimators": overheads(model, ids, rounds if quick else _MORE * rounds),
         "input": pipeline(model, reviews(model, tokenizer, length), batch, rounds),
         "bandwidth": bandwidth(attach(model), rounds),
         "replay": replay_rate(attach(model), 50 if quick else 1000),

@@ -12,7 +12,13 @@ from zoquant.optim import ZOSGD
 
 
 def overheads(model: nn.Module, ids: Tensor, rounds: int) -> dict[str, Any]:
-    """Return for each estimator a step over as many forwards as it evaluates, and tokens a second."""
+    """Return for each estimator a step over as many forwards as it evaluates, and tokens a second.
+
+    Args:
+        model: the model.
+        ids: the batch, int64 `[batch, length]`.
+        rounds: repetitions.
+    """
     return {name: _overhead(model, ids, made(), rounds) for name, made in ESTIMATORS.items()}
 
 

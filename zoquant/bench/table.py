@@ -7,6 +7,12 @@ from zoquant.bench.target import Side, Target
 
 COLUMNS = ("figure", "measured", "target", "verdict")
 
+_NAMES = {
+    "native_activations": "native with bfloat16 activations",
+    "dense_float32": "dense float32",
+    "dense_bfloat16": "dense bfloat16",
+}
+
 
 class Row(NamedTuple):
     """What a figure is called, the figure, and what was aimed at, if anything."""
@@ -62,12 +68,14 @@ def _memory(found: Mapping[str, Any]) -> Iterator[Row]:
     memory, grown = found["memory"], found["growth"]
     yield Row("peak memory, training all views", mebibytes(memory["train_peak_bytes"]))
     yield Row("peak memory, evaluating", mebibytes(memory["evaluate_peak_bytes"]))
+    if (peak := memory.get("default_peak_bytes")) is not None:
+        yield Row("peak memory, training as zoquant train", mebibytes(peak))
     for kind in ("", "gpu_"):
         if (share := memory.get(f"{kind}train_over_evaluate")) is not None:
             figure = f"training all views / evaluating, {'peak memory' if not kind else 'memory of the GPU'}"
             yield Row(figure, f"{share:.3f}", Target(figure, "at most", 1.03, share, 1))
     if (share := memory.get("default_over_evaluate")) is not None:
-        figure = "training as zoquant train / evaluating, peak memory"
+        figure = "training as zoquant train / evaluating as many rows, peak memory"
         yield Row(figure, f"{share:.3f}", Target(figure, "at most", 1.03, share, 1))
     yield Row("load, peak over imports", mebibytes(memory["load_peak_over_imports_bytes"]))
     yield Row(f"growth of memory over {grown['steps']} steps", mebibytes(grown["rss_growth_bytes"]))
@@ -124,23 +132,32 @@ def _forward(found: Mapping[str, Any]) -> Iterator[Row]:
         if "skipped" in shape:
             yield Row(f"native / dense forward, {tokens}", shape["skipped"])
             continue
-        for name, bound in (("float32", 0.5), ("bfloat16", 1.1)):
-            figure, value = f"native / dense {name} forward, {tokens}", shape[f"native_over_dense_{name}"]
+        for name, bound in (("float32", 0.5), ("bfloat16", 1.1), ("activations", 1.1)):
+            figure, value = _against_dense(shape, name, tokens)
             aimed = number == 0 and found["machine"]["device"] == "cpu"
             yield _aimed(figure, value, "at most", bound) if aimed else _plain(figure, value)
         in_float32 = f"native / dense forward, both in float32, {tokens}"
         yield _plain(in_float32, shape["native_float32_over_dense_float32"])
-        for name in ("native", "dense_float32", "dense_bfloat16"):
-            yield _plain(f"forward, {name.replace('_', ' ')}, {tokens}", shape[f"{name}_seconds"], " s")
+        for name in ("native", "native_activations", "dense_float32", "dense_bfloat16"):
+            yield _plain(f"forward, {_NAMES.get(name, name)}, {tokens}", shape[f"{name}_seconds"], " s")
+
+
+def _against_dense(shape: Mapping[str, Any], name: str, tokens: str) -> tuple[str, Mapping[str, float]]:
+    if name == "activations":
+        figure = f"native with bfloat16 activations / dense bfloat16 forward, {tokens}"
+        return figure, shape["native_activations_over_dense_bfloat16"]
+    return f"native / dense {name} forward, {tokens}", shape[f"native_over_dense_{name}"]
 
 
 def _derivatives(found: Mapping[str, Any]) -> Iterator[Row]:
-    if (each := found.get("derivatives")) is not None:
-        figure = f"derivatives of {each['probes']} probes, {each['compute_dtype']} against float32"
-        correlation = each["correlation"]
+    if (each := found.get("derivatives")) is None:
+        return
+    for path, what in (("products", "products"), ("activations", "products and activations")):
+        figure = f"derivatives of {each['probes']} probes, {what} in {each['compute_dtype']} against float32"
+        correlation = each[path]["correlation"]
         target = Target(f"{figure}, correlation", "at least", 0.99, correlation, 1)
         yield Row(target.name, f"{correlation:.4f}", target)
-        yield Row(f"{figure}, relative error", f"{each['relative_error']:.3f}")
+        yield Row(f"{figure}, relative error", f"{each[path]['relative_error']:.3f}")
 
 
 def _peers(found: Mapping[str, Any]) -> Iterator[Row]:

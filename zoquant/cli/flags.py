@@ -14,7 +14,7 @@ from zoquant.tasks import TaskSettings
 
 TASK = tuple(each.name for each in fields(TaskSettings))
 """The keys that say what a task is."""
-SOURCE = ("runtime", "compute_dtype", "device")
+SOURCE = ("runtime", "compute_dtype", "activation_dtype", "device")
 """The keys that say how a model is computed."""
 
 _ARGUMENT = "model"

@@ -18,7 +18,7 @@ def bench_command(
     quick: Annotated[bool, typer.Option("--quick", help="Three rounds and few steps: whether it runs.")] = False,
     peers: Annotated[bool, typer.Option("--peers", help="Also MeZO, QZO, LoRA and full fine-tuning.")] = False,
     derivatives: Annotated[
-        bool, typer.Option("--derivatives", help="Also 200 derivatives against float32: 800 forwards, minutes.")
+        bool, typer.Option("--derivatives", help="Also 200 derivatives against float32: 1,200 forwards, minutes.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder that gets <device>.json.")] = None,
     json: JSON = False,
