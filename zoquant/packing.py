@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 _SAME = 0.1
-"""Relative distance of states that count as the same: dense bfloat16 alone gives 0.03, a token that sees a neighbour's
-sequence 0.7, both with SmolLM2-135M."""
+"""Relative distance of states that count as the same: bfloat16 throughout gives 0.02, a token that sees a neighbour's
+sequence 0.4, both with SmolLM2-135M."""
 
 _WORTH = 0.9
 
@@ -127,10 +127,17 @@ def _tried(model: nn.Module) -> bool:
     if not {"input_ids", "attention_mask", "position_ids"} <= set(names):
         return False
     device = next(chain(model.parameters(), model.buffers())).device
-    ids = torch.stack([torch.arange(10), torch.arange(10).flip(0)]).to(device)
+    ids = _ordinary(body.get_input_embeddings(), 10).to(device)
+    ids = torch.stack([ids, ids.flip(0)])
     lengths = [10, 6]
     alone = body(input_ids=ids, use_cache=False).last_hidden_state
     together = packed_states(body, ids, pack(lengths, 10, sum(lengths)))
     kept = torch.arange(10, device=device) < torch.tensor(lengths, device=device)[:, None]
     distance = (alone[kept] - together[kept]).float().norm() / alone[kept].float().norm()
     return bool(distance < _SAME)
+
+
+def _ordinary(table: nn.Module, count: int) -> Tensor:
+    """Return ids from the middle of a vocabulary: rounding shows most in tokens that mean something else than text."""
+    size = int(getattr(table, "num_embeddings", 2 * count))
+    return (size // 2 + torch.arange(count)) % size
