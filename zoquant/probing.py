@@ -104,7 +104,10 @@ def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tenso
         float32 `[blocks, n]`, in the layout of `buffer.delta`.
     """
     source, u = buffer.source_of(noise), buffer.delta
-    found = torch.ones(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
+    found = torch.empty(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
+    for row, (seed, _) in enumerate(blocks):
+        if seed is None:
+            found[row] = 1
     probes = [(seed, length, row) for row, (seed, length) in enumerate(blocks) if seed is not None]
     if buffer.kernels is not None and source.kernels is not None:
         buffer.kernels.ratios(source.definition, probes, u, LEAST, found)
