@@ -60,8 +60,8 @@ def _bench(found: Mapping[str, Any]) -> str:
     return "\n".join([
         f"## zoquant bench, {machine['processor']}\n",
         f"`{found['checkpoint']}`, {found['batch']} x {found['length']} tokens, {machine['threads']} threads, torch "
-        f"{machine['torch']}. Medians over {found['rounds']} rounds, quartiles in brackets; one run, contestants in "
-        "turn. Ratios are taken round by round.\n",
+        f"{machine['torch']}. Medians over {found['rounds']} rounds, three times as many for a step over its forwards, "
+        "quartiles in brackets; one run, contestants in turn. Ratios are taken round by round.\n",
         f"{met} of {len(aimed)} targets are met. No code can pass the floor; what is left is the way to it.\n",
         table(("figure", "target", "measured", "verdict", "floor", "left"), targets),
         "Everything that was measured:\n",

@@ -97,7 +97,7 @@ class Plain(nn.Module):
         self.packed, self.last = toy_layer(0, rows=8, groups=2), nn.Linear(8, 2).to(HALF)
 
     def forward(self, ids: Tensor) -> Tensor:
-        found: Tensor = self.last(self.packed(self.norm(self.table(ids))))
+        found: Tensor = self.last(self.packed(self.norm(input=self.table(ids))))
         return found
 
 
@@ -105,7 +105,9 @@ def test_plain_layers_compute_in_the_dtype_of_their_parameters() -> None:
     model = Plain()
     pass_activations(model, HALF)
     got: list[torch.dtype] = []
-    model.norm.register_forward_pre_hook(lambda module, args: got.append(args[0].dtype))
+    model.norm.register_forward_pre_hook(
+        lambda module, args, kwargs: got.append(kwargs["input"].dtype), with_kwargs=True
+    )
     assert model(torch.tensor([[0, 4]])).dtype == HALF
     assert got == [torch.float32], "the hook that casts comes first"
     assert model.norm.weight.dtype == torch.float32

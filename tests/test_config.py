@@ -223,6 +223,7 @@ def test_the_config_of_a_run_reruns_it_to_the_same_bytes(shell: Shell, folder: P
     written = Config.read(folder / "run" / "config.toml")
     assert (written.device, written.runtime) == ("cpu", "native")
     assert written.compute_dtype in ("float32", "bfloat16")
+    assert written.activation_dtype == "float32"
     assert written.sha256 == {
         "model": digest_of(folder / "base.gguf"),
         "data": digest_of(folder / "rows.jsonl"),

@@ -24,7 +24,7 @@ def pass_activations(model: nn.Module, dtype: torch.dtype) -> None:
             module.dtype = dtype
         own = next((p.dtype for p in module._parameters.values() if p is not None and p.is_floating_point()), dtype)
         if own != dtype and not isinstance(module, QuantLinear | QuantExperts):
-            module.register_forward_pre_hook(_Arguments(own))
+            module.register_forward_pre_hook(_Arguments(own), with_kwargs=True)
             module.register_forward_hook(_Result(dtype))
 
 
@@ -34,8 +34,9 @@ class _Arguments:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(_cast(arg, self.dtype) for arg in args)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        named = {name: _cast(value, self.dtype) for name, value in kwargs.items()}
+        return tuple(_cast(arg, self.dtype) for arg in args), named
 
 
 class _Result:
