@@ -285,7 +285,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_halves(job: Callable[..., Job
     one, other = (zoquant.Trajectory.load(work.folder.trajectory).steps for work in (whole, cut))
     assert [step.seeds for step in one] == [step.seeds for step in other]
     for step, same in zip(one, other, strict=True):
-        assert step.derivatives == pytest.approx(same.derivatives, rel=1e-2, abs=1e-3)
+        assert step.derivatives == pytest.approx(same.derivatives, rel=2e-2, abs=3e-3)
 
 
 def test_a_step_is_two_forwards_of_its_batch(job: Callable[..., Job]) -> None:

@@ -28,6 +28,7 @@ from zoquant.native import (
 )  # fmt: skip
 from zoquant.native.values import column_groups, flat_groups, per_row, row_groups, tall_groups, whole
 from zoquant.noise import Noise
+from zoquant.packing import pack, sharing
 from zoquant.probing import Probing
 from zoquant.protocol import Grid, ScaleView
 from zoquant.rules import SGD
@@ -216,6 +217,24 @@ class GriddedBackend(ClaimedBackend):
 
     def grids(self, module: Any) -> Mapping[str, Grid]:
         return {"scale": Grid(self.shape, torch.arange(ROWS), torch.zeros(COLUMNS, dtype=torch.int64))}
+
+
+@pytest.mark.parametrize("layer", [lambda: linear(LAYOUTS["row groups"]()), Claimed], ids=["native", "vendor"])
+def test_tokens_of_a_shared_row_go_with_their_sequence(layer: Callable[[], nn.Module]) -> None:
+    module, packing = layer(), pack([3, 1, 2, 1], 3)
+    x, evaluations = torch.randn(4, 3, COLUMNS), [(7, 0.1), (8, -0.1)]
+    tokens, used = x.view(-1, COLUMNS)[packing.source.clamp(min=0)], packing.source >= 0
+    with registered(GriddedBackend(), Claimed):
+        mover = moved(attached(module))
+        with Probing(mover.factors, Noise(), evaluations) as probing:
+            alone = module(x)
+        probing.check(4)
+        with Probing(mover.factors, Noise(), evaluations) as probing, sharing(packing):
+            together = module(tokens)
+        probing.check(4)
+    assert len(tokens) < len(x)
+    torch.testing.assert_close(together[used], alone.view(-1, ROWS)[packing.source[used]])
+    assert not torch.allclose(together[used], module(tokens)[used], rtol=1e-3)
 
 
 def test_a_vendors_layer_is_probed_through_its_own_forward() -> None:

@@ -36,6 +36,20 @@ def test_every_token_has_one_place_and_its_own_position(lengths: list[int]) -> N
     assert packing.source.shape[0] <= len(lengths)
 
 
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 3))
+def test_repetitions_are_alike_and_share_no_row(lengths: list[int], times: int) -> None:
+    width, once = max(lengths), pack(lengths, max(lengths))
+    packing = once.repeat(times)
+    assert packing.count == times * len(lengths)
+    used = packing.source >= 0
+    expected = [i * width + j for i, n in enumerate(lengths * times) for j in range(n)]
+    assert sorted(packing.source[used].tolist()) == expected
+    assert torch.equal(packing.sequences[used], packing.source[used] // width)
+    assert torch.equal(packing.mask(torch.float32), once.mask(torch.float32).repeat(times, 1, 1, 1))
+    for number, rows in enumerate(packing.sequences.chunk(times)):
+        assert torch.equal(torch.where(rows >= 0, rows - number * len(lengths), rows), once.sequences)
+
+
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=6))
 def test_a_token_sees_its_own_past_alone(lengths: list[int]) -> None:
     packing = pack(lengths, max(lengths))
@@ -71,8 +85,42 @@ def test_training_packs_and_the_loss_stays(loaded: tuple[Any, Any], monkeypatch:
     monkeypatch.setattr("zoquant.scoring.packed_states", states)
     packed = task.loss(model, batch)
     assert calls
-    torch.testing.assert_close(packed, task.losses(model, batch).mean(), rtol=1e-4, atol=1e-5)
-    assert len(calls) == 1, "rows that move in directions of their own must stay rows"
+    monkeypatch.setattr("zoquant.scoring.worth_packing", lambda lengths, width: False)
+    torch.testing.assert_close(packed, task.loss(model, batch), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("include", ["model.layers.*", "model.layers.1.*"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_direction_an_example_has_its_losses_whoever_shares_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, include: str
+) -> None:
+    model, tokenizer = zoquant.load(write_checkpoint(tmp_path / "tiny.gguf"), compute_dtype=dtype)
+    reviews = [{"sentence": "so " * count + "good", "label": str(count % 2)} for count in (1, 30, 4, 9)]
+    task = Classification(reviews, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    batch = task.batch([0, 1, 2, 3])
+    views = zoquant.attach(model, include=include)
+    rows: list[Tensor] = []
+
+    def states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
+        rows.append(packing.sequences)
+        return packed_states(body, ids, packing)
+
+    monkeypatch.setattr("zoquant.scoring.packed_states", states)
+    found = []
+    for packs in (False, True):
+        monkeypatch.setattr("zoquant.scoring.worth_packing", lambda lengths, width, packs=packs: packs)
+        optimizer = zoquant.BatchedZO(views, directions=4, eps=0.1, lr=0.0, seed=5)
+        trunk = zoquant.Trunk(model, views)
+        for _ in range(2):
+            with trunk.shared(optimizer.repeat):
+                optimizer.step(lambda repeat: task.losses(model, batch.repeat(repeat)))
+        found.append(torch.tensor([step.derivatives for step in optimizer.trajectory.steps]))
+        views.reset()
+    assert len(rows) == 2
+    assert max(len(row.unique()) for row in rows[0]) > 2, "no two sequences shared a row"
+    assert found[0].abs().min() > 1e-3
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=1e-4 if dtype == torch.float32 else 1e-2)
 
 
 def test_little_padding_is_left_alone() -> None:

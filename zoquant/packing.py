@@ -2,10 +2,12 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +20,10 @@ sequence 0.4, both with SmolLM2-135M."""
 _WORTH = 0.9
 
 log = logging.getLogger("zoquant")
+V = TypeVar("V")
 _packable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_present: ContextVar["Packing | None"] = ContextVar("packing", default=None)
+_trying: ContextVar[bool] = ContextVar("trying", default=False)
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,28 @@ class Packing:
         source: int64 `[rows, length]`: index of each token in the padded batch, flattened; -1 where there is none.
         positions: int64 `[rows, length]`: place of each token in its own sequence, from 0.
         sequences: int64 `[rows, length]`: number of the sequence a token belongs to, -1 where there is none.
+        count: number of sequences.
+        width: length of a row of the padded batch.
     """
 
     source: Tensor
     positions: Tensor
     sequences: Tensor
+    count: int
+    width: int
+
+    def to(self, device: torch.device) -> "Packing":
+        """Return the same on a device."""
+        source, positions, sequences = (each.to(device) for each in (self.source, self.positions, self.sequences))
+        return Packing(source, positions, sequences, self.count, self.width)
+
+    def repeat(self, times: int) -> "Packing":
+        """Return the packing of the batch so many times one below the other: each repetition has rows of its own."""
+        if times == 1:
+            return self
+        source, positions, sequences = (each.repeat(times, 1) for each in (self.source, self.positions, self.sequences))
+        before = self.count * torch.arange(times).repeat_interleave(len(self.source))[:, None] * (source >= 0)
+        return Packing(source + self.width * before, positions, sequences + before, times * self.count, self.width)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return what to add to the scores of the attention, `[rows, 1, length, length]`: 0 or the least number.
@@ -73,7 +95,31 @@ def pack(lengths: Sequence[int], width: int, room_of_row: int | None = None) -> 
             here = slice(start, start := start + lengths[number])
             steps = torch.arange(lengths[number])
             source[row, here], positions[row, here], sequences[row, here] = number * width + steps, steps, number
-    return Packing(source, positions, sequences)
+    return Packing(source, positions, sequences, len(lengths), width)
+
+
+def packed() -> Packing | None:
+    """Return how the sequences of the forward under way share rows; None where each has a row of its own."""
+    return _present.get()
+
+
+def trying() -> bool:
+    """Whether the forward under way only tries whether the model packs, so that hooks have to let it pass."""
+    return _trying.get()
+
+
+def sharing(packing: Packing) -> AbstractContextManager[None]:
+    """Say within a `with` that sequences share rows so."""
+    return _set(_present, packing)
+
+
+@contextmanager
+def _set(variable: ContextVar[V], value: V) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
@@ -84,16 +130,16 @@ def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
         ids: token ids of the padded batch, int64 `[batch, length]`.
         packing: where they go.
     """
-    source = packing.source.to(ids.device)
-    used = source >= 0
-    tokens = ids.reshape(-1)[source.clamp(min=0)]
-    moved = Packing(source, packing.positions.to(ids.device), packing.sequences.to(ids.device))
+    packing = packing.to(ids.device)
+    used = packing.source >= 0
+    tokens = ids.reshape(-1)[packing.source.clamp(min=0)]
     dtype = body.get_input_embeddings()(tokens[:1, :1]).dtype
-    states: Tensor = body(
-        input_ids=tokens, attention_mask=moved.mask(dtype), position_ids=moved.positions, use_cache=False
-    ).last_hidden_state
+    with sharing(packing):
+        states: Tensor = body(
+            input_ids=tokens, attention_mask=packing.mask(dtype), position_ids=packing.positions, use_cache=False
+        ).last_hidden_state
     out: Tensor = states.new_zeros(ids.numel(), states.shape[-1])
-    out[source[used]] = states[used]
+    out[packing.source[used]] = states[used]
     return out.view(*ids.shape, -1)
 
 
@@ -113,7 +159,8 @@ def packable(model: nn.Module, length: int) -> bool:
         length: of a row.
     """
     if model not in _packable:
-        _packable[model] = _tried(model)
+        with _set(_trying, True):
+            _packable[model] = _tried(model)
         if not _packable[model]:
             log.info("%s: sequences cannot share a row; short ones are padded instead", type(model).__name__)
     window = getattr(model.config, "sliding_window", None)

@@ -7,6 +7,7 @@ evaluation u + ε a, v + ε b is multiplied by
     y ← (y − bias) ⊙ (1 + u + ε a) / (1 + u) + bias,
 
 which is what the written values would give before they are rounded to their dtype. Kernel and model stay as they are.
+Where sequences share rows (`zoquant.packing`), a token goes with the row of the batch that its sequence is.
 
 Source: many perturbations in one batch are P-RGE's and EGGROLL's, of low rank there; here they are rows plus columns.
 """
@@ -22,10 +23,11 @@ from torch.utils.hooks import RemovableHandle
 
 from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.factors import LEAST, FactorBuffer, LayerFactors, bounded
-from zoquant.kernels.matmul import spread
+from zoquant.kernels.matmul import Factors
 from zoquant.native import QuantLinear
-from zoquant.native.scaling import scale_output, scaled_input
+from zoquant.native.scaling import scale_output, scaled_input, shift_output
 from zoquant.noise import Noise
+from zoquant.packing import Packing, packed, trying
 
 Block = tuple[int | None, float]
 """The evaluation of a block of rows: seed of the direction and signed length; without a seed theta itself."""
@@ -121,10 +123,26 @@ def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tenso
 
 @dataclass
 class _Rows:
-    """How many rows the batch has: as many as the first layer saw, a multiple of the blocks."""
+    """The rows of the batch: as many as the first layer saw, a multiple of the blocks."""
 
     blocks: int
     count: int = 0
+    packing: Packing | None = None
+    block: Tensor | None = None
+    """The block of each place, int32 `[packed rows, length]`; None where every row of the batch has one of its own."""
+
+    def see(self, x: Tensor) -> bool:
+        """Take note of what goes into a layer; return whether its rows can be cut into the blocks."""
+        if (packing := packed()) is not None and x.shape[:2] == packing.sequences.shape:
+            if packing is not self.packing:
+                block = packing.sequences.clamp(min=0) * self.blocks // packing.count
+                self.packing, self.block = packing, block.int()
+            found = packing.count
+        else:
+            self.packing = self.block = None
+            found = x.shape[0] if x.dim() > 1 else 0
+        self.count = self.count or found
+        return found == self.count and found > 0 and found % self.blocks == 0
 
 
 class _Scaling:
@@ -137,6 +155,8 @@ class _Scaling:
     def scale_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if trying():
+            return None
         if not args or not isinstance(args[0], Tensor):
             raise UnsupportedLayoutError(
                 f"{self.factors.layer.path}: called without a tensor as first argument, which is what a batched probe "
@@ -144,36 +164,32 @@ class _Scaling:
             )
         self._check_rows(x := args[0])
         self.called = True
-        columns = self.factors.across(self._ratios[:, self.factors.columns])
+        columns, block = self.factors.across(self._ratios[:, self.factors.columns]), self.rows.block
         if isinstance(module, QuantLinear):
-            module.factors = columns, self._rows()
+            module.factors = Factors(columns, self._rows(), None if block is None else block.view(-1))
             return None
-        return (scaled_input(x, columns), *args[1:]), kwargs
+        return (scaled_input(x, columns, block), *args[1:]), kwargs
 
     def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, QuantLinear):
             module.factors = None
+        if isinstance(module, QuantLinear) or trying():
             return
         if not isinstance(output, Tensor):
             raise UnsupportedLayoutError(
                 f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
-        rows, bias = self._rows(), getattr(module, "bias", None)
-        scale_output(output, rows)
-        if isinstance(bias, Tensor):
-            rows = spread(rows, output.shape[-1])
-            blocks = output.view(len(rows), -1, *output.shape[1:])
-            around = rows.view(len(rows), *[1] * (output.dim() - 1), -1)
-            blocks.addcmul_(bias.to(output.dtype), (1 - around).to(output.dtype))
+        rows, block = self._rows(), self.rows.block
+        scale_output(output, rows, block)
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            shift_output(output, rows, bias, block)
 
     def _rows(self) -> Tensor:
         return self.factors.down(self._ratios[:, self.factors.rows])
 
     def _check_rows(self, x: Tensor) -> None:
-        found = x.shape[0] if x.dim() > 1 else 0
-        self.rows.count = self.rows.count or found
-        if found != self.rows.count or not found or found % self.rows.blocks:
+        if not self.rows.see(x):
             raise ShapeError(
                 f"{self.factors.layer.path}: its input is {list(x.shape)}, expected {self.rows.count or 'some'} rows "
                 f"of a batch first, a multiple of {self.rows.blocks}: each block of rows has its own probe. If the "

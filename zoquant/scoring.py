@@ -12,7 +12,7 @@ from zoquant.packing import pack, packable, packed_states, worth_packing
 _POSITIONS = 1024
 
 
-def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None = None, repeat: int = 1) -> Tensor:
     """Return the last hidden states of a causal transformers model, `[batch, length, width]`.
 
     Padding stands at the end of a row, where a causal model's earlier positions do not see it, so no mask is needed.
@@ -22,10 +22,11 @@ def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None =
         ids: token ids, int64 `[batch, length]`.
         lengths: tokens of each row: where much of the batch is padding and the model can, rows are packed, and the
             states of padding are zero. None: the rows are computed as they are.
+        repeat: how often the batch stands one below the other: no row is shared by two of its repetitions.
     """
     body: Any = model.base_model
     if lengths is not None and worth_packing(lengths, ids.shape[1]) and packable(model, ids.shape[1]):
-        return packed_states(body, ids, pack(lengths, ids.shape[1]))
+        return packed_states(body, ids, pack(lengths[: len(lengths) // repeat], ids.shape[1]).repeat(repeat))
     states: Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
     return states
 

@@ -12,7 +12,7 @@ from tests.threads import threads
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import ShapeError
 from zoquant.kernels.decode import LAYOUTS
-from zoquant.kernels.matmul import multiplies, multiply_plain, row_multiplier, spread
+from zoquant.kernels.matmul import Factors, multiplies, multiply_plain, row_multiplier, spread
 from zoquant.native import DenseWeight, QuantLinear, QuantWeight, packed
 from zoquant.native.scaling import scale_output, scaled_input
 
@@ -82,7 +82,19 @@ def test_factors_are_those_of_each_block(
     into, out = random(blocks, 32 * steps, seed=2), random(blocks, rows, seed=3)
     expected = scale_output(multiply_plain(scaled_input(x, into).float(), weight), out).to(dtype)
     with threads(workers):
-        assert torch.equal(multiply_plain(x, weight, (into, out)), expected)
+        assert torch.equal(multiply_plain(x, weight, Factors(into, out)), expected)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=70), st.integers(1, 70), dtypes, st.integers(1, 3))
+def test_rows_may_say_which_block_they_are_in(places: list[int], rows: int, dtype: torch.dtype, workers: int) -> None:
+    x, weight = random(len(places), 96).to(dtype), random(rows, 96, seed=1).bfloat16()
+    into, out, block = random(4, 3, seed=2), random(4, rows, seed=3), torch.tensor(places, dtype=torch.int32)
+    y = multiply_plain(scaled_input(x, into, block).float(), weight)
+    expected = scale_output(y, out, block).to(dtype)
+    with threads(workers):
+        assert torch.equal(multiply_plain(x, weight, Factors(into, out, block)), expected)
+        own = Factors(spread(into, 96)[block], out[block])
+        assert torch.equal(multiply_plain(x, weight, own), expected)
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 48, 96])
@@ -90,18 +102,21 @@ def test_factors_are_those_of_each_block(
 def test_neighbours_share_a_factor(width: int, share: int) -> None:
     x, weight = random(6, 4128), random(35, 4128, seed=1).bfloat16()
     into, out = random(3, 9 + 4128 // width, seed=2)[:, 9:], random(3, 9 + 35 // share, seed=3)[:, 9:]
-    expected = multiply_plain(x, weight, (spread(into, 4128), spread(out, 35)))
+    expected = multiply_plain(x, weight, Factors(spread(into, 4128), spread(out, 35)))
     assert torch.equal(spread(into, 4128)[:, ::width], into)
-    assert torch.equal(multiply_plain(x, weight, (into, out)), expected)
+    assert torch.equal(multiply_plain(x, weight, Factors(into, out)), expected)
     assert torch.equal(scale_output(multiply_plain(scaled_input(x, into), weight), out), expected)
 
 
 @layouts
-def test_every_layout_takes_factors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [None, torch.tensor([2, 0, 0, 1, 2, 1], dtype=torch.int32)], ids=["equal", "named"])
+def test_every_layout_takes_factors(name: str, block: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = weight_of(name, torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)))
-    x, factors = random(6, weight.columns), (random(3, weight.columns, seed=1), random(3, ROWS, seed=2))
+    x, into, out = random(6, weight.columns), random(3, weight.columns, seed=1), random(3, ROWS, seed=2)
+    factors = Factors(into, out, block)
     y = weight.product(x, torch.bfloat16, factors)
-    assert torch.equal(y, scale_output(weight.product(scaled_input(x, factors[0]), torch.bfloat16), factors[1]))
+    plain = weight.product(scaled_input(x, into, block), torch.bfloat16)
+    assert torch.equal(y, scale_output(plain, out, block))
     monkeypatch.setattr(packed, "multiplies", lambda *_: False)
     monkeypatch.setattr(BlockCodec, "multiply_rows", None)
     assert distance(weight.product(x, torch.bfloat16, factors), y) < 4e-3
@@ -111,7 +126,13 @@ def test_factors_that_do_not_fit_are_refused() -> None:
     x, weight = random(6, 32), random(8, 32).bfloat16()
     for into, out in (((4, 32), (4, 8)), ((3, 32), (2, 8)), ((3, 32), (3, 32)), ((3, 5), (3, 8)), ((0, 32), (0, 8))):
         with pytest.raises(ShapeError, match="factors: expected float32"):
-            multiply_plain(x, weight, (torch.ones(into), torch.ones(out)))
+            multiply_plain(x, weight, Factors(torch.ones(into), torch.ones(out)))
+    both = torch.ones(3, 32), torch.ones(3, 8)
+    for block in ([0, 1, 2, 3, 0, 1], [-1, 0, 0, 0, 0, 0], [0, 1, 2]):
+        with pytest.raises(ShapeError, match="an int32 block below their number for each"):
+            multiply_plain(x, weight, Factors(*both, torch.tensor(block, dtype=torch.int32)))
+    with pytest.raises(ShapeError, match="factors: expected float32"):
+        multiply_plain(x, weight, Factors(*both, torch.zeros(6, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize(("tokens", "rows", "columns"), [(70, 45, 4128), (3, 1100, 2048), (33, 545, 2080)])

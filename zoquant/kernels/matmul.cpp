@@ -81,18 +81,20 @@ struct Along {
     }
 };
 
-// Factors on what goes in and what comes out, one row of them for each block of neighbouring rows of x.
+// Factors on what goes in and what comes out, one row of them for each block of rows of x.
 struct Scaling {
     const float* columns;  // null where nothing is scaled
     int64_t columns_pitch, width;
     const float* rows;
     int64_t rows_pitch;
-    int64_t tokens;  // rows of x in a block
+    const int32_t* block;  // of each row of x; null where neighbours share one
+    int64_t tokens;        // rows of x in such a block
 
-    const float* of_rows(int64_t token) const { return rows ? rows + token / tokens * rows_pitch : nullptr; }
+    int64_t block_of(int64_t token) const { return block ? block[token] : token / tokens; }
+    const float* of_rows(int64_t token) const { return rows ? rows + block_of(token) * rows_pitch : nullptr; }
     Along of_columns(int64_t token, int64_t first) const {
         if (!columns) return {nullptr, 1, 0};
-        return {columns + token / tokens * columns_pitch + first / width, width, width - first % width};
+        return {columns + block_of(token) * columns_pitch + first / width, width, width - first % width};
     }
 };
 
@@ -325,11 +327,11 @@ extern "C" void zoquant_matmul(int32_t layout, const uint8_t* codes, const void*
                                const void* second, int32_t second_dtype, const int64_t* order, int64_t rows,
                                int64_t groups, const void* x, int32_t x_bfloat16, int64_t tokens, int64_t pitch,
                                void* y, int32_t y_bfloat16, const float* by_columns, int64_t columns_pitch,
-                               int64_t width, const float* by_rows, int64_t rows_pitch, int64_t block,
-                               int32_t threads) {
+                               int64_t width, const float* by_rows, int64_t rows_pitch, const int32_t* block,
+                               int64_t in_block, int32_t threads) {
     const Packer& packer = packers[layout];
     const Weights weights = {codes, {{first, first_dtype}, {second, second_dtype}}, order, rows, groups};
-    const Scaling scaling = {by_columns, columns_pitch, width, by_rows, rows_pitch, block};
+    const Scaling scaling = {by_columns, columns_pitch, width, by_rows, rows_pitch, block, in_block};
     const int64_t columns = groups * packer.block;
     multiply_all({weights, scaling, x, x_bfloat16 != 0, tokens, pitch, columns, y, y_bfloat16 != 0}, packer, threads);
 }
@@ -339,6 +341,6 @@ extern "C" void zoquant_matmul(int32_t layout, const uint8_t* codes, const void*
 extern "C" int32_t zoquant_matmul_ready() { return 0; }
 extern "C" void zoquant_matmul(int32_t, const uint8_t*, const void*, int32_t, const void*, int32_t, const int64_t*,
                                int64_t, int64_t, const void*, int32_t, int64_t, int64_t, void*, int32_t, const float*,
-                               int64_t, int64_t, const float*, int64_t, int64_t, int32_t) {}
+                               int64_t, int64_t, const float*, int64_t, const int32_t*, int64_t, int32_t) {}
 
 #endif

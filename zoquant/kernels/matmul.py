@@ -7,6 +7,7 @@ the rows beside it nor the number of threads change a bit.
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -18,9 +19,22 @@ from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.kernels.build import library
 from zoquant.kernels.decode import FIELDS, LAYOUTS, checked_rows
 
-Factors = tuple[Tensor, Tensor]
-"""Factors on the columns of x and on those of the product, for each of the blocks of neighbours that the rows of x are
-cut into: float32 `[blocks, columns / n]` and `[blocks, rows / m]`, where n and m neighbours share one."""
+
+@dataclass(frozen=True)
+class Factors:
+    """Factors on the columns of x and on those of the product, for each of the blocks that the rows of x belong to.
+
+    Attributes:
+        into: on the columns of x, float32 `[blocks, columns / n]`, where n neighbours share one.
+        out: on the columns of the product, float32 `[blocks, rows / m]`, likewise.
+        block: the block of each row of x, int32 `[rows of x]`; None where the rows are cut into equal blocks of
+            neighbours.
+    """
+
+    into: Tensor
+    out: Tensor
+    block: Tensor | None = None
+
 
 RowMultiplier = Callable[[Tensor, Tensor, Sequence[Tensor], "Tensor | None", "Factors | None"], Tensor]
 """`multiply_rows(x, codes, values, rows, factors)`, see `row_multiplier`."""
@@ -32,7 +46,7 @@ INPUTS = (torch.float32, torch.bfloat16)
 """Dtypes of x."""
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _L, _L, _P, _L, _L, _I)
+_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _L, _L, _P, _L, _P, _L, _I)
 _PLAIN = len(LAYOUTS)
 
 
@@ -130,30 +144,38 @@ def spread(factors: Tensor, count: int) -> Tensor:
 
 
 def _scaling(x: Tensor, rows: int, factors: Factors | None) -> tuple[tuple[int | None, ...], Factors | None]:
-    """Return the addresses of factors, their strides, and how many rows of x a block has; and what keeps them alive."""
+    """Return the addresses of factors, their strides, and which block has which rows; and what keeps them alive."""
     if factors is None:
-        return (None, 0, 1, None, 0, 0), None
-    into, out = factors
+        return (None, 0, 1, None, 0, None, 0), None
     _check_factors(x, rows, factors)
-    width = x.shape[1] // into.shape[1]
+    into, width = factors.into, x.shape[1] // factors.into.shape[1]
     into, width = (into, width) if width % 16 == 0 else (spread(into, x.shape[1]), 1)
-    out = spread(out, rows)
-    addresses = into.data_ptr(), into.stride(0), width, out.data_ptr(), out.stride(0), len(x) // len(into)
-    return addresses, (into, out)
+    out, block = spread(factors.out, rows), None if factors.block is None else factors.block.data_ptr()
+    addresses = into.data_ptr(), into.stride(0), width, out.data_ptr(), out.stride(0), block, len(x) // len(into)
+    return addresses, replace(factors, into=into, out=out)
 
 
 def _check_factors(x: Tensor, rows: int, factors: Factors) -> None:
+    pair, block = (factors.into, factors.out), factors.block
     fits = all(
-        each.dim() == 2 and min(each.shape) > 0 and count % each.shape[1] == 0 and len(each) == len(factors[0])
-        for each, count in zip(factors, (x.shape[1], rows), strict=True)
+        each.dim() == 2 and min(each.shape) > 0 and count % each.shape[1] == 0 and len(each) == len(factors.into)
+        for each, count in zip(pair, (x.shape[1], rows), strict=True)
     )
-    plain = all(each.is_cpu and each.stride(-1) == 1 and each.dtype == torch.float32 for each in factors)
-    if not fits or not plain or len(x) % len(factors[0]):
-        found = [(each.dtype, tuple(each.shape)) for each in factors]
+    plain = all(each.is_cpu and each.stride(-1) == 1 and each.dtype == torch.float32 for each in pair)
+    if not fits or not plain or not _assigns(block, len(x), len(factors.into)):
+        found = [(each.dtype, tuple(each.shape)) for each in (*pair, *(() if block is None else (block,)))]
         raise ShapeError(
             f"factors: expected float32 [blocks, n] and [blocks, m] on the CPU, n a divisor of {x.shape[1]}, m of "
-            f"{rows}, with blocks that divide {len(x)} rows, got {found}."
+            f"{rows}, with blocks that divide {len(x)} rows or an int32 block below their number for each, got {found}."
         )
+
+
+def _assigns(block: Tensor | None, rows: int, blocks: int) -> bool:
+    """Whether every row has a block."""
+    if block is None:
+        return rows % blocks == 0
+    fits = block.is_cpu and block.dtype == torch.int32 and block.shape == (rows,) and block.is_contiguous()
+    return fits and int(block.min()) >= 0 and int(block.max()) < blocks
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +93,13 @@ class PackedWeight(nn.Module, ABC):
             factors: on the columns of x and on those of the product, or None.
         """
         if factors is not None and not multiplies(x, dtype):
-            return scale_output(self.product(scaled_input(x, factors[0]), dtype), factors[1])
+            y = self.product(scaled_input(x, factors.into, factors.block), dtype)
+            return scale_output(y, factors.out, factors.block)
         found = on_gpu.multiplied(x, self, dtype)
         if found is not None:
             return found
         if factors is not None:
-            factors = factors[0], spread(factors[1], self.rows)
+            factors = replace(factors, out=spread(factors.out, self.rows))
         parts = [product(x, tile, _of_rows(factors, rows)) for rows, tile in self.tiles(dtype)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
@@ -131,13 +133,14 @@ def product(x: Tensor, tile: Tensor, factors: Factors | None = None) -> Tensor:
     if plain and len(x) >= MANY and multiplies(x, tile.dtype):
         return multiply_plain(x, tile, factors)
     if factors is not None:
-        return scale_output(product(scaled_input(x, factors[0]), tile), factors[1])
+        y = product(scaled_input(x, factors.into, factors.block), tile)
+        return scale_output(y, factors.out, factors.block)
     return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
 
 def _of_rows(factors: Factors | None, rows: slice) -> Factors | None:
     """Return the factors for some rows of a matrix."""
-    return None if factors is None else (factors[0], factors[1][:, rows])
+    return None if factors is None else replace(factors, out=factors.out[:, rows])
 
 
 def rounded(tile: Tensor, dtype: torch.dtype) -> Tensor:

@@ -29,12 +29,14 @@ class Batch:
         lengths: tokens of the prompt, int64 `[examples]`.
         labels: index of the true label, int64 `[examples]`.
         rows: tokens of each row.
+        repeated: how often the same examples stand one below the other.
     """
 
     ids: Tensor
     lengths: Tensor
     labels: Tensor
     rows: tuple[int, ...]
+    repeated: int = 1
 
     @property
     def weight(self) -> int:
@@ -44,7 +46,7 @@ class Batch:
     def repeat(self, times: int) -> "Batch":
         """Return the batch so many times one below the other, as `BatchedZO` asks for."""
         lengths, labels = self.lengths.repeat(times), self.labels.repeat(times)
-        return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times)
+        return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times, self.repeated * times)
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Return the first and the second half of the examples."""
@@ -122,15 +124,9 @@ class Classification:
         for examples in by_length([len(prompt) for prompt in self.prompts], size):
             yield self.batch(examples)
 
-    def scores(self, model: nn.Module, batch: Batch, *, packed: bool = True) -> Tensor:
-        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`.
-
-        Args:
-            model: a causal language model.
-            batch: some examples.
-            packed: whether short rows may share one; not where a hook moves every row in a direction of its own.
-        """
-        states = hidden_states(model, batch.ids, batch.rows if packed else None)
+    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`."""
+        states = hidden_states(model, batch.ids, batch.rows, batch.repeated)
         if self._single:
             last = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
             return logits_at(model, last, self._tokens)
@@ -141,8 +137,8 @@ class Classification:
         return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the cross-entropy over the label words of each example, float32 `[examples]`; rows are not packed."""
-        return nn.functional.cross_entropy(self.scores(model, batch, packed=False), batch.labels, reduction="none")
+        """Return the cross-entropy over the label words of each example, float32 `[examples]`."""
+        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels, reduction="none")
 
     def accuracy(self, model: nn.Module, batch: Batch) -> float:
         """Return the share of the examples whose true word scores best."""

@@ -44,4 +44,8 @@ class PerExample(Task[B], Protocol[B]):
     """
 
     def losses(self, model: nn.Module, batch: B) -> Tensor:
-        """Return the loss of each example, float `[examples]`; no two examples share a row of the model's input."""
+        """Return the loss of each example, float `[examples]`.
+
+        Two examples share a row of the model's input only within `zoquant.packing.sharing`, which tells a probe whose
+        tokens are whose.
+        """
