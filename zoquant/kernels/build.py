@@ -17,6 +17,9 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from zoquant.errors import UnsupportedLayoutError
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
@@ -49,6 +52,23 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels; None where torch computes. The first call may compile, which takes seconds."""
     return _found()[0]
+
+
+@cache
+def kernel(name: str, *arguments: Any) -> Callable[..., None]:
+    """Return a compiled kernel.
+
+    Args:
+        name: the function `zoquant_<name>` of the sources.
+        arguments: ctypes of its arguments.
+
+    Raises:
+        UnsupportedLayoutError: nothing is compiled here.
+    """
+    compiled = library()
+    if compiled is None:
+        raise UnsupportedLayoutError(f"{name}: no compiled kernel here ({status()}), so torch has to compute it.")
+    return ctypes.CFUNCTYPE(None, *arguments)((f"zoquant_{name}", compiled))
 
 
 def status() -> str:
@@ -139,7 +159,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(path))
         for name in _FUNCTIONS:
-            getattr(loaded, name).restype = None
+            getattr(loaded, name)
         for name in _QUESTIONS:
             getattr(loaded, name).restype = ctypes.c_int32
     except (OSError, AttributeError) as error:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.build import library
+from zoquant.kernels.build import kernel, library
 
 RowDecoder = Callable[[Tensor, Sequence[Tensor], "Tensor | None", Tensor], None]
 """`decode_rows(codes, values, rows, out)`, see `row_decoder`."""
@@ -43,11 +43,9 @@ def row_decoder(layout: str) -> RowDecoder | None:
         `[n, groups, block]`, which is overwritten. All lie on the CPU and are contiguous. It raises IndexError for a
         row that does not exist. None where the layout has no compiled decoder or nothing is compiled.
     """
-    compiled = library() if layout in LAYOUTS else None
-    if compiled is None:
+    if layout not in LAYOUTS or library() is None:
         return None
-    prototype = ctypes.CFUNCTYPE(None, *_ARGUMENTS)
-    function, number = prototype(("zoquant_decode", compiled)), list(LAYOUTS).index(layout)
+    run, number = kernel("decode", *_ARGUMENTS), list(LAYOUTS).index(layout)
 
     def decode(codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, out: Tensor) -> None:
         _check_shapes(layout, codes, values, rows, out)
@@ -55,7 +53,7 @@ def row_decoder(layout: str) -> RowDecoder | None:
         fields = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
         wanted = None if order is None else order.data_ptr()
         target = (out.data_ptr(), out.dtype == torch.bfloat16)
-        function(number, codes.data_ptr(), *fields, wanted, *out.shape[:2], *target, torch.get_num_threads())
+        run(number, codes.data_ptr(), *fields, wanted, *out.shape[:2], *target, torch.get_num_threads())
 
     return decode
 

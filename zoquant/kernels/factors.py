@@ -5,13 +5,12 @@
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.build import library
+from zoquant.kernels.build import kernel
 from zoquant.noise import BLOCK
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
@@ -53,8 +52,8 @@ def ratios(
     rows = (ctypes.c_int64 * len(by_seed))(*(row for _, _, row in by_seed))
     place = kind, quantiles.data_ptr(), counters.data_ptr(), counters.shape[1]
     each = seeds, lengths, rows, len(by_seed)
-    function = _function("zoquant_ratios", _RATIOS)
-    function(*place, *each, vectors.data_ptr(), least, out.data_ptr(), torch.get_num_threads())
+    run = kernel("ratios", *_RATIOS)
+    run(*place, *each, vectors.data_ptr(), least, out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -77,15 +76,8 @@ def compose(places: Tensor, vectors: Tensor, least: float, delta: Tensor) -> Non
     ends = ((rows + height, vectors), (columns + width, vectors), (first + height * width, delta))
     if places.numel() and (int(places.min()) < 0 or any(int(end.max()) > len(tensor) for end, tensor in ends)):
         raise ShapeError(f"places: expected such within {len(vectors)} numbers and {len(delta)} deltas, got {places}.")
-    function = _function("zoquant_compose", _COMPOSE)
-    table = places.contiguous()
-    function(table.data_ptr(), len(table), vectors.data_ptr(), least, delta.data_ptr(), torch.get_num_threads())
-
-
-def _function(name: str, arguments: Sequence[Any]) -> Any:
-    function = getattr(library(), name)
-    function.argtypes = arguments
-    return function
+    table, run = places.contiguous(), kernel("compose", *_COMPOSE)
+    run(table.data_ptr(), len(table), vectors.data_ptr(), least, delta.data_ptr(), torch.get_num_threads())
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

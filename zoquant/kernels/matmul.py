@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from zoquant.errors import ShapeError, UnsupportedLayoutError
-from zoquant.kernels.build import library
+from zoquant.kernels.build import kernel, library
 from zoquant.kernels.decode import FIELDS, LAYOUTS, checked_rows
 
 
@@ -52,7 +52,7 @@ _PLAIN = len(LAYOUTS)
 
 def multiplies(x: Tensor, compute_dtype: torch.dtype) -> bool:
     """Whether compiled code may multiply x: in bfloat16, plain memory on the CPU, no derivative asked for."""
-    if compute_dtype != torch.bfloat16 or not x.is_cpu or x.dtype not in INPUTS or _function() is None:
+    if compute_dtype != torch.bfloat16 or not x.is_cpu or x.dtype not in INPUTS or not _ready():
         return False
     return not differentiated(x)
 
@@ -78,7 +78,7 @@ def row_multiplier(layout: str) -> RowMultiplier | None:
         ShapeError where factors do not fit. None where the layout has no compiled product, or nothing is compiled, or
         the processor has no matrix unit.
     """
-    if layout not in LAYOUTS or _function() is None:
+    if layout not in LAYOUTS or not _ready():
         return None
     number, (block, size, fields) = list(LAYOUTS).index(layout), LAYOUTS[layout]
 
@@ -123,8 +123,7 @@ def multiply_plain(x: Tensor, weight: Tensor, factors: Factors | None = None) ->
 
 
 def _run(x: Tensor, rows: int, factors: Factors | None, *weights: Any) -> Tensor:
-    function = _function()
-    if function is None:
+    if not _ready():
         raise UnsupportedLayoutError("no compiled product here: ask `multiplies` first, or multiply with torch.")
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(len(x), rows, dtype=x.dtype)
@@ -132,7 +131,8 @@ def _run(x: Tensor, rows: int, factors: Factors | None, *weights: Any) -> Tensor
         return y.zero_()
     half = x.dtype == torch.bfloat16
     scaling, kept = _scaling(x, rows, factors)
-    function(*weights, x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half, *scaling, torch.get_num_threads())
+    run, place = kernel("matmul", *_ARGUMENTS), (x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half)
+    run(*weights, *place, *scaling, torch.get_num_threads())
     del kept
     return y
 
@@ -179,9 +179,7 @@ def _assigns(block: Tensor | None, rows: int, blocks: int) -> bool:
 
 
 @cache
-def _function() -> Callable[..., None] | None:
-    """Return the compiled product; None where nothing is compiled or Linux lends this process no matrix unit."""
+def _ready() -> bool:
+    """Whether the product is compiled and Linux lends this process the matrix unit."""
     compiled = library()
-    if compiled is None or not compiled.zoquant_matmul_ready():
-        return None
-    return ctypes.CFUNCTYPE(None, *_ARGUMENTS)(("zoquant_matmul", compiled))
+    return compiled is not None and bool(compiled.zoquant_matmul_ready())

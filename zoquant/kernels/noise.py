@@ -2,13 +2,12 @@
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.build import library
+from zoquant.kernels.build import kernel
 
 _BLOCK = 128
 _P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
@@ -53,8 +52,8 @@ def draw(
         raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(delta.shape)}.")
     source = None if delta is None else delta.data_ptr()
     place = (blocks, start // _BLOCK, out.numel() // _BLOCK, seed)
-    function = _function("zoquant_noise", _DRAW)
-    function(kind, table.data_ptr(), counters.data_ptr(), *place, source, eps, out.data_ptr(), torch.get_num_threads())
+    run = kernel("noise", *_DRAW)
+    run(kind, table.data_ptr(), counters.data_ptr(), *place, source, eps, out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -82,16 +81,10 @@ def accumulate(
         )
     numbers = (ctypes.c_uint64 * len(seeds))(*seeds)
     factors = (ctypes.c_float * len(amounts))(*amounts)
-    function = _function("zoquant_accumulate", _ACCUMULATE)
     state = (table.data_ptr(), counters.data_ptr(), counters.shape[1])
-    function(kind, *state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
+    run = kernel("accumulate", *_ACCUMULATE)
+    run(kind, *state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
     return delta
-
-
-def _function(name: str, arguments: Sequence[Any]) -> Any:
-    function = getattr(library(), name)
-    function.argtypes = arguments
-    return function
 
 
 def _check(counters: Tensor, *numbers: Tensor) -> None:

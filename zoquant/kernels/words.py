@@ -4,8 +4,7 @@
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.kernels.build import library
+from zoquant.kernels.build import kernel, library
 from zoquant.kernels.decode import FIELDS
 from zoquant.kernels.operands import HALVES, Numbers, Operands, Shared, Words
 
@@ -23,6 +22,7 @@ READ = (*FIELDS, torch.int32, torch.int16, torch.int8, torch.uint8)
 SUBTRACT, MULTIPLY, ADD = range(3)
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _P, _L = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = (_P, _P, _L, _L, _P, _L, _L)
 _Integers = _L * 32
 _IN_ORDER = _Integers(*range(32))
 
@@ -54,7 +54,7 @@ class _Matrix(ctypes.Structure):
 def decodes(operands: Operands) -> bool:
     """Whether compiled code reads a matrix: plain memory on the CPU, no derivative asked for, all in bounds."""
     codes, table = operands.codes, operands.table
-    if _function() is None or not isinstance(codes, Words) or codes.order == HALVES or operands.row_order is not None:
+    if library() is None or not isinstance(codes, Words) or codes.order == HALVES or operands.row_order is not None:
         return False
     if table is not None and (len(table) < 1 << codes.bits or table.dtype != torch.float32):
         return False
@@ -73,22 +73,15 @@ def decode(operands: Operands, rows: slice | Tensor, out: Tensor) -> None:
         rows: neighbouring rows from `start` to `stop`, or int64 `[n]`, each at least 0 and below those of the matrix.
         out: float32 or bfloat16 `[n, columns]` on the CPU, contiguous, overwritten.
     """
-    function, words = _function(), operands.codes
-    if function is None or not isinstance(words, Words):
+    words = operands.codes
+    if not isinstance(words, Words):
         raise UnsupportedLayoutError("no compiled decoder here: ask `decodes` first, or decode with torch.")
     matrix = _matrix(operands, words)
     order, start = (rows.contiguous(), 0) if isinstance(rows, Tensor) else (None, rows.start)
     wanted = None if order is None else order.data_ptr()
     half = out.dtype == torch.bfloat16
-    function(ctypes.byref(matrix), wanted, start, len(out), out.data_ptr(), half, torch.get_num_threads())
-
-
-@cache
-def _function() -> Callable[..., None] | None:
-    compiled = library()
-    if compiled is None:
-        return None
-    return ctypes.CFUNCTYPE(None, _P, _P, _L, _L, _P, _L, _L)(("zoquant_decode_words", compiled))
+    run = kernel("decode_words", *_ARGUMENTS)
+    run(ctypes.byref(matrix), wanted, start, len(out), out.data_ptr(), half, torch.get_num_threads())
 
 
 def _plain(tensors: Sequence[Tensor]) -> bool:

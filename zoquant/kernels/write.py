@@ -3,13 +3,12 @@
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.build import library
+from zoquant.kernels.build import kernel, library
 from zoquant.kernels.stretches import Stretch, rows_of
 from zoquant.noise import BLOCK
 
@@ -98,10 +97,7 @@ def write(
     kind, quantiles, counters = noise or (0, delta, places.runs)
     if noise is not None and counters.shape[1] * BLOCK < needed:
         raise ShapeError(f"counters: expected those of {needed // BLOCK} blocks, got {counters.shape[1]}.")
-    compiled: Any = library()
-    function = compiled.zoquant_write
-    function.argtypes = _ARGUMENTS
-    function(
+    kernel("write", *_ARGUMENTS)(
         places.table.data_ptr(), places.runs.data_ptr(), len(places.runs) - 1, delta.data_ptr(), relative, _LIMITS,
         noise is not None, kind, quantiles.data_ptr(), counters.data_ptr(), counters.shape[-1], seed, eps,
         torch.get_num_threads(),
