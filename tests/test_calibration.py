@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.toy import toy_batch, toy_loss, toy_model
 from zoquant import ZOSGD, Calibration, Views, attach
-from zoquant.attach import BoundView
+from zoquant.bound import BoundView
 from zoquant.buffer import SPACES
 from zoquant.calibration import GRID, Plan, calibrate
 from zoquant.errors import LossError

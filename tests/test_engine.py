@@ -87,7 +87,7 @@ class Bowl:
 
 
 def _bound(number: int, tensor: Tensor) -> Any:
-    from zoquant.attach import BoundView
+    from zoquant.bound import BoundView
 
     return BoundView(f"v{number}", TensorView(f"v{number}", "zero", tensor), "bowl")
 

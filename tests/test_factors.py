@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tests.toy import registered, toy_layer, toy_model
 from zoquant import attach
-from zoquant.attach import Views
 from zoquant.backends.grids import ScaleGrid, reciprocal
 from zoquant.backends.hqq.weights import striped
+from zoquant.bound import Views
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.factors import FactorBuffer, FactorMover
 from zoquant.native import (

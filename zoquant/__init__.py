@@ -4,8 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import zoquant.backends  # noqa: F401  now, so that its first import cannot replace the function of that name
 from zoquant import errors, estimators, presets, rules, testing
-from zoquant.attach import BoundView, Views, attach
+from zoquant.attach import attach
 from zoquant.batched import BatchedZO
+from zoquant.bound import BoundView, Views
 from zoquant.calibration import Calibration
 from zoquant.delta import Delta, load_delta, save_delta
 from zoquant.experts import ReachedExperts

@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoquant.attach import Layer, Views, attach, claimed
+from zoquant.attach import attach, claimed
 from zoquant.batched import BatchedZO
+from zoquant.bound import Layer, Views
 from zoquant.depth import upper_middle
 from zoquant.errors import DataError, ShapeError, UnsupportedLayoutError
 from zoquant.settings import AUTO, Settings

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.calibration import Calibration
 from zoquant.errors import LossError
 from zoquant.estimators import Clip, Estimator, TwoPoint

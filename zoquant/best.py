@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.delta import Delta
 from zoquant.tasks import Evaluation
 

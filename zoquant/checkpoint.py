@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoquant.attach import BoundView, Views
+from zoquant.bound import BoundView, Views
 from zoquant.errors import BaseMismatchError
 from zoquant.places import refuse_stray
 from zoquant.protocol import Checksum, Checksummed, Format, SeveralFiles, Span

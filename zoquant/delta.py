@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
+from zoquant.bound import Views
 from zoquant.buffer import SPACES, Space
 from zoquant.errors import BaseMismatchError, CheckpointError, NoViewsError, ShapeError, ValueRangeError
 from zoquant.files import load_tensors, save_tensors

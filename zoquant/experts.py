@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zoquant.attach import BoundView, Views
+from zoquant.bound import BoundView, Views
 from zoquant.native import QuantExperts
 
 _EXPERT = re.compile(r"(^|\.)experts\.\d+(\.|$)")

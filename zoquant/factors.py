@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoquant.attach import BoundView, Layer, Views
+from zoquant.bound import BoundView, Layer, Views
 from zoquant.buffer import FlatBuffer
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.choice import factor_kernels

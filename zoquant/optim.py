@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.buffer import SPACES, Space
 from zoquant.calibration import Calibration, Plan, calibrate
 from zoquant.errors import BaseMismatchError, LossError

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.native.twins import Twins
 from zoquant.objective import RowLosses, block_means
 from zoquant.optim import ZOSGD, Evaluation, StepResult

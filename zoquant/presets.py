@@ -1,6 +1,6 @@
 """The papers' own settings, literally. All of them move in absolute space: attach with `coupled=False`."""
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.estimators import FZOO
 from zoquant.optim import ZOSGD
 

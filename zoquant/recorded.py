@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
+from zoquant.bound import Views
 from zoquant.checkpoint import checkpoint_views
 from zoquant.load import load
 from zoquant.protocol import ROLES

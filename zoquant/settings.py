@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from zoquant.attach import Views
 from zoquant.batched import BatchedZO
+from zoquant.bound import Views
 from zoquant.buffer import Space
 from zoquant.calibration import Numbers, by_rule
 from zoquant.estimators import ESTIMATORS, GroupRelative

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.buffer import SPACES, Space
 from zoquant.delta import Delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.calls import Call, Fold, OpaqueError
 from zoquant.errors import UnsupportedLayoutError
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import zoquant
 from tests.folder.llama import logits
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.delta import load_delta, save_delta
 from zoquant.protocol import Span
 from zoquant.registry import format_of

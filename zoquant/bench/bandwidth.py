@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from zoquant.attach import Views
 from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.bound import Views
 
 
 def bandwidth(views: Views, rounds: int) -> dict[str, Any]:

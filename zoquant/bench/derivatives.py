@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from zoquant import demo
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
 from zoquant.bench.dense import native_copy
+from zoquant.bound import Views
 from zoquant.estimators import TwoPoint
 from zoquant.noise import step_seed
 from zoquant.optim import ZOSGD

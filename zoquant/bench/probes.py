@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach, claimed
+from zoquant.attach import attach, claimed
 from zoquant.batched import BatchedZO
 from zoquant.bench.sample import ends, row_losses
 from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.bound import Views
 from zoquant.depth import upper_middle
 from zoquant.errors import ZoquantError
 from zoquant.trunk import Trunk

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from zoquant.attach import Views
 from zoquant.bench.timing import in_turn, spread
+from zoquant.bound import Views
 from zoquant.noise import step_seed
 from zoquant.optim import ZOSGD
 from zoquant.update import Step

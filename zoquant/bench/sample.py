@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
+from zoquant.bound import Views
 from zoquant.scoring import hidden_states, logits_at
 
 

@@ -12,7 +12,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
+from zoquant.bound import Views
 from zoquant.calibration import Calibration
 from zoquant.delta import Delta
 from zoquant.errors import CheckpointError

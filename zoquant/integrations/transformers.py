@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from zoquant.attach import Views, attach
+from zoquant.attach import attach
 from zoquant.batched import BatchedZO
+from zoquant.bound import Views
 from zoquant.calibration import Calibration
 from zoquant.delta import save_delta
 from zoquant.errors import CheckpointError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views, attach, claimed
+from zoquant.attach import attach, claimed
+from zoquant.bound import Views
 from zoquant.optim import ZOSGD
 from zoquant.protocol import ROLES, Backend, Role, ScaleView
 from zoquant.testing.results import ConformanceError

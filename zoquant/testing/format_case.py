@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.checkpoint import files_of
 from zoquant.delta import save_delta
 from zoquant.protocol import PLAIN_ROLES, ROLES, Format, Span

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import Views
+from zoquant.bound import Views
 from zoquant.delta import load_delta, save_delta
 from zoquant.optim import ZOSGD
 from zoquant.testing.case import BackendCase, attached, loss_of, opened, opened_inputs, quietly, train, values_of
