@@ -14,7 +14,7 @@ FORBIDDEN = (
     "hypothesis", "matplotlib", "optimum", "psutil", "pytest", "rich", "torchao", "transformers", "typer",
 )  # fmt: skip
 ROOT = Path(zoquant.__file__).parent
-DESIGN = ROOT.parent / "docs" / "design.md"
+DESIGN = Path(__file__).parent.parent / "docs" / "design.md"
 ABOVE = ("backends",)
 """Plugins: they import the core, which does not know them."""
 
