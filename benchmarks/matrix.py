@@ -31,7 +31,7 @@ from zoquant.testing import FORMAT_CHECKS, FormatCase, run_backend_checks
 
 STEPS = 20
 EXPORTS = "check_zero_delta_exports_the_base", "check_export_changes_only_indexed_bytes", "check_exported_file_loads"
-NOT_RUN = "not run here"
+NOT_RUN = "not tried"
 
 
 def main() -> None:
@@ -98,19 +98,19 @@ def live(name: str, vendor: str) -> str:
     kinds = [one_class(claim) for claim in claims]
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    return f"{NOT_RUN}: {said}" if set(counts) <= {"not installed", "need a GPU"} else f"works: {said}"
+    return f"{NOT_RUN}: {said}" if set(counts) <= {"whose library is missing", "need a GPU"} else f"works: {said}"
 
 
 def one_class(claim: Claim) -> str:
     """Return in a word what came of the kit on the sample of a class."""
     if not claim.installed:
-        return "not installed"
+        return "whose library is missing"
     try:
         results = list(run_backend_checks(BACKEND_SAMPLES[claim.name], steps=STEPS))
     except pytest.skip.Exception:
         return "need a GPU"
     except (ImportError, ZoquantError):
-        return "not installed"
+        return "whose library is missing"
     return "pass the kit" if all(result.good for result in results) else "fail a check"
 
 

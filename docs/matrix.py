@@ -13,10 +13,10 @@ def matrix(results: Mapping[str, Any]) -> str:
     """Return both tables as markdown.
 
     Args:
-        results: `cells`: format -> column -> "works", "refused: why" or "not run here: why"; `runs`: rows by `RUN`.
+        results: `cells`: format -> column -> "works", "refused: why" or "not tried: why"; `runs`: rows by `RUN`.
     """
     cells = results.get("cells", {})
-    rows = [[name, *(cells[name].get(column, "not run here") for column in COLUMNS)] for name in sorted(cells)]
+    rows = [[name, *(cells[name].get(column, "not tried") for column in COLUMNS)] for name in sorted(cells)]
     runs = [[str(run.get(name, "")) for name in RUN] for run in results.get("runs", ())]
     parts = ["## What was run\n", table(("format", *COLUMNS), rows)]
     if runs:

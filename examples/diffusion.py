@@ -1,6 +1,6 @@
 r"""Fine-tune the transformer of a Stable Diffusion 3 pipeline in 4 bits: its scales move, by flow-matching loss.
 
-    pip install zoquant[diffusers,bitsandbytes] pillow sentencepiece
+    pip install 'zoquant[diffusers,bitsandbytes]' pillow sentencepiece
     python examples/diffusion.py --model stabilityai/stable-diffusion-3.5-large --images photos --out tuned
 
     # on a GGUF file of the same transformer

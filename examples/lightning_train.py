@@ -1,6 +1,6 @@
 """Fine-tune a quantized checkpoint with Lightning.
 
-pip install zoquant[lightning]
+pip install 'zoquant[lightning]'
 python examples/lightning_train.py model.gguf --steps 100
 """
 

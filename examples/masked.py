@@ -1,11 +1,13 @@
 r"""Classify by label words at the mask of a BERT-like model, its linear layers quantized, and move their scales.
 
-    pip install zoquant[quanto]
+    pip install 'zoquant[quanto]'
     python examples/masked.py --model FacebookAI/roberta-large --data train.jsonl --out tuned \
         --template "{sentence} It was {mask}." --labels "0=terrible,1=great"
 
 The loss is the cross-entropy over the scores of the label words where the mask stands, as in MeZO (arXiv 2305.17333,
 appendix E.2). A label word has to be one token.
+
+Written for transformers 5: before it, `dtype` of `from_pretrained` is called `torch_dtype`.
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """Tune a sequence-to-sequence model (T5, BART) in NF4 of bitsandbytes: the scales of encoder and decoder move.
 
-    pip install zoquant[bitsandbytes] sentencepiece
+    pip install 'zoquant[bitsandbytes]' sentencepiece
     python examples/seq2seq.py --model google/flan-t5-base --data train.jsonl --out tuned
 
 `train.jsonl` has lines such as {"source": "translate English to German: thanks", "target": "danke"}. `tuned` is the
 quantized checkpoint with the new scales, in its own format; `tuned-base` is what it started from.
+
+Written for transformers 5: before it, `dtype` of `from_pretrained` is called `torch_dtype`.
 """
 
 import argparse

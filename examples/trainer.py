@@ -1,6 +1,6 @@
 """Fine-tune a quantized checkpoint inside an ordinary script around transformers' Trainer.
 
-    pip install zoquant[trainer]
+    pip install 'zoquant[trainer]'
     python examples/trainer.py model.gguf --steps 100
 
 Three lines differ from the same script with `Trainer`; they are marked.

@@ -1,9 +1,11 @@
 """Tune an image classifier (ViT) whose linear layers torchao holds in 8 bits: the scales move.
 
-    pip install zoquant[torchao] pillow
+    pip install 'zoquant[torchao]' pillow
     python examples/vision.py --model google/vit-base-patch16-224 --images train --out delta.safetensors
 
 `train` has a folder of images for each class, named as the model's config names the class (`id2label`).
+
+Written for transformers 5: before it, `dtype` of `from_pretrained` is called `torch_dtype`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 r"""Tune an adapter on a quantized model, alone or together with its scales, by forward passes alone (ZO-QLoRA).
 
-    pip install zoquant[peft,bitsandbytes]
+    pip install 'zoquant[peft,bitsandbytes]'
     python examples/zo_qlora.py --model HuggingFaceTB/SmolLM2-135M --base bitsandbytes --adapter lora --scales \
         --data train.jsonl --out tuned
 
@@ -9,6 +9,8 @@ come from peft. With `--scales` one step moves the adapter in absolute space and
 same two forwards. `--norms` moves the plain parameters, norms and biases, as well.
 
 Source: QZO (arXiv 2505.13430), table 5.
+
+Written for transformers 5: before it, `dtype` of `from_pretrained` is called `torch_dtype`.
 """
 
 import argparse

@@ -22,5 +22,5 @@ def test_every_format_and_class_has_its_place() -> None:
 def test_the_tables_of_what_was_run() -> None:
     run = {**dict.fromkeys(RUN, "1"), "checkpoint": "a|b"}
     text = matrix({"cells": {"gptq": {"live": "works", "export": "refused: why"}}, "runs": [run]})
-    assert f"| gptq | works | not run here | refused: why |{' not run here |' * (len(COLUMNS) - 3)}\n" in text
+    assert f"| gptq | works | not tried | refused: why |{' not tried |' * (len(COLUMNS) - 3)}\n" in text
     assert "| 1 | a/b | 1 |" in text

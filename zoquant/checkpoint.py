@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoquant.bound import BoundView, Views
 from zoquant.errors import BaseMismatchError
+from zoquant.hub import local_path
 from zoquant.places import refuse_stray
 from zoquant.protocol import Checksum, Checksummed, Format, SeveralFiles, Span
 from zoquant.registry import format_of
@@ -20,7 +21,7 @@ def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) ->
     """Return views over copies of a checkpoint's values, to replay a trajectory or load a delta without a model.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or its name on the Hub.
         keys: which values.
         coupled: as in `attach`.
 
@@ -28,7 +29,7 @@ def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) ->
         BaseMismatchError: the checkpoint does not hold one of the keys.
         CheckpointError: the checkpoint is damaged or of an unknown kind.
     """
-    source = Path(path)
+    source = local_path(path)
     found = format_of(source)
     index = found.index(source)
     bound = []

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from zoquant import kernels
 from zoquant.load import default_compute_dtype, default_device
 from zoquant.protocol import Format, Runtimes, Vendor
 from zoquant.registry import all_formats, backends, formats
@@ -54,6 +55,7 @@ def doctor() -> dict[str, Any]:
         "machine": platform.machine(),
         "device": device.type if device.type == "cpu" else f"{device.type}: {torch.cuda.get_device_name(device)}",
         "bfloat16_is_fast": default_compute_dtype(device) == torch.bfloat16,
+        "cpu_kernels": kernels.status(),
         "formats": [{"format": found.name, **_runtimes(found)} for found in opened],
         "libraries": _libraries(opened),
     }

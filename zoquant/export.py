@@ -19,7 +19,7 @@ from zoquant.delta import Delta, read_delta
 from zoquant.errors import BaseMismatchError, ShapeError
 from zoquant.files import refuse_existing, replacing, replacing_folder
 from zoquant.fingerprint import check_base, fingerprint
-from zoquant.hub import delta_path
+from zoquant.hub import delta_path, local_path
 from zoquant.layout import keeps_sign
 from zoquant.protocol import Checksum, Span
 from zoquant.registry import format_of
@@ -32,7 +32,7 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     The model is never loaded. A delta of zero gives files that are byte-identical to their base.
 
     Args:
-        base: the checkpoint that the training started from.
+        base: the checkpoint that the training started from, or its name on the Hub.
         delta: a file that `save_delta` wrote, the folder of a run, or `owner/name[/file]` on the Hub.
         out: where the tuned checkpoint goes: the name of a file for a checkpoint of one file, else of a folder, which
             gets every file of the base.
@@ -46,7 +46,7 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
         CheckpointError, ShapeError, ValueRangeError: a file is damaged.
         WriteError: the disk is full or read-only. In every case nothing stands at `out`.
     """
-    source, target = Path(base), Path(out)
+    source, target = local_path(base), Path(out)
     refuse_existing(target)
     found = format_of(source)
     index = found.index(source)

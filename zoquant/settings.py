@@ -30,9 +30,9 @@ class Settings:
     ] = 1
     lr: Annotated[float | None, "Learning rate at the start; auto: calibrated, or set by rule."] = None
     eps: Annotated[float | None, "Length of a probe, in units of space; auto: calibrated, or set by rule."] = None
-    clip: Annotated[float | None, "Bound on the derivative, inf for none; auto: calibrated along with lr and eps."] = (
-        None
-    )
+    clip: Annotated[
+        float | None, "Bound on the derivative, inf for none; auto: none, or calibrated with lr or eps."
+    ] = None
     subspace: Annotated[
         Literal["auto", "values", "rows-columns"],
         "What a direction has numbers for: values; or rows-columns, with a direction for each example; auto chooses.",
@@ -44,7 +44,7 @@ class Settings:
     density: Annotated[float, "Share of the units that a direction moves."] = 1.0
     unit: Annotated[Unit, "What moves or stays as a whole: element, view or layer."] = "element"
     space: Annotated[Space, "What delta means: relative or absolute."] = "relative"
-    estimator: Annotated[str, "What is made of the losses: two-point, one-sided or fzoo."] = "two-point"
+    estimator: Annotated[str, "What is made of the losses: two-point, one-sided, fzoo or group-relative."] = "two-point"
     rule: Annotated[str, "How deltas move: sgd, momentum, sign or adam."] = "sgd"
     decay: Annotated[float, "Pull back to the base, per unit of lr."] = 0.0
     coupled: Annotated[bool, "Move the views of one layer, role and shape together."] = True

@@ -51,7 +51,7 @@ WHY: dict[str, tuple[str, str]] = {
 
 
 class GPUOnlyBackend(RefusedLayersBackend):
-    """Claims the layers above, so that `attach` says what to do instead of taking them for plain ones."""
+    """Refused: a GPU or Apple's hardware alone computes them, or scales cannot be written. `attach` says what to do."""
 
     name = "gpu-only"
 

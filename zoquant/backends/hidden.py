@@ -41,7 +41,7 @@ INSTEAD: dict[str, str] = {
 
 
 class HiddenScalesBackend(RefusedLayersBackend):
-    """Claims the kernels above, so that `attach` says what to do instead of finding no layers."""
+    """Refused: they rearrange their scales at loading, so a write is not read. `attach` names a kernel that reads."""
 
     name = "hidden-scales"
 

@@ -21,6 +21,7 @@ def doctor_command(json: JSON = False) -> None:
     pairs: dict[str, Any] = {name: version or "not installed" for name, version in found["versions"].items()}
     pairs |= {"python": found["python"], "device": f"{found['device']} ({found['machine']})"}
     pairs["bfloat16"] = "multiplied by the hardware" if found["bfloat16_is_fast"] else "slow here: float32 is used"
+    pairs["kernels of the CPU"] = found["cpu_kernels"]
     show_pairs("Here", pairs)
     rows = [[each["format"], each["native"].partition(":")[0], each["vendor"]] for each in found["formats"]]
     show_rows("Checkpoint files", ["format", "native", "vendor"], rows)

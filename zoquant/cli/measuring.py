@@ -20,7 +20,7 @@ def bench_command(
     derivatives: Annotated[
         bool, typer.Option("--derivatives", help="Also 200 derivatives against float32: 1,200 forwards, minutes.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder that gets <device>.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder that gets a JSON file with the device's name.")] = None,
     json: JSON = False,
 ) -> None:
     """Measure training against inference of the same model, side by side.

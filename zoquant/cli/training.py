@@ -41,9 +41,9 @@ def train_command(
         return
     show_summary(summary, out)
     if not summary["finished"]:
-        print(f"Interrupted after {summary['steps']} steps; everything is saved. Go on with --resume.")
+        print(f"Interrupted after {summary['steps']} steps; all is saved. The same command with --resume goes on.")
     else:
-        tuned = f"tuned{Path(chosen.model).suffix}"
+        tuned = "tuned.gguf" if Path(chosen.model).suffix == ".gguf" else "tuned"
         print(f"Next: zoquant export {chosen.model} --delta {out / 'delta.safetensors'} --out {tuned}")
 
 

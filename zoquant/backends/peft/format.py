@@ -34,6 +34,11 @@ class PeftFormat:
     """An adapter as peft saves it: every tensor that it adds is a view of role `adapter`."""
 
     name = "peft"
+    library = "peft"
+
+    def runtimes(self) -> dict[str, str]:
+        """Return whether an adapter can be computed here, on either layers of its base."""
+        return {"native": _runtime("a native base"), "vendor": _runtime("the base on its own library")}
 
     def sniff(self, path: Path) -> bool:
         """Tell whether `path` is a folder whose adapter_config.json names a kind of adapter."""
@@ -62,7 +67,7 @@ class PeftFormat:
             bytes=folder.bytes,
             types=Counter(str(tensor.dtype).removeprefix("torch.") for tensor in folder.tensors.values()),
             notes=[f"an adapter of {base}" if base else "an adapter whose config names no base"],
-            runtimes={"native": _runtime("a native base"), "vendor": _runtime("the base on its own library")},
+            runtimes=self.runtimes(),
         )
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
@@ -130,7 +135,7 @@ def _base(path: Path) -> Path:
             f"{path}: 'base_model_name_or_path': expected the base of the adapter, got {base!r}. Name it there."
         )
     if find_spec("peft") is None:
-        raise UnsupportedLayoutError(f"{path}: peft computes adapters and is not installed: pip install zoquant[peft].")
+        raise UnsupportedLayoutError(f"{path}: peft computes adapters and is missing: pip install 'zoquant[peft]'.")
     return local_path(base)
 
 
