@@ -56,6 +56,13 @@ def files(work: Job) -> tuple[bytes, bytes]:
     return work.folder.delta.read_bytes(), work.folder.trajectory.read_bytes()
 
 
+def test_layers_that_are_excluded_leave_values(opened: tuple[nn.Module, Classification]) -> None:
+    resolved = resolve(Settings(exclude=("model.layers.1.*",)), *opened)
+    assert resolved.settings.subspace == "values"
+    assert resolved.why == "subspace values: exclude leaves nothing of the layers that would move."
+    assert not any(key.startswith("model.layers.1.") for key in resolved.views.keys)
+
+
 def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Classification]) -> None:
     resolved = resolve(Settings(), *opened)
     assert resolved.settings.subspace == "rows-columns"

@@ -1,14 +1,15 @@
 """The flat buffer: theta from base and delta, whatever the layout."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoquant import buffer
+from zoquant import attach, buffer
 from zoquant.buffer import SPACES, FlatBuffer, Space, compose
 from zoquant.noise import KINDS, Kind, reference
 from zoquant.protocol import Role, ScaleView
@@ -152,6 +153,19 @@ def test_the_share_that_moves_is_counted() -> None:
     assert flat.count_moved(1, 1e-5, "rademacher") == 50
     assert flat.count_moved(1, 1e-2, "rademacher") == 150
     assert flat.count_moved(1, 0.0, "rademacher") == 0
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("space", ["relative", "absolute"])
+def test_gaps_between_views_do_not_count_as_moved(space: Any, streamed: bool) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1)).half()
+    for parameter in model.parameters():
+        parameter.data.fill_(1000.0)
+    views = attach(model, roles=("dense",), coupled=False, streamed=streamed)
+    views.space = space
+    moved = views.share_moved(1, 100.0 if space == "absolute" else 0.1, "rademacher")
+    assert moved == 1
+    assert views.share_moved(1, 1e-5, "rademacher") == 0
 
 
 def test_both_noises_in_turn() -> None:

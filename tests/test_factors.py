@@ -12,7 +12,7 @@ from zoquant import attach
 from zoquant.backends.grids import ScaleGrid, reciprocal
 from zoquant.backends.hqq.weights import striped
 from zoquant.bound import Views
-from zoquant.errors import UnsupportedLayoutError
+from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.factors import FactorBuffer, FactorMover
 from zoquant.native import (
     AffineWeight,
@@ -231,7 +231,11 @@ def test_tokens_of_a_shared_row_go_with_their_sequence(layer: Callable[[], nn.Mo
         probing.check(4)
         with Probing(mover.factors, Noise(), evaluations) as probing, sharing(packing):
             together = module(tokens)
+            flat = module(tokens.flatten(0, 1))
+            with pytest.raises(ShapeError, match=r"expected 4 rows of a batch first"):
+                module(tokens[:1])
         probing.check(4)
+        assert torch.equal(flat, together.flatten(0, 1))
     assert len(tokens) < len(x)
     torch.testing.assert_close(together[used], alone.view(-1, ROWS)[packing.source[used]])
     assert not torch.allclose(together[used], module(tokens)[used], rtol=1e-3)

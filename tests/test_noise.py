@@ -97,6 +97,17 @@ def test_threads_and_portions_do_not_matter(kind: Noise, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", NOISES)
+def test_what_is_kept_of_a_seed_outlives_other_seeds(kind: Noise) -> None:
+    source = NoiseSource(["a", "b", "c"], [300, 200, 5], kind, CPU)
+    first = source.draw(3, 0, torch.empty(6 * BLOCK)).clone()
+    source.prepare([4])
+    source.accumulate(torch.zeros(6 * BLOCK), 0, [4], [1.0])
+    assert torch.equal(source.draw(3, 0, torch.empty(6 * BLOCK)), first)
+    source.prepare([])
+    assert torch.equal(source.draw(3, 0, torch.empty(6 * BLOCK)), first)
+
+
+@pytest.mark.parametrize("kind", NOISES)
 def test_a_stretch_is_a_stretch_of_the_whole(kind: Noise) -> None:
     source = NoiseSource(["a", "b"], [300, 200], kind, CPU)
     whole = source.draw(3, 0, torch.empty(5 * BLOCK)).clone()

@@ -133,7 +133,7 @@ class Summing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(30, 4)
+        self.table, self.head = nn.Embedding(30, 4), nn.Linear(4, 30, bias=False)
         self.config = SimpleNamespace(sliding_window=None)
 
     @property
@@ -143,6 +143,9 @@ class Summing(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.table
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
     def forward(
         self,
         input_ids: Tensor,
@@ -150,7 +153,61 @@ class Summing(nn.Module):
         position_ids: Tensor | None = None,
         use_cache: bool = True,
     ) -> Any:
-        return SimpleNamespace(last_hidden_state=self.table(input_ids).cumsum(1))
+        states = self.table(input_ids).cumsum(1)
+        return SimpleNamespace(last_hidden_state=states, logits=self.head(states))
+
+
+class Leaking(Summing):
+    """Hands a thousandth of what it has seen on to whoever comes next."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool = True,
+    ) -> Any:
+        own = self.table(input_ids)
+        return SimpleNamespace(last_hidden_state=own + 1e-3 * (own.cumsum(1) - own))
+
+
+class Choosy(Summing):
+    """Takes no mask of four dimensions, as GPT-2 of transformers 4.48."""
+
+    error: Exception = RuntimeError("The size of tensor a must match the size of tensor b")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool = True,
+    ) -> Any:
+        if attention_mask is not None:
+            raise self.error
+        return SimpleNamespace(last_hidden_state=self.table(input_ids))
+
+
+class Named(Choosy):
+    """Says in its config that a layer carries a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(layer_types=["full_attention", "linear_attention"])
+
+    error = AssertionError("tried")
+
+
+@pytest.mark.parametrize("kind", [Leaking, Choosy, Named])
+def test_a_model_that_does_not_pack_is_found_out(kind: type[Summing]) -> None:
+    assert not packable(kind(), 10)
+
+
+def test_a_trial_that_runs_out_of_memory_says_so() -> None:
+    model = Choosy()
+    model.error = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        packable(model, 10)
 
 
 def test_a_model_with_a_memory_is_padded(caplog: pytest.LogCaptureFixture) -> None:

@@ -318,3 +318,19 @@ def test_what_is_not_repeated_is_not_cut(first: object) -> None:
         Fold(2, ((first,), {}))
     with pytest.raises(OpaqueError):
         Fold(2, ((torch.ones(4), object()), {}))
+
+
+def test_a_moving_layer_that_is_registered_elsewhere_first_ends_the_trunk() -> None:
+    model = nn.Module()
+    whole = tower()
+    model.shared = whole.layers[0].linear
+    model.tower = whole
+    views = attach(model, include="shared.*")
+    assert views.keys == ("shared.d",)
+    optimizer, trunk = ZOSGD(views, eps=0.1, lr=0.0, seed=3), Trunk(model, views)
+    derivatives = []
+    for _ in range(2):
+        with trunk.shared():
+            derivatives.append(optimizer.step(closure(whole, inputs())).derivative)
+    assert all(derivatives)
+    assert whole.calls() == [4, 4, 4, 4]

@@ -1,7 +1,8 @@
 """From a model to its views: find the layers, open them, and check that a write reaches the forward."""
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,6 +16,8 @@ from zoquant.verify import verify_layer
 
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 """The dtypes of packed words; int64 is what models keep positions in."""
+
+_WILDCARD = re.compile(r"[*?\[]")
 
 
 def attach(
@@ -52,6 +55,7 @@ def attach(
     for role in roles:
         if role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected some of {', '.join(ROLES)}.")
+    wanted = _filter(include, exclude)
     found: list[BoundView] = []
     seen: dict[tuple[int, int] | None, Layer] = {}
     layers = 0
@@ -61,7 +65,7 @@ def attach(
         opened = _open(path, module, backend)
         if "dense" in roles:
             opened += _bias(path, module, opened)
-        taken = [view for view in opened if view.role in roles and _wanted(key_of(path, view.name), include, exclude)]
+        taken = [view for view in opened if view.role in roles and wanted(key_of(path, view.name))]
         fresh = [view for view in taken if _storage(view) not in seen]
         for view in fresh:
             _check_values(key_of(path, view.name), view, backend)
@@ -156,12 +160,19 @@ def _check_values(key: str, view: ScaleView, backend: Backend) -> None:
         )
 
 
-def _wanted(key: str, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None) -> bool:
-    return (include is None or _matches(key, include)) and not (exclude is not None and _matches(key, exclude))
+def _filter(include: str | Sequence[str] | None, exclude: str | Sequence[str] | None) -> Callable[[str], bool]:
+    """Return what tells whether a key is wanted."""
+    taken = (lambda key: True) if include is None else _matcher(include)
+    left = (lambda key: False) if exclude is None else _matcher(exclude)
+    return lambda key: taken(key) and not left(key)
 
 
-def _matches(key: str, patterns: str | Sequence[str]) -> bool:
-    return any(fnmatchcase(key, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
+def _matcher(patterns: str | Sequence[str]) -> Callable[[str], bool]:
+    """Return what tells whether a key matches one of some shell patterns; those without a wildcard are looked up."""
+    each = [patterns] if isinstance(patterns, str) else patterns
+    wild = [pattern for pattern in each if _WILDCARD.search(pattern)]
+    plain = set(each).difference(wild)
+    return lambda key: key in plain or any(fnmatchcase(key, pattern) for pattern in wild)
 
 
 def _nothing(model: nn.Module, layers: int, roles: Sequence[Role], include: object, exclude: object) -> str:

@@ -15,7 +15,7 @@ from zoquant.attach import attach, claimed
 from zoquant.batched import BatchedZO
 from zoquant.bound import Layer, Views
 from zoquant.depth import upper_middle
-from zoquant.errors import DataError, ShapeError, UnsupportedLayoutError
+from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
 from zoquant.settings import AUTO, Settings
 from zoquant.tasks import PerExample, Task
 
@@ -63,11 +63,13 @@ def resolve(settings: Settings, model: nn.Module, task: Task[Any]) -> Resolved:
         )
     include = _include(settings, model)
     chosen = replace(settings, subspace="rows-columns", estimator="group-relative", include=include)
-    views = _attach(model, chosen)
     if settings.subspace == "rows-columns":
-        return Resolved(chosen, views, None)
+        return Resolved(chosen, _attach(model, chosen), None)
     try:
+        views = _attach(model, chosen)
         _try(chosen, views, model, task)
+    except NoViewsError:
+        return _values(settings, _attach(model, settings), "exclude leaves nothing of the layers that would move")
     except (UnsupportedLayoutError, ShapeError) as error:
         return _values(settings, _attach(model, settings), str(error))
     return Resolved(chosen, views, f"subspace rows-columns, with a direction for each example: {_moved(views)}.")

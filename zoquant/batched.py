@@ -54,6 +54,7 @@ class BatchedZO(ZOSGD):
     """
 
     subspace: ClassVar[Subspace] = "rows-columns"
+    together: ClassVar[bool] = True
 
     def __init__(
         self,

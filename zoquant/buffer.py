@@ -54,6 +54,10 @@ class FlatBuffer:
             self._theta = torch.empty_like(self._probed)
             self._base = torch.empty_like(self._probed)
             self._chunks = [self._chunk(run) for run in runs]
+        self._parts: dict[int, list[tuple[Chunk, Piece]]] = {number: [] for number in range(len(self.slots))}
+        for chunk in self._chunks:
+            for piece in chunk.pieces:
+                self._parts[piece.slot].append((chunk, piece))
         self._fused = fused_writer(self._chunks, device)
         self._starts = {piece.slot: piece.start for piece in reversed(pieces)}
         self._source: NoiseSource | None = None
@@ -108,10 +112,13 @@ class FlatBuffer:
         """Return how many stored values differ between theta and a probe of it."""
         moved = 0
         for chunk in self._chunks:
+            held = torch.zeros(chunk.stop - chunk.start, dtype=torch.bool, device=self.device)
+            for piece in chunk.pieces:
+                held[piece.start - chunk.start :][: piece.count] = True
             for plane in chunk.planes:
                 center = self._compose(plane, self._probe(chunk, None, 0.0, noise)).to(plane.base.dtype, copy=True)
                 probe = self._compose(plane, self._probe(chunk, seed, eps, noise)).to(plane.base.dtype)
-                moved += int((probe.float() != center.float()).sum())
+                moved += int((probe.float() != center.float()).logical_and_(held).sum())
         return moved
 
     def base(self, index: int) -> Tensor:
@@ -143,11 +150,9 @@ class FlatBuffer:
         """Return the values of one view from all chunks that hold a piece of it."""
         slot, level = self._home[view.name]
         found = [torch.empty(0, dtype=torch.float32, device=self.device)]
-        for chunk in self._chunks:
-            for piece in chunk.pieces:
-                if piece.slot == slot:
-                    start = piece.start - chunk.start
-                    found.append(values(chunk, chunk.planes[level])[start : start + piece.count].clone())
+        for chunk, piece in self._parts[slot]:
+            start = piece.start - chunk.start
+            found.append(values(chunk, chunk.planes[level])[start : start + piece.count].clone())
         return torch.cat(found).view(view.shape)
 
     def source_of(self, noise: Kind | Noise) -> NoiseSource:

@@ -4,12 +4,13 @@ import gc
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 
 def rss_bytes() -> int:
     """Return the resident memory of this process now, in bytes."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -19,6 +20,8 @@ def peak_rss_bytes() -> int:
     On Linux this is `VmHWM`, since `ru_maxrss` still knows the process that started this one.
     """
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     status = Path("/proc/self/status")
     if status.exists():

@@ -84,6 +84,8 @@ class ZOSGD(torch.optim.Optimizer):
     """
 
     subspace: ClassVar[Subspace] = "values"
+    together: ClassVar[bool] = False
+    """Whether evaluations share a forward, so that a closure is told how often to repeat its batch."""
 
     def __init__(
         self,

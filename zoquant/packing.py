@@ -3,27 +3,34 @@
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from zoquant.memory import is_out_of_memory
+from zoquant.trial import trial
+
 _SAME = 0.1
-"""Relative distance of states that count as the same: bfloat16 throughout gives 0.02, a token that sees a neighbour's
-sequence 0.4, both with SmolLM2-135M."""
+"""Relative distance of states that count as the same: bfloat16 throughout gives 0.02 with SmolLM2-135M."""
+
+_UNMOVED = {torch.float32: 1e-4}
+_UNMOVED_ELSE = 0.01
+"""Relative distance by which states may differ when a neighbour does: experts may round what they compute together."""
+
+_CARRYING = ("linear", "conv", "mamba", "recurrent")
+"""Parts of the names that configs give to layers which carry a state from token to token."""
 
 _WORTH = 0.9
 
 log = logging.getLogger("zoquant")
-V = TypeVar("V")
 _packable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _present: ContextVar["Packing | None"] = ContextVar("packing", default=None)
-_trying: ContextVar[bool] = ContextVar("trying", default=False)
 
 
 @dataclass(frozen=True)
@@ -103,23 +110,14 @@ def packed() -> Packing | None:
     return _present.get()
 
 
-def trying() -> bool:
-    """Whether the forward under way only tries whether the model packs, so that hooks have to let it pass."""
-    return _trying.get()
-
-
-def sharing(packing: Packing) -> AbstractContextManager[None]:
-    """Say within a `with` that sequences share rows so."""
-    return _set(_present, packing)
-
-
 @contextmanager
-def _set(variable: ContextVar[V], value: V) -> Iterator[None]:
-    token = variable.set(value)
+def sharing(packing: Packing) -> Iterator[None]:
+    """Say within a `with` that sequences share rows so."""
+    token = _present.set(packing)
     try:
         yield
     finally:
-        variable.reset(token)
+        _present.reset(token)
 
 
 def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
@@ -133,7 +131,7 @@ def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
     packing = packing.to(ids.device)
     used = packing.source >= 0
     tokens = ids.reshape(-1)[packing.source.clamp(min=0)]
-    dtype = body.get_input_embeddings()(tokens[:1, :1]).dtype
+    dtype = body.get_input_embeddings()(tokens[:, :1]).dtype
     with sharing(packing):
         states: Tensor = body(
             input_ids=tokens, attention_mask=packing.mask(dtype), position_ids=packing.positions, use_cache=False
@@ -159,29 +157,45 @@ def packable(model: nn.Module, length: int) -> bool:
         length: of a row.
     """
     if model not in _packable:
-        with _set(_trying, True):
+        with trial(model):
             _packable[model] = _tried(model)
         if not _packable[model]:
             log.info("%s: sequences cannot share a row; short ones are padded instead", type(model).__name__)
     window = getattr(model.config, "sliding_window", None)
-    return _packable[model] and (window is None or length <= window)
+    return _packable[model] and (not window or length <= window)
 
 
-@torch.no_grad()
 def _tried(model: nn.Module) -> bool:
+    """Whether a sequence has the states that it has alone, and the very same ones whoever is before it in its row."""
     body: Any = getattr(model, "base_model", None)
     names = inspect.signature(body.forward).parameters if body is not None else {}
-    if not {"input_ids", "attention_mask", "position_ids"} <= set(names):
+    if not {"input_ids", "attention_mask", "position_ids"} <= set(names) or _carries(model):
         return False
     device = next(chain(model.parameters(), model.buffers())).device
-    ids = _ordinary(body.get_input_embeddings(), 10).to(device)
-    ids = torch.stack([ids, ids.flip(0)])
-    lengths = [10, 6]
-    alone = body(input_ids=ids, use_cache=False).last_hidden_state
-    together = packed_states(body, ids, pack(lengths, 10, sum(lengths)))
-    kept = torch.arange(10, device=device) < torch.tensor(lengths, device=device)[:, None]
-    distance = (alone[kept] - together[kept]).float().norm() / alone[kept].float().norm()
-    return bool(distance < _SAME)
+    first, other, ids = _ordinary(body.get_input_embeddings(), 30).view(3, 10).to(device)
+    alone = body(input_ids=ids[None], use_cache=False).last_hidden_state[0, :6]
+    try:
+        beside = [_second(body, torch.stack([neighbour, ids])) for neighbour in (first, other)]
+    except Exception as error:  # whatever a model says that takes no mask of this form
+        if is_out_of_memory(error):
+            raise
+        return False
+    return _distance(alone, beside[0]) < _SAME and _distance(*beside) < _UNMOVED.get(alone.dtype, _UNMOVED_ELSE)
+
+
+def _second(body: Any, ids: Tensor) -> Tensor:
+    """Return the states of six tokens of the second sequence, which shares a row with ten of the first."""
+    return packed_states(body, ids, pack([10, 6], 10, 16))[1, :6]
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).float().norm() / one.float().norm())
+
+
+def _carries(model: nn.Module) -> bool:
+    """Whether the config says that some layers carry a state from token to token."""
+    kinds = getattr(model.config, "layer_types", None) or ()
+    return any(part in str(kind) for kind in kinds for part in _CARRYING)
 
 
 def _ordinary(table: nn.Module, count: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Descent with both probes of a pair in one forward: packed words are read and unpacked once for the two of them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ class PairedZO(ZOSGD):
         ValueError: a number is out of its range, or the estimator evaluates an odd number of probes.
         BaseMismatchError: the views hold a delta already.
     """
+
+    together: ClassVar[bool] = True
 
     def __init__(self, views: Views, **settings: Any) -> None:
         layers = {view.layer.path: view.layer.module for view in views if view.layer is not None}

@@ -27,7 +27,8 @@ from zoquant.kernels.matmul import Factors
 from zoquant.native import QuantLinear
 from zoquant.native.scaling import scale_output, scaled_input, shift_output
 from zoquant.noise import Noise
-from zoquant.packing import Packing, packed, trying
+from zoquant.packing import Packing, packed
+from zoquant.trial import trying
 
 Block = tuple[int | None, float]
 """The evaluation of a block of rows: seed of the direction and signed length; without a seed theta itself."""
@@ -129,20 +130,25 @@ class _Rows:
     count: int = 0
     packing: Packing | None = None
     block: Tensor | None = None
-    """The block of each place, int32 `[packed rows, length]`; None where every row of the batch has one of its own."""
+    """The block of each place of a packed row, int32 `[rows, length]`."""
 
     def see(self, x: Tensor) -> bool:
         """Take note of what goes into a layer; return whether its rows can be cut into the blocks."""
-        if (packing := packed()) is not None and x.shape[:2] == packing.sequences.shape:
+        if (packing := packed()) is None:
+            self.packing = self.block = None
+            found = x.shape[0] if x.dim() > 1 else 0
+        else:
             if packing is not self.packing:
                 block = packing.sequences.clamp(min=0) * self.blocks // packing.count
                 self.packing, self.block = packing, block.int()
-            found = packing.count
-        else:
-            self.packing = self.block = None
-            found = x.shape[0] if x.dim() > 1 else 0
+            shape = packing.sequences.shape
+            found = packing.count if x.shape[:-1] in (shape, (shape.numel(),)) else 0
         self.count = self.count or found
         return found == self.count and found > 0 and found % self.blocks == 0
+
+    def block_of(self, x: Tensor) -> Tensor | None:
+        """Return the block of each place of x or of the product; None where every row has one of its own."""
+        return None if self.block is None else self.block.view(x.shape[:-1]).to(x.device)
 
 
 class _Scaling:
@@ -164,7 +170,7 @@ class _Scaling:
             )
         self._check_rows(x := args[0])
         self.called = True
-        columns, block = self.factors.across(self._ratios[:, self.factors.columns]), self.rows.block
+        columns, block = self.factors.across(self._ratios[:, self.factors.columns]), self.rows.block_of(x)
         if isinstance(module, QuantLinear):
             module.factors = Factors(columns, self._rows(), None if block is None else block.view(-1))
             return None
@@ -180,7 +186,7 @@ class _Scaling:
                 f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
-        rows, block = self._rows(), self.rows.block
+        rows, block = self._rows(), self.rows.block_of(output)
         scale_output(output, rows, block)
         if isinstance(bias := getattr(module, "bias", None), Tensor):
             shift_output(output, rows, bias, block)

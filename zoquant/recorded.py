@@ -1,5 +1,6 @@
 """The views that a trajectory moves, from the checkpoint that its run started from."""
 
+import glob
 from pathlib import Path
 
 import torch
@@ -29,4 +30,4 @@ def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
     if trajectory.subspace == "values":
         return checkpoint_views(path, trajectory.base, coupled=trajectory.coupled)
     model, _ = load(path, runtime="native", compute_dtype=torch.float32, device="cpu")
-    return attach(model, roles=ROLES, include=list(trajectory.base), coupled=trajectory.coupled)
+    return attach(model, roles=ROLES, include=[glob.escape(key) for key in trajectory.base], coupled=trajectory.coupled)

@@ -1,15 +1,23 @@
 """Logits of a causal language model, only where they are needed."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantLinear
 from zoquant.packing import pack, packable, packed_states, worth_packing
+from zoquant.trial import trial
 
 _POSITIONS = 1024
+_SAME = 0.1
+"""Relative distance of logits that count as the same: bfloat16 gives 0.02, a scale that is left out far more."""
+
+_checked: WeakSet[nn.Module] = WeakSet()
 
 
 def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None = None, repeat: int = 1) -> Tensor:
@@ -23,7 +31,11 @@ def hidden_states(model: nn.Module, ids: Tensor, lengths: Sequence[int] | None =
         lengths: tokens of each row: where much of the batch is padding and the model can, rows are packed, and the
             states of padding are zero. None: the rows are computed as they are.
         repeat: how often the batch stands one below the other: no row is shared by two of its repetitions.
+
+    Raises:
+        UnsupportedLayoutError: the model's own logits are not what `logits_at` makes of its hidden states.
     """
+    _check(model)
     body: Any = model.base_model
     if lengths is not None and worth_packing(lengths, ids.shape[1]) and packable(model, ids.shape[1]):
         return packed_states(body, ids, pack(lengths[: len(lengths) // repeat], ids.shape[1]).repeat(repeat))
@@ -46,11 +58,39 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
         logits = head(states)
     elif isinstance(head, QuantLinear):
         logits = head.rows(states, tokens)
-    else:
+    elif isinstance(head, nn.Linear) and type(head.weight) in (Tensor, nn.Parameter):
         logits = nn.functional.linear(states, head.weight[tokens], None if head.bias is None else head.bias[tokens])
-    logits = logits.float()
-    cap = getattr(whole.config, "final_logit_softcapping", None)
+    else:  # of another library, whose weight is no matrix
+        logits = head(states)[..., tokens]
+    config = whole.config
+    scale = (_number(config, "logit_scale") or 1.0) / (_number(config, "logits_scaling") or 1.0)
+    logits = logits.float() if scale == 1 else logits.float() * scale
+    cap = _number(config, "final_logit_softcapping") or _number(config, "logits_soft_cap")
     return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def _number(config: Any, name: str) -> float | None:
+    """Return a number of a config: Cohere's and Granite's scale, Gemma's and RecurrentGemma's bound on the logits."""
+    return getattr(config, name, None)
+
+
+def _check(model: nn.Module) -> None:
+    """Compare `logits_at` with the model's own logits, once."""
+    if model in _checked:
+        return
+    whole: Any = model
+    size = int(getattr(whole.get_input_embeddings(), "num_embeddings", 8))
+    device = next(chain(model.parameters(), model.buffers())).device
+    ids = ((size // 2 + torch.arange(4, device=device)) % size)[None]
+    with trial(model):
+        states = getattr(whole.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        own = whole(input_ids=ids, use_cache=False).logits.float()
+        if states is None or float((logits_at(model, states) - own).norm() / own.norm()) > _SAME:
+            raise UnsupportedLayoutError(
+                f"{type(model).__name__}: its logits are not those of its head on the last hidden states, so a task "
+                "cannot score tokens by them. Write a closure on model(...).logits instead, see zoquant.ZOSGD."
+            )
+    _checked.add(model)
 
 
 def token_log_probs(model: nn.Module, states: Tensor, ids: Tensor, scored: Tensor) -> Tensor:

@@ -168,9 +168,11 @@ class NoiseSource:
                 yield self._expand(seed, start, [packed[number] for packed in drawn], out)
 
     def prepare(self, seeds: Sequence[int]) -> None:
-        """Find the factor of every key in these directions, where the noise has any."""
+        """Find the factor of every key in these directions, where the noise has any; others but the kept one go."""
         if self.noise.kind == "sphere" or (self.noise.density < 1 and not self._sparse):
-            self._factors = {seed: self._factor(seed) for seed in seeds}
+            wanted = {*seeds, *(() if self._seed is None else (self._seed,))}
+            known = self._factors
+            self._factors = {seed: known[seed] if seed in known else self._factor(seed) for seed in wanted}
 
     def _factor(self, seed: int) -> Tensor:
         """Return what multiplies each key's noise: the factor of the sphere, and 0 for a unit that does not move."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from zoquant.bound import Views
 from zoquant.calls import Call, Fold, OpaqueError
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.trial import trying
 
 Forward = Callable[..., Any]
 
@@ -66,12 +68,11 @@ def _still(model: nn.Module, views: Views) -> Iterator[tuple[str, list[nn.Module
     """Yield the outermost lists of layers, each with its layers below the first one that moves."""
     if any(view.layer is None for view in views):
         return
-    moving = {path for view in views if view.layer is not None for path in (view.layer.path, *view.layer.tied)}
+    layers = {view.layer for view in views if view.layer is not None}
+    moving = {layer.module for layer in layers} | {model.get_submodule(path) for each in layers for path in each.tied}
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(part.isdigit() for part in path.split(".")):
-            inside = f"{path}." if path else ""
-            numbers = [int(each[len(inside) :].split(".")[0]) for each in moving if each.startswith(inside)]
-            yield path, list(module)[: min(numbers, default=None)]
+            yield path, list(takewhile(lambda layer: moving.isdisjoint(layer.modules()), module))
 
 
 class _Way(Protocol):
@@ -131,7 +132,8 @@ class _Stack:
 
     def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Way | None:
         """Return how the layers run in the forward that begins; None for as ever."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or any(layer.training for layer in self.layers):
+        alone = trying() or torch.compiler.is_compiling() or torch.is_grad_enabled()
+        if alone or any(layer.training for layer in self.layers):
             return None
         if not self._tried:
             return _Try()

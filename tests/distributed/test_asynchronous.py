@@ -205,3 +205,15 @@ def test_a_log_without_its_count_is_read_to_the_end() -> None:
         store.set(f"step/{slot}", LoggedStep(0, slot, Step((slot,), (0.5,), 0.1)).encode())
     assert [each.seen for each in log.read(1)] == [1, 2]
     assert torch.equal(torch.tensor([each.step.lr for each in log.read(0)]), torch.full((3,), 0.1))
+
+
+def test_two_workers_that_restore_the_same_steps_leave_a_log_that_can_be_read() -> None:
+    model, alone = worker_of(HashStore())
+    do(alone, model, 3)
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=5))
+    logs = [StepLog(store, {}) for _ in range(2)]
+    assert logs[0].read(0) == logs[1].read(0) == []
+    step = LoggedStep(7, 0, alone.optimizer.trajectory.steps[0])
+    assert [log.offer(0, step) for log in logs] == [step, step]
+    assert [log.read(0) for log in logs] == [[step], [step]]

@@ -70,9 +70,9 @@ class AsyncZO:
     def __init__(
         self, optimizer: ZOSGD, store: Store, *, worker: int, steps: int | None = None, oldest: int = 64
     ) -> None:
-        if optimizer.subspace != "values":
+        if optimizer.together:
             raise ValueError(
-                f"AsyncZO: optimizer is {type(optimizer).__name__}, which does a step in one forward. Take ZOSGD."
+                f"AsyncZO: optimizer is {type(optimizer).__name__}, whose losses come of one forward. Take ZOSGD."
             )
         if not (0 <= worker < _RESTORED and oldest >= 0):
             raise ValueError(f"AsyncZO: worker is {worker} and oldest {oldest}, expected at least 0 each.")

@@ -2,7 +2,8 @@
 
 Slot n is the key `step/n`. A worker writes it by compare-and-set from nothing, so a slot is filled once, by one worker,
 and no slot stays empty before a filled one, wherever a worker dies. The key `length` counts slots for whoever has to
-read many; it may lag behind, and the slots after it are found one by one.
+read many; it may lag behind, and the slots after it are found one by one. It may run ahead, where two workers put the
+same step into a slot, so its last slot is looked for before any is waited for.
 """
 
 import json
@@ -94,6 +95,8 @@ class StepLog:
     def read(self, start: int) -> list[LoggedStep]:
         """Return all steps from slot `start` on."""
         length = self._store.add("length", 0)
+        while length > start and not self._store.check([_key(length - 1)]):
+            length -= 1
         texts = self._store.multi_get([_key(slot) for slot in range(start, length)]) if length > start else []
         while self._store.check([_key(start + len(texts))]):
             texts.append(self._store.get(_key(start + len(texts))))

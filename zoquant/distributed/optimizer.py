@@ -50,9 +50,9 @@ class DistributedZO:
     """
 
     def __init__(self, optimizer: ZOSGD, mesh: DeviceMesh | None = None, *, audit_every: int = 0) -> None:
-        if optimizer.subspace != "values":
+        if optimizer.together:
             raise ValueError(
-                f"DistributedZO: optimizer is {type(optimizer).__name__}, which does a step in one forward. Take ZOSGD."
+                f"DistributedZO: optimizer is {type(optimizer).__name__}, whose losses come of one forward. Take ZOSGD."
             )
         self.optimizer = optimizer
         self.rank = dist.get_rank()

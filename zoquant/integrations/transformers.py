@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from zoquant.attach import attach
-from zoquant.batched import BatchedZO
 from zoquant.bound import Views
 from zoquant.calibration import Calibration
 from zoquant.delta import save_delta
@@ -237,7 +236,7 @@ def _not_refused(model: Any) -> Any:
 def _check_optimizer(ready: object, scheduler: object, zo: Settings | None) -> None:
     if ready is None and scheduler is not None:
         raise ValueError("ZOTrainer: a scheduler needs its optimizer. Pass optimizers=(zosgd, scheduler).")
-    if ready is not None and (not isinstance(ready, ZOSGD) or isinstance(ready, BatchedZO)):
+    if ready is not None and (not isinstance(ready, ZOSGD) or ready.together):
         raise ValueError(f"ZOTrainer: optimizers holds a {type(ready).__name__}, expected a zoquant.ZOSGD or None.")
     if ready is not None and zo is not None:
         raise ValueError("ZOTrainer: got zo and an optimizer, expected one of them.")
