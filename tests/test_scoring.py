@@ -1,6 +1,6 @@
 """Logits where they are needed are the model's own, or the model is refused."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -63,6 +63,6 @@ def test_a_head_of_another_library_is_asked_for_all_of_its_logits() -> None:
     some = torch.tensor([3, 9])
     expected = logits_at(model, states, some)
     head = model.lm_head
-    model.lm_head = nn.Sequential(head)
+    model.lm_head = nn.Sequential(cast(nn.Module, head))
     assert torch.equal(logits_at(model, states, some), logits_at(model, states)[..., some])
     torch.testing.assert_close(logits_at(model, states, some), expected)
