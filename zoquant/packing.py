@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.memory import is_out_of_memory
-from zoquant.trial import trial
+from zoquant.trial import ordinary_ids, trial
 
 _SAME = 0.1
 """Relative distance of states that count as the same: bfloat16 throughout gives 0.02 with SmolLM2-135M."""
@@ -171,8 +170,7 @@ def _tried(model: nn.Module) -> bool:
     names = inspect.signature(body.forward).parameters if body is not None else {}
     if not {"input_ids", "attention_mask", "position_ids"} <= set(names) or _carries(model):
         return False
-    device = next(chain(model.parameters(), model.buffers())).device
-    first, other, ids = _ordinary(body.get_input_embeddings(), 30).view(3, 10).to(device)
+    first, other, ids = ordinary_ids(model, 30).view(3, 10)
     alone = body(input_ids=ids[None], use_cache=False).last_hidden_state[0, :6]
     try:
         beside = [_second(body, torch.stack([neighbour, ids])) for neighbour in (first, other)]
@@ -196,9 +194,3 @@ def _carries(model: nn.Module) -> bool:
     """Whether the config says that some layers carry a state from token to token."""
     kinds = getattr(model.config, "layer_types", None) or ()
     return any(part in str(kind) for kind in kinds for part in _CARRYING)
-
-
-def _ordinary(table: nn.Module, count: int) -> Tensor:
-    """Return ids from the middle of a vocabulary: rounding shows most in tokens that mean something else than text."""
-    size = int(getattr(table, "num_embeddings", 2 * count))
-    return (size // 2 + torch.arange(count)) % size

@@ -1,7 +1,6 @@
 """Logits of a causal language model, only where they are needed."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 from weakref import WeakSet
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantLinear
 from zoquant.packing import pack, packable, packed_states, worth_packing
-from zoquant.trial import trial
+from zoquant.trial import ordinary_ids, trial
 
 _POSITIONS = 1024
 _SAME = 0.1
@@ -79,9 +78,7 @@ def _check(model: nn.Module) -> None:
     if model in _checked:
         return
     whole: Any = model
-    size = int(getattr(whole.get_input_embeddings(), "num_embeddings", 8))
-    device = next(chain(model.parameters(), model.buffers())).device
-    ids = ((size // 2 + torch.arange(4, device=device)) % size)[None]
+    ids = ordinary_ids(model, 4)[None]
     with trial(model):
         states = getattr(whole.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         own = whole(input_ids=ids, use_cache=False).logits.float()

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _trying: ContextVar[bool] = ContextVar("trying", default=False)
 
@@ -31,3 +32,14 @@ def trial(model: nn.Module) -> Iterator[None]:
         for module, twin in zip(paired, twins, strict=True):
             module.twin = twin
         _trying.reset(token)
+
+
+def ordinary_ids(model: nn.Module, count: int) -> Tensor:
+    """Return ids from the middle of a vocabulary, int64 `[count]`, on the device of the model.
+
+    Rounding shows most in tokens that mean something else than text, and those stand at the ends.
+    """
+    language_model: Any = model
+    size = int(getattr(language_model.get_input_embeddings(), "num_embeddings", 2 * count))
+    device = next(chain(model.parameters(), model.buffers())).device
+    return (size // 2 + torch.arange(count, device=device)) % size
