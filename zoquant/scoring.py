@@ -1,7 +1,7 @@
 """Logits of a causal language model, only where they are needed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakSet
 
 import torch
@@ -57,15 +57,19 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
         logits = head(states)
     elif isinstance(head, QuantLinear):
         logits = head.rows(states, tokens)
-    elif isinstance(head, nn.Linear) and type(head.weight) in (Tensor, nn.Parameter):
-        logits = nn.functional.linear(states, head.weight[tokens], None if head.bias is None else head.bias[tokens])
-    else:  # of another library, whose weight is no matrix
+    elif _is_matrix(weight := getattr(head, "weight", None), states.shape[-1]):
+        logits = nn.functional.linear(states, weight[tokens], None if head.bias is None else head.bias[tokens])
+    else:  # of another library, whose weight is packed
         logits = head(states)[..., tokens]
     config = whole.config
     scale = (_number(config, "logit_scale") or 1.0) / (_number(config, "logits_scaling") or 1.0)
     logits = logits.float() if scale == 1 else logits.float() * scale
     cap = _number(config, "final_logit_softcapping") or _number(config, "logits_soft_cap")
     return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def _is_matrix(weight: Any, columns: int) -> TypeGuard[Tensor]:
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.shape[1:] == (columns,)
 
 
 def _number(config: Any, name: str) -> float | None:

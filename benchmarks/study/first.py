@@ -1,7 +1,8 @@
 """The first-order upper bound: Adam on the relative scales, by autograd through the weights that the layers decode."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -76,23 +77,40 @@ class RescaledEmbedding(nn.Module):
         return rows if self.scale is None else rows * self.scale
 
 
-def rescale(model: nn.Module) -> list[nn.Parameter]:
-    """Replace the native layers of a model by differentiable ones, and return their deltas. Tied layers share one."""
+def rescale(model: nn.Module, include: Sequence[str] = ("*",)) -> list[nn.Parameter]:
+    """Replace the native layers of a model by differentiable ones, and return their deltas. Tied layers share one.
+
+    Args:
+        model: native, in float32.
+        include: shell patterns on paths of layers; the deltas of others stay 0.
+    """
     found: dict[int, Rescaled] = {}
+    moving: set[int] = set()
     for path, layer in list(model.named_modules()):
         if isinstance(layer, QuantLinear | QuantEmbedding) and isinstance(layer.packed, QuantWeight):
             key = layer.packed.codes.data_ptr()
             matrix = found[key] = found.get(key) or Rescaled(layer.packed)
+            moving |= {key} if any(fnmatchcase(path, pattern) for pattern in include) else set()
             model.set_submodule(
                 path,
                 RescaledLinear(matrix, layer.bias)
                 if isinstance(layer, QuantLinear)
                 else RescaledEmbedding(matrix, layer.scale),
             )
-    return [matrix.delta for matrix in found.values()]
+    for key, matrix in found.items():
+        matrix.delta.requires_grad_(key in moving)
+    return [matrix.delta for key, matrix in found.items() if key in moving]
 
 
-def train(model: nn.Module, data: Examples, seed: int, steps: int, draft: Draft, check: Callable[[], None]) -> Result:
+def train(
+    model: nn.Module,
+    data: Examples,
+    seed: int,
+    steps: int,
+    draft: Draft,
+    check: Callable[[], None],
+    include: Sequence[str] = ("*",),
+) -> Result:
     """Train, and report the best of the evaluations. The layers of the model are replaced for good.
 
     Args:
@@ -102,8 +120,9 @@ def train(model: nn.Module, data: Examples, seed: int, steps: int, draft: Draft,
         steps: forwards, each with a backward.
         draft: what is kept of the run.
         check: called before every step; raises TimeUpError to end the slice.
+        include: which layers move, as `rescale` takes it.
     """
-    deltas = rescale(model)
+    deltas = rescale(model, include)
     adam = torch.optim.Adam(deltas, lr=LR)
     state, best = _resume(draft, deltas, adam)
     for step in range(state["step"], steps + 1):

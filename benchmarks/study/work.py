@@ -64,7 +64,7 @@ class Study:
             return {"forwards": 0.0, "seconds": 0.0, "numbers": {}, "curve": [parts.pop("choice")], **parts}
         if row.method == "first-order":
             try:
-                return first.train(model, data, seed, row.forwards, draft, self.check)
+                return first.train(model, data, seed, row.forwards, draft, self.check, **row.settings)
             finally:
                 self.models.drop()
         numbers = {name: best["numbers"][name] for name in ("lr", "eps")} if best else self._numbers(row, data)

@@ -245,6 +245,10 @@ def test_first_order_gradients_are_the_slopes_of_the_scales(model_file: Path, da
         directions.append([z if order is None else z[order] for z, order in zip(moved, orders, strict=True)])
         views.reset()
     deltas = first.rescale(model)
+    other, _ = zoquant.load(model_file, compute_dtype=torch.float32, device="cpu")
+    some = first.rescale(other, ("*.layers.1.*",))
+    assert 0 < len(some) < len(deltas) == sum(parameter.requires_grad for parameter in model.parameters())
+    assert len(some) == sum(parameter.requires_grad for parameter in other.parameters())
     train.loss(model, batch).backward()  # type: ignore[no-untyped-call]
     for quotient, zs in zip(quotients, directions, strict=True):
         slope = sum(float((cast(torch.Tensor, delta.grad) * z).sum()) for delta, z in zip(deltas, zs, strict=True))
