@@ -159,7 +159,8 @@ class FlatBuffer:
         """Return the source that draws a noise for this layout; the last one is kept."""
         chosen = as_noise(noise)
         if self._source is None or self._source.noise != chosen:
-            keys = [coupled_key(slot[0]) if self.coupled else slot[0].name for slot in self.slots]
+            first = [slot[0] for slot in self.slots]
+            keys = [coupled_key(v.name, v.role, v.shape) if self.coupled else v.name for v in first]
             counts = [view_count(slot[0]) for slot in self.slots]
             with torch.inference_mode(False):
                 self._source = NoiseSource(keys, counts, chosen, self.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.hub import local_path
+from zoquant.layout import coupled_key
 from zoquant.protocol import Span
 from zoquant.registry import format_of
 
@@ -58,5 +59,5 @@ def _base_and_delta(spans: Mapping[str, Span]) -> int:
 
     The base is kept as it is stored, the delta in float32, once for the views of one layer, role and shape.
     """
-    coupled = {(key.rpartition(".")[0], span.role, tuple(span.shape)): prod(span.shape) for key, span in spans.items()}
+    coupled = {coupled_key(key, span.role, span.shape): prod(span.shape) for key, span in spans.items()}
     return sum(prod(span.shape) * span.dtype.itemsize for span in spans.values()) + 4 * sum(coupled.values())

@@ -90,18 +90,18 @@ def slots_of(views: Sequence[ScaleView], *, coupled: bool) -> list[Slot]:
     """Return the views of each slot, in the order of their first views."""
     slots: dict[str, list[ScaleView]] = {}
     for view in views:
-        slots.setdefault(coupled_key(view) if coupled else view.name, []).append(view)
+        slots.setdefault(coupled_key(view.name, view.role, view.shape) if coupled else view.name, []).append(view)
     return [tuple(slot) for slot in slots.values()]
 
 
-def coupled_key(view: ScaleView) -> str:
+def coupled_key(name: str, role: Role, shape: Sequence[int]) -> str:
     """Return what the views of one layer, role and shape have in common, such as `d` and `dmin` of a GGUF block.
 
     Plain parameters have nothing in common, such as the weight and the bias of a norm, and get their own name.
     """
-    if view.role in PLAIN_ROLES:
-        return view.name
-    return f"{view.name.rpartition('.')[0]}.{view.role}{list(view.shape)}"
+    if role in PLAIN_ROLES:
+        return name
+    return f"{name.rpartition('.')[0]}.{role}{list(shape)}"
 
 
 def pieces_of(slots: Sequence[Slot], limit: int) -> list[Piece]:
