@@ -46,11 +46,6 @@ def test_a_folder_comes_without_code_and_without_pickles(monkeypatch: pytest.Mon
     assert not any(pattern.endswith((".py", ".bin")) for pattern in asked[0])
 
 
-def test_the_folder_of_an_adapter(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
-    holds(monkeypatch, "README.md", "adapter_config.json", "adapter_model.safetensors")
-    assert local_path("who/what") == Path("/cache/who/what")
-
-
 def test_pickles_only_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
     holds(monkeypatch, "config.json", "pytorch_model.bin")
     local_path("who/what")

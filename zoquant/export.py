@@ -82,13 +82,6 @@ def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) ->
             )
         if tuple(value.shape) != index[key].shape:
             raise ShapeError(f"{what}: {key} has shape {tuple(value.shape)}, expected {index[key].shape}.")
-    places: dict[tuple[str, int], str] = {}
-    for key in change.values:
-        other = places.setdefault((index[key].file, index[key].offset), key)
-        if other != key and change.values[key].numel():
-            raise BaseMismatchError(
-                f"{what}: moves {other} and {key}, which are the same bytes of {source}. Attach to one of them alone."
-            )
     here = {key: fingerprint(read_base(source, index[key])) for key in change.values}
     check_base(what, change.base, here)
 

@@ -21,7 +21,6 @@ from zoquant.load import Runtime, default_compute_dtype, default_device, load
 from zoquant.plot import plot_run
 from zoquant.registry import format_of
 from zoquant.rewards import Reward
-from zoquant.rows import has_splits
 from zoquant.run_folder import SHA256, RunFolder
 from zoquant.settings import Settings
 from zoquant.tasks import Evaluation, TaskSettings
@@ -57,9 +56,9 @@ class Source:
         """Return the device and the dtype that `"auto"` means here.
 
         Raises:
-            ValueError: the dtype or the device is unknown, or the device is not here.
+            ValueError: the dtype is unknown.
         """
-        device = default_device() if self.device == "auto" else _device(self.device)
+        device = default_device() if self.device == "auto" else torch.device(self.device)
         return device, _dtype("compute", self.compute_dtype) or default_compute_dtype(device)
 
     def open(self, delta: str | Path | None = None) -> tuple[nn.Module, Any, torch.device]:
@@ -79,15 +78,6 @@ class Source:
         if tokenizer is None:
             raise CheckpointError(f"{self.model}: carries no tokenizer, so text cannot be fed to it.")
         return model, tokenizer, device
-
-
-def _device(name: str) -> torch.device:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(f"device is {name!r}, expected auto, cpu or a GPU that is here: {said}") from error
-    return torch.device(name)
 
 
 def _dtype(name: str, said: str) -> torch.dtype | None:
@@ -209,8 +199,8 @@ def evaluate(
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
     rows = read_test(task, data, protocol, seed)
-    if shots and shots_from is None and not has_splits(data):
-        raise DataError(f"shots is {shots}, but {data} has one part. Name other rows to draw them from: --shots-from.")
+    if shots and shots_from is None and Path(data).is_file():
+        raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     model, tokenizer, device = source.open(delta)
     with _naming(data):

@@ -8,7 +8,6 @@ from zoquant.errors import CheckpointError
 _FOLDER = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "qmodel.pt")
 _TENSORS = (".safetensors", ".bin", ".pt")
 _PICKLED = ("*.bin",)
-_CONFIGS = ("config.json", "adapter_config.json")
 _DELTA = "delta.safetensors"
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -74,8 +73,7 @@ def _download(repo: str, file: str | None) -> Path:
 
     try:
         names = list_repo_files(repo)
-        is_folder = any(name in names for name in _CONFIGS) and any(name.endswith(_TENSORS) for name in names)
-        if file is None and is_folder:
+        if file is None and "config.json" in names and any(name.endswith(_TENSORS) for name in names):
             return _folder(repo, names)
         return _gguf(repo, names, file)
     except CheckpointError:

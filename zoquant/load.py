@@ -1,6 +1,7 @@
 """From a path or a name on the Hugging Face Hub to a model that can be trained."""
 
 import logging
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,9 +9,8 @@ import torch
 from torch import nn
 
 from zoquant.delta import put_on
-from zoquant.errors import UnsupportedLayoutError
+from zoquant.errors import UnsupportedLayoutError, ZoquantError
 from zoquant.hub import delta_path, local_path
-from zoquant.memory import release_memory
 from zoquant.native.activations import pass_activations
 from zoquant.protocol import Format, Vendor
 from zoquant.registry import format_of
@@ -87,8 +87,7 @@ def _choose(found: Format, path: Path, dtype: torch.dtype, place: torch.device, 
     try:
         vendor = _open_vendor(found, path, dtype, place)
         comparison = faster(native[0], vendor[0])
-    except Exception as error:  # whatever a library or a lack of memory raises: the native model is ready
-        release_memory()
+    except (ZoquantError, ImportError, metadata.PackageNotFoundError) as error:
         return native, f"native: {' '.join(str(error).split())}"
     return (vendor if comparison.vendor_wins else native), comparison.why
 

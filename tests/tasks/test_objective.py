@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -59,12 +58,6 @@ def test_a_reward_sees_what_was_written(loaded: tuple[Any, Any], writer: Generat
     assert task.loss(loaded[0], batch) == -0.75
     assert [each.text for each in seen] == writer.generate(loaded[0], batch)
     assert [each.row for each in seen] == [QUESTIONS[i] for i in batch.examples]
-
-
-def test_halves_of_scored_texts_count_by_their_examples(writer: Generation) -> None:
-    batch = with_objective(writer, "f1").batch_of_step(0, 0, 4)
-    assert [half.weight for half in batch.halves()] == [2, 2]
-    assert writer.batch_of_step(0, 0, 4).weight == sum(each.count for each in writer.answers)
 
 
 def test_any_function_of_model_and_batch(loaded: tuple[Any, Any], writer: Generation) -> None:
@@ -178,19 +171,6 @@ def test_an_endpoint_scores_after_a_time_out_and_a_fault(server: Server) -> None
     server.answers = [None, (503, "busy"), (200, "0.5")]
     assert OutsideReward(url(server), timeout=1)(SEEN) == 0.5
     assert [len(sent["generations"]) for sent in server.seen] == [1, 1, 1]
-
-
-def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    reward, answers = OutsideReward("http://localhost/score"), iter((IncompleteRead(b"0."), "0.5"))
-
-    def post(sent: str) -> str:
-        answer = next(answers)
-        if isinstance(answer, IncompleteRead):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(OutsideReward, "_post", lambda self, sent: post(sent))
-    assert reward(SEEN) == 0.5
 
 
 def test_a_step_without_a_reward_is_skipped_and_counted(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoquant.errors import DataError
-from zoquant.rows import Row, has_splits
+from zoquant.rows import Row
 from zoquant.tasks import TaskSettings
 from zoquant.tasks.splits import by_label, drawn, read_parts, read_test
 
@@ -61,23 +61,6 @@ def test_small_data_still_has_a_part_for_choices() -> None:
 def test_protocols_that_do_not_fit(folder: Path, task: str, protocol: str, eval_data: str | None) -> None:
     with pytest.raises(DataError, match="expected mezo, a named task"):
         read_parts(TaskSettings(task), folder, eval_data, protocol, 0)
-
-
-@pytest.mark.parametrize("source", ["rows.jsonl", "hub:owner/name:validation", "saved"])
-def test_a_source_of_one_part_has_no_rows_to_test_on(tmp_path: Path, source: str) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"sentence": "x", "label": "0"}\n')
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "state.json").write_text("{}")
-    data = source if source.startswith("hub:") else tmp_path / source
-    assert not has_splits(data)
-    with pytest.raises(DataError, match="has one part, so test rows would be training rows"):
-        read_parts(TaskSettings("sst2"), data, None, "mezo", 0)
-
-
-def test_folders_and_the_hub_have_splits(folder: Path) -> None:
-    assert has_splits(folder)
-    assert has_splits("hub")
-    assert has_splits("hub:owner/name")
 
 
 def test_a_protocol_of_evaluation(folder: Path) -> None:

@@ -127,7 +127,7 @@ def open_folder(path: Path) -> Folder:
             found, plain = read_archive(file)
             values.update(plain)
         _check_shard(path, file, names, found)
-        for name, tensor in _once(found):
+        for name, tensor in _once(config, found):
             if name in tensors:
                 raise CheckpointError(
                     f"{path}: tensor {name!r}: expected it once, got it from {tensors[name].file.name} and "
@@ -177,12 +177,13 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     return {found[0]: None}
 
 
-def _once(tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
+def _once(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
     """Leave out other names of what a model with tied weights holds once: torch.save keeps every name.
 
-    The name within the model's body stays, `model.embed_tokens.weight` and not `lm_head.weight`. A config need not say
-    that weights are tied: transformers leaves out what is the default of a model, as of OPT and BERT.
+    The name within the model's body stays, `model.embed_tokens.weight` and not `lm_head.weight`.
     """
+    if not config.get("tie_word_embeddings"):
+        return tensors.items()
     kept: dict[tuple[int, int], str] = {}
     for name, tensor in tensors.items():
         place = tensor.offset, tensor.nbytes

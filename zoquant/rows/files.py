@@ -83,17 +83,15 @@ def _table(file: Path, text: str) -> list[Row]:
     if file.suffix == ".tsv":
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(lines)
     rows = []
     try:
-        if len(set(names := reader.fieldnames or ())) < len(names):
-            raise DataError(f"{file}: two columns have one name, of {', '.join(map(repr, names))}. Rename one.")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
             rows.append(row_of(row))
     except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num + 1}: {error}. Save it as JSONL.") from error
+        raise DataError(f"{file}, line {reader.line_num}: {error}. Save it as JSONL.") from error
     return rows
 
 

@@ -37,13 +37,6 @@ def read_rows(source: str | Path, *, split: str = "train", config: str | None = 
     return [row for file in _files_of(inner, split) for row in read_file(file)]
 
 
-def has_splits(source: str | Path) -> bool:
-    """Whether a source tells its splits apart: not one file, one split of the Hub, or one saved table."""
-    if str(source) == "hub" or str(source).startswith(HUB):
-        return str(source).count(":") <= 1
-    return Path(source).is_dir() and not (Path(source) / "state.json").exists()
-
-
 def _files_of(folder: Path, split: str) -> list[Path]:
     """Return the files of a split in the order of their names; one kind of file only."""
     for inner in (folder, folder / "data"):

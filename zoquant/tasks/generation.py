@@ -31,25 +31,21 @@ class Questions:
     Attributes:
         answers: prompts with their first answer, whose tokens count.
         examples: their numbers in the task.
-        scored: whether the texts are scored, so that an example counts as one, and not by the tokens of its answer.
     """
 
     answers: Sequences
     examples: tuple[int, ...]
-    scored: bool = False
 
     @property
     def weight(self) -> int:
-        """What the batch counts in a mean over batches: the number of tokens that count, or of examples."""
-        return len(self.examples) if self.scored else self.answers.weight
+        """The number of tokens that count."""
+        return self.answers.weight
 
     def halves(self) -> tuple["Questions", "Questions"]:
         """Return the first and the second half of the examples."""
         middle = len(self.examples) // 2
         first, second = self.answers.halves()
-        parts = (first, self.examples[:middle]), (second, self.examples[middle:])
-        one, other = (Questions(answers, examples, self.scored) for answers, examples in parts)
-        return one, other
+        return Questions(first, self.examples[:middle]), Questions(second, self.examples[middle:])
 
 
 class Generation:

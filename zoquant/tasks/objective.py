@@ -1,7 +1,6 @@
 """What training makes smaller, when that is not the loss of the task: a metric, a reward, any function."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from zoquant.nearest import one_of
 from zoquant.rewards import Generated, Reward
 from zoquant.tasks.classification import Classification
 from zoquant.tasks.evaluation import Evaluation
-from zoquant.tasks.generation import Generation, Questions
+from zoquant.tasks.generation import Generation
 from zoquant.tasks.masked import MaskedClassification
 from zoquant.tasks.metrics import METRICS
 from zoquant.tasks.task import Task
@@ -37,9 +36,8 @@ class WithObjective:
         return len(self.task)
 
     def batch_of_step(self, seed: int, step: int, size: int) -> Any:
-        """Return the task's batch of a training step; of generations each example counts the same."""
-        batch = self.task.batch_of_step(seed, step, size)
-        return replace(batch, scored=True) if isinstance(batch, Questions) else batch
+        """Return the task's batch of a training step."""
+        return self.task.batch_of_step(seed, step, size)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor | float:
         """Return the objective."""

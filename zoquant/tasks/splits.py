@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoquant.errors import DataError
-from zoquant.rows import Row, has_splits, read_rows
+from zoquant.rows import Row, read_rows
 from zoquant.tasks.spec import TaskSettings
 
 _TRAIN, _TEST, _A_LABEL = 1000, 1000, 512
@@ -53,11 +53,6 @@ def read_parts(
         raise DataError(
             f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data}: expected mezo, a named "
             "task such as sst2, and no evaluation data, since the protocol draws its own."
-        )
-    if not has_splits(data):
-        raise DataError(
-            f"protocol is {protocol!r}, but {data} has one part, so test rows would be training rows. Pass a folder "
-            "with a file for each split, or a name of the Hub without a split."
         )
     train, test = read_part(task, data, "train"), read_test(task, data, protocol, seed)
     if task.kind == "masked":

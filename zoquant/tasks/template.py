@@ -27,8 +27,6 @@ class Prompt:
             raise DataError(
                 f"template {self.text!r} does not end in {{label}}. Write e.g. '{{sentence}} It was {{label}}'."
             )
-        if self.text.count(LABEL) > 1:
-            raise DataError(f"template {self.text!r} has {{label}} twice, so the prompt would hold the answer.")
         _refuse_formats(self.text)
 
     @property
@@ -142,7 +140,7 @@ def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> 
     """
     values = list(words)
     for number, row in enumerate(rows, 1):
-        if not isinstance(row[label], str) or row[label] not in words:
+        if row[label] not in words:
             raise DataError(
                 f"row {number} has the label {row[label]!r}, expected one of {', '.join(map(repr, words))}. "
                 "Name a word for it in labels."
