@@ -1,7 +1,7 @@
 """A checkpoint folder: its config, what it says of its quantization, and the place of every tensor."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Folder:
         tensors: name -> place, of all files.
         metadata: the metadata of all safetensors files together.
         values: plain values that files of torch.save hold beside their tensors, by name.
+        aliases: other names that files of torch.save have for the bytes of a tensor -> its name in `tensors`.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Folder:
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     values: Mapping[str, Plain]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -118,6 +120,7 @@ def open_folder(path: Path) -> Folder:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     values: dict[str, Plain] = {}
+    aliases: dict[str, str] = {}
     for file, names in _files(path).items():
         refuse_stray(path, file)
         if file.suffix == ".safetensors":
@@ -127,14 +130,19 @@ def open_folder(path: Path) -> Folder:
             found, plain = read_archive(file)
             values.update(plain)
         _check_shard(path, file, names, found)
-        for name, tensor in _once(config, found):
+        others = _aliases(found)
+        aliases.update(others)
+        for name, tensor in found.items():
+            if name in others:
+                continue
             if name in tensors:
                 raise CheckpointError(
                     f"{path}: tensor {name!r}: expected it once, got it from {tensors[name].file.name} and "
                     f"{file.name}. Get the checkpoint again."
                 )
             tensors[name] = tensor
-    return Folder(path, config, quantization if isinstance(quantization, dict) else {}, tensors, metadata, values)
+    said = quantization if isinstance(quantization, dict) else {}
+    return Folder(path, config, said, tensors, metadata, values, aliases)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,23 +185,18 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     return {found[0]: None}
 
 
-def _once(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
-    """Leave out other names of what a model with tied weights holds once: torch.save keeps every name.
+def _aliases(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Return the names of tensors whose bytes have another name too: torch.save keeps every name of tied weights.
 
-    The name within the model's body stays, `model.embed_tokens.weight` and not `lm_head.weight`.
+    The first name stays, as the live model has it, since state dicts follow its modules; a head's name never does where
+    there is another.
     """
-    if not config.get("tie_word_embeddings"):
-        return tensors.items()
-    kept: dict[tuple[int, int], str] = {}
+    groups: dict[Any, list[str]] = {}
     for name, tensor in tensors.items():
-        place = tensor.offset, tensor.nbytes
-        if place not in kept or name.count(".") > kept[place].count("."):
-            kept[place] = name
-    return [
-        (name, tensor)
-        for name, tensor in tensors.items()
-        if not tensor.nbytes or kept[tensor.offset, tensor.nbytes] == name
-    ]
+        if tensor.nbytes:
+            groups.setdefault((tensor.offset, tensor.shape, tensor.dtype), []).append(name)
+    ordered = (sorted(group, key=lambda name: name.startswith("lm_head.")) for group in groups.values())
+    return {name: first for first, *others in ordered for name in others}
 
 
 def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:

@@ -166,22 +166,35 @@ class _Filler:
         self.model = model
         self.compute_dtype = compute_dtype
         self.replaced: set[str] = set()
-        self.tied = tied(model)
+        self.tied = [*tied(model), *self._tied_in_file()]
 
     def fill(self, layers: Mapping[str, Layer]) -> None:
         used = {name for layer in layers.values() for name in layer.tensors}
         for layer in layers.values():
             used.add(f"{layer.path}.bias")
             self._replace(layer.path, layer.packed(self.folder))
-        for name in self.folder.tensors:
+        for name in (*self.folder.tensors, *self._shared_buffers()):
             if name not in used:
                 self._fill_dense(name)
         self._tie(group for group in self.tied if not _is_bias(group))
         self._tie(group for group in self.tied if _is_bias(group))  # last: a matrix that is shared makes a new layer
 
+    def _tied_in_file(self) -> list[list[str]]:
+        """Return the names of parameters that a file holds once, a list for each, tied in the model or not."""
+        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        groups: dict[str, list[str]] = {}
+        for name, kept in self.folder.aliases.items():
+            groups.setdefault(kept, [kept]).append(name)
+        return [[name for name in group if name in known] for group in groups.values() if known & {*group}]
+
+    def _shared_buffers(self) -> list[str]:
+        """Return the names of buffers that lie in a file under another name."""
+        known = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+        return [name for name in self.folder.aliases if name in known]
+
     def _fill_dense(self, name: str) -> None:
         path, _, field = name.rpartition(".")
-        tensor = self.folder.tensors[name]
+        tensor = self.folder.tensors[self.folder.aliases.get(name, name)]
         module = self._module(path, name)
         if module is None:
             return
