@@ -17,11 +17,9 @@ from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
 QUANTIZE_CONFIG = "quantize_config.json"
-INDEXES = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
+WHOLE = "model.safetensors"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json", PICKLED_INDEX)
 HQQ_ARCHIVE = "qmodel.pt"
 ARCHIVES = ("pytorch_model.bin", HQQ_ARCHIVE)
 """Files of torch.save."""
@@ -170,16 +168,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(path: Path) -> dict[Path, set[str] | None]:
-    """Return the files that hold tensors, with the names that an index file promises of each."""
+    """Return the files that hold tensors, with the names that an index file promises of each.
+
+    In the order of transformers: one file before several, safetensors before files of torch.save.
+    """
+    whole = path / WHOLE
+    if whole.exists():
+        return {whole: None}
+    archives = [path / name for name in ARCHIVES if (path / name).exists()]
     for index in INDEXES:
-        if (path / index).exists():
+        if (path / index).exists() and not (index == PICKLED_INDEX and archives):
             return dict(_shards(path, index))
-    whole = path / "model.safetensors"
-    found = [whole] if whole.exists() else sorted(path.glob("*.safetensors"))
-    found = found or [path / name for name in ARCHIVES if (path / name).exists()]
+    found = sorted(path.glob("*.safetensors")) or archives
     if len(found) != 1:
         raise CheckpointError(
-            f"{path}: expected model.safetensors, or {INDEXES[0]} and its shards, or one of {', '.join(ARCHIVES)}, got "
+            f"{path}: expected {WHOLE}, or {INDEXES[0]} and its shards, or one of {', '.join(ARCHIVES)}, got "
             f"{', '.join(file.name for file in found) or 'no such file'}. Get the whole checkpoint."
         )
     return {found[0]: None}
