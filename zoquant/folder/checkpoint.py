@@ -23,6 +23,9 @@ INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.
 HQQ_ARCHIVE = "qmodel.pt"
 ARCHIVES = ("pytorch_model.bin", HQQ_ARCHIVE)
 """Files of torch.save."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files of an adapter, which may lie beside a copy of its base's config."""
 MAX_JSON = 64 << 20
 MAX_NAME = 255
 """Bytes of a file's name."""
@@ -141,6 +144,13 @@ def open_folder(path: Path) -> Folder:
             tensors[name] = tensor
     said = quantization if isinstance(quantization, dict) else {}
     return Folder(path, config, said, tensors, metadata, values, aliases)
+
+
+def holds_only_adapter(path: Path) -> bool:
+    """Whether a folder has the weights of an adapter and none of a model."""
+    names = {file.name for file in path.glob("*.safetensors")}
+    names.update(name for name in (*INDEXES, *ARCHIVES, *ADAPTERS) if (path / name).exists())
+    return (path / ADAPTER_CONFIG).is_file() and bool(names) and names <= {*ADAPTERS}
 
 
 def read_json(path: Path) -> dict[str, Any]:
