@@ -18,7 +18,7 @@ from zoquant.folder.checkpoint import Folder, open_folder
 from zoquant.folder.diffusion import empty_diffusion_model, is_diffusion, load_with_diffusers
 from zoquant.folder.format import DENSE, Layer
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
-from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, tied, unfilled
+from zoquant.native.meta import Places, WithoutWeights, forget_weights, tied, unfilled
 from zoquant.views import keep_dtype
 
 _CODE = ("attn_implementation", "experts_implementation", "use_kernels", "trust_remote_code", "custom_pipelines")
@@ -166,6 +166,7 @@ class _Filler:
         self.model = model
         self.compute_dtype = compute_dtype
         self.replaced: set[str] = set()
+        self.places = Places(model)
         self.tied = [*tied(model), *self._tied_in_file()]
 
     def fill(self, layers: Mapping[str, Layer]) -> None:
@@ -232,7 +233,7 @@ class _Filler:
             native = QuantEmbedding(packed, scale=None if scale is None else float(scale))
         else:
             raise self.folder.error(path, "a Linear or Embedding in the model", type(module).__name__)
-        replace_module(self.model, path, native)
+        self.places.replace(path, native)
         self.replaced.add(f"{path}.weight")
 
     def _check_shape(self, path: str, packed: PackedWeight, expected: tuple[int, int]) -> None:
