@@ -1,6 +1,6 @@
 """Names on the Hub, with a hub that lies in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,47 @@ def test_several_checkpoints(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) 
         local_path("who/what")
     assert local_path("who/what/b.gguf") == Path("/cache/who/what/b.gguf")
     assert asked == ["b.gguf"]
+
+
+def test_an_adapter_is_a_folder(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    holds(monkeypatch, "README.md", "adapter_config.json", "adapter_model.safetensors")
+    assert local_path("who/adapter") == Path("/cache/who/adapter")
+    assert "*.safetensors" in asked[0]
+
+
+def test_files_in_folders_of_a_repository(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    shards = ["Q6_K/m-00001-of-00002.gguf", "Q6_K/m-00002-of-00002.gguf"]
+    holds(monkeypatch, "Q4_0/m.gguf", *shards)
+    assert local_path(f"who/what/{shards[0]}") == Path("/cache/who/what") / shards[0]
+    assert delta_path("who/what/run/1/delta.safetensors") == Path("/cache/who/what/run/1/delta.safetensors")
+    assert asked == [*shards, "run/1/delta.safetensors"]
+    assert local_path("who/../what/m.gguf") == Path("who/../what/m.gguf")
+
+
+@pytest.mark.parametrize("files", [["config.json", "model.safetensors"], ["sub/m.gguf"]], ids=["folder", "file"])
+def test_what_is_cached_loads_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Sequence[str]
+) -> None:
+    """A cache as the Hub's library lays it out; there is no Hub."""
+    snapshot = tmp_path / "models--who--what" / "snapshots" / ("0" * 40)
+    for name in files:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_bytes(b"")
+    (tmp_path / "models--who--what" / "refs").mkdir()
+    (tmp_path / "models--who--what" / "refs" / "main").write_text("0" * 40)
+
+    def refuse(repo: str) -> list[str]:
+        raise OSError("offline")
+
+    def cached(call: Callable[..., str]) -> Callable[..., str]:
+        return lambda *what, **how: call(*what, **{**how, "cache_dir": tmp_path, "local_files_only": True})
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, cached(getattr(huggingface_hub, name)))
+    assert local_path("who/what") == (snapshot if len(files) > 1 else snapshot / files[0])
+    with pytest.raises(CheckpointError, match=r"who/other: no such path here, .* offline"):
+        local_path("who/other")
 
 
 def test_a_delta_is_a_file_a_folder_or_a_name(tmp_path: Path, asked: list[Any]) -> None:

@@ -1,7 +1,10 @@
 """Choosing between zoquant's layers and a library's."""
 
+import gc
 import logging
 import time
+import weakref
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import zoquant
 from tests.toy import ToyFormat, toy_model, write_toy
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.runtime import faster
+
+loading = import_module("zoquant.load")
 
 
 class WithVendor(ToyFormat):
@@ -53,6 +58,27 @@ def test_runtimes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     auto, vendor = (record.getMessage() for record in caplog.records)
     assert auto.endswith("runtime native: on a CPU the layers of zoquant are the default")
     assert vendor.endswith("runtime vendor: as asked for")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of\nmemory"), RuntimeError("no kernel image")])
+def test_a_vendor_that_fails_leaves_the_native_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """On the meta device, which is no CPU, so that the choice is made here too."""
+    vendors: list[weakref.ref[nn.Module]] = []
+
+    def fails(native: nn.Module, vendor: nn.Module) -> None:
+        vendors.append(weakref.ref(vendor))
+        raise error.with_traceback(None)
+
+    monkeypatch.setattr(loading, "faster", fails)
+    path, native = write_toy(tmp_path / "a.toy", toy_model()), (toy_model(), None)
+    loaded, why = loading._choose(WithVendor(), path, torch.float32, torch.device("meta"), native)
+    assert loaded is native
+    assert why == f"native: {' '.join(str(error).split())}"
+    error.with_traceback(None)
+    gc.collect()
+    assert vendors[0]() is None
 
 
 def test_refusals(tmp_path: Path) -> None:

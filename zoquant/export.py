@@ -16,7 +16,7 @@ from torch import Tensor
 from zoquant.buffer import Space, compose
 from zoquant.checkpoint import checksums_of, files_of, holds, read_base, values_at
 from zoquant.delta import Delta, read_delta
-from zoquant.errors import BaseMismatchError, ShapeError
+from zoquant.errors import BaseMismatchError, CheckpointError, ShapeError
 from zoquant.files import refuse_existing, replacing, replacing_folder
 from zoquant.fingerprint import check_base, fingerprint
 from zoquant.hub import delta_path, local_path
@@ -43,7 +43,7 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     Raises:
         OutputExistsError: something stands at `out`.
         BaseMismatchError: the delta was made on another base; the first key that differs is named.
-        CheckpointError, ShapeError, ValueRangeError: a file is damaged.
+        CheckpointError, ShapeError, ValueRangeError: a file is damaged, or two keys of the delta lie on the same bytes.
         WriteError: the disk is full or read-only. In every case nothing stands at `out`.
     """
     source, target = local_path(base), Path(out)
@@ -82,8 +82,39 @@ def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) ->
             )
         if tuple(value.shape) != index[key].shape:
             raise ShapeError(f"{what}: {key} has shape {tuple(value.shape)}, expected {index[key].shape}.")
+    _refuse_overlaps(what, source, {key: index[key] for key in change.values})
     here = {key: fingerprint(read_base(source, index[key])) for key in change.values}
     check_base(what, change.base, here)
+
+
+def _refuse_overlaps(what: str, source: Path, spans: Mapping[str, Span]) -> None:
+    """Refuse two keys that lie on the same bytes: the second would be put on what the first already changed."""
+    near: list[str] = []
+    for key, span in sorted(spans.items(), key=lambda each: (each[1].file, each[1].offset)):
+        near = [other for other in near if spans[other].file == span.file and _end(spans[other]) > span.offset]
+        for other in near:
+            if _overlap(spans[other], span):
+                raise CheckpointError(
+                    f"{what}: {other} and {key}: expected places of their own in {source}, got the same bytes in "
+                    f"{span.file} twice. Train one of the two, or save the checkpoint as safetensors."
+                )
+        near.append(key)
+
+
+def _end(span: Span) -> int:
+    """Return the byte after the last value."""
+    if 0 in span.shape:
+        return span.offset
+    steps = zip(span.shape, span.strides, strict=True)
+    return span.offset + sum((length - 1) * stride for length, stride in steps) + span.dtype.itemsize
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    """Whether two spans of a file share a byte; those of fields that lie in turns do not."""
+    start = min(one.offset, other.offset)
+    taken = torch.zeros(max(_end(one), _end(other)) - start, dtype=torch.uint8)
+    bytes_of(taken, one.offset - start, one.shape, one.strides, one.dtype).fill_(1)
+    return bool(bytes_of(taken, other.offset - start, other.shape, other.strides, other.dtype).any())
 
 
 def _patch(files: Mapping[str, Path], index: Mapping[str, Span], change: Delta) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from zoquant.errors import CheckpointError
 
 _FOLDER = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "qmodel.pt")
+_CONFIGS = frozenset({"config.json", "adapter_config.json"})
 _TENSORS = (".safetensors", ".bin", ".pt")
 _PICKLED = ("*.bin",)
 _DELTA = "delta.safetensors"
@@ -16,7 +17,7 @@ def local_path(path_or_repo: str | Path) -> Path:
     """Return a path on this machine, downloading from the Hub what does not exist here.
 
     Args:
-        path_or_repo: a path, `owner/name`, or `owner/name/file`.
+        path_or_repo: a path, `owner/name`, or `owner/name/file`, where the file may lie in a folder.
 
     Raises:
         CheckpointError: neither a path nor a name on the Hub, or the repository holds several checkpoints.
@@ -57,9 +58,9 @@ def _delta_from(repo: str, file: str) -> Path:
 def _split(path_or_repo: str | Path) -> tuple[str | None, str | None]:
     """Return repository and file that a name stands for on the Hub, None where it can only be a path."""
     parts = str(path_or_repo).split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts) or parts[0] in (".", "..", "~"):
+    if len(parts) < 2 or not all(parts) or {".", "..", "~"} & {*parts}:
         return None, None
-    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    return "/".join(parts[:2]), "/".join(parts[2:]) or None
 
 
 def _not_there(repo: str, error: Exception) -> CheckpointError:
@@ -69,17 +70,31 @@ def _not_there(repo: str, error: Exception) -> CheckpointError:
 
 
 def _download(repo: str, file: str | None) -> Path:
-    from huggingface_hub import list_repo_files
-
     try:
-        names = list_repo_files(repo)
-        if file is None and "config.json" in names and any(name.endswith(_TENSORS) for name in names):
+        names = _names(repo)
+        if file is None and not _CONFIGS.isdisjoint(names) and any(name.endswith(_TENSORS) for name in names):
             return _folder(repo, names)
         return _gguf(repo, names, file)
     except CheckpointError:
         raise
     except Exception as error:
         raise _not_there(repo, error) from error
+
+
+def _names(repo: str) -> list[str]:
+    """Return the files of a repository; those that lie in the cache where the Hub cannot be asked."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        return list(list_repo_files(repo))
+    except Exception:
+        try:
+            cached = Path(snapshot_download(repo, local_files_only=True))
+        except Exception:
+            cached = None  # why there is no listing says more than that nothing is cached
+        if cached is None:
+            raise
+        return sorted(file.relative_to(cached).as_posix() for file in cached.rglob("*") if file.is_file())
 
 
 def _folder(repo: str, names: list[str]) -> Path:

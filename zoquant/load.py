@@ -1,7 +1,6 @@
 """From a path or a name on the Hugging Face Hub to a model that can be trained."""
 
 import logging
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +8,13 @@ import torch
 from torch import nn
 
 from zoquant.delta import put_on
-from zoquant.errors import UnsupportedLayoutError, ZoquantError
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.hub import delta_path, local_path
+from zoquant.memory import release_memory
 from zoquant.native.activations import pass_activations
 from zoquant.protocol import Format, Vendor
 from zoquant.registry import format_of
-from zoquant.runtime import faster
+from zoquant.runtime import Comparison, faster
 
 Runtime = Literal["auto", "native", "vendor"]
 Loaded = tuple[nn.Module, Any]
@@ -85,11 +85,21 @@ def _choose(found: Format, path: Path, dtype: torch.dtype, place: torch.device, 
     if place.type == "cpu":
         return native, "native: on a CPU the layers of zoquant are the default"
     try:
-        vendor = _open_vendor(found, path, dtype, place)
-        comparison = faster(native[0], vendor[0])
-    except (ZoquantError, ImportError, metadata.PackageNotFoundError) as error:
-        return native, f"native: {' '.join(str(error).split())}"
-    return (vendor if comparison.vendor_wins else native), comparison.why
+        vendor, comparison = _measured(found, path, dtype, place, native)
+    except Exception as error:  # whatever stops a library, such as memory that ran out: the native model is there
+        why = " ".join(str(error).split()) or type(error).__name__
+    else:
+        return (vendor if comparison.vendor_wins else native), comparison.why
+    release_memory()
+    return native, f"native: {why}"
+
+
+def _measured(
+    found: Format, path: Path, dtype: torch.dtype, place: torch.device, native: Loaded
+) -> tuple[Loaded, Comparison]:
+    """Open the vendor's model and time it; where that fails, nobody holds it any more."""
+    vendor = _open_vendor(found, path, dtype, place)
+    return vendor, faster(native[0], vendor[0])
 
 
 def _open_vendor(found: Format, path: Path, dtype: torch.dtype, place: torch.device) -> Loaded:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import OPTConfig, OPTForCausalLM
 
 import zoquant
 from tests.aqlm.samples import aqlm_folder
@@ -60,6 +61,55 @@ def test_ties_are_one_tensor(tmp_path: Path) -> None:
     assert "lm_head.weight" not in open_folder(path).tensors
     keys = zoquant.attach(opened(path), roles=("dense",)).keys
     assert [key for key in keys if key.startswith(("lm_head", "model.embed"))] == ["model.embed_tokens.weight"]
+
+
+def opt_folder(path: Path, **said: bool) -> Path:
+    """Write an OPT model as torch.save does, with a config that leaves out what is the default of its class."""
+    sizes = {
+        "vocab_size": 48, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "max_position_embeddings": 32, "word_embed_proj_dim": 32,
+    }  # fmt: skip
+    model = OPTForCausalLM(OPTConfig(**sizes)).half()
+    config = {"model_type": "opt", "architectures": ["OPTForCausalLM"], **sizes, **said}
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    torch.save(model.state_dict(), path / "pytorch_model.bin")
+    return path
+
+
+@pytest.mark.parametrize("said", [{}, {"tie_word_embeddings": False}], ids=["silent", "untied"])
+def test_ties_of_which_the_config_says_nothing(tmp_path: Path, said: dict[str, bool]) -> None:
+    """One matrix under two names moves once, live and in the export."""
+    path, delta = opt_folder(tmp_path / "opt", **said), tmp_path / "delta.safetensors"
+    model = opened(path)
+    views = zoquant.attach(model, roles=("dense",))
+    assert [key for key in views.keys if key.startswith("lm_head") or "embed_tokens" in key] == [
+        "model.decoder.embed_tokens.weight"
+    ]
+    views.add(1, 0.25, "rademacher")
+    views.write()
+    zoquant.save_delta(delta, views)
+    out = zoquant.export(path, delta=delta, out=tmp_path / "tuned")
+    ids = torch.arange(8)[None]
+    assert torch.equal(opened(out)(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_two_tensors_on_the_same_bytes_are_not_exported(tmp_path: Path) -> None:
+    """Rows that overlap are no tie: a delta of one fits the file, a delta of both does not."""
+    path, delta = aqlm_folder(tmp_path), tmp_path / "delta.safetensors"
+    (path / "model.safetensors").unlink()
+    (path / "config.json").write_text("{}")
+    rows = torch.ones(6, 4)
+    torch.save({"a": rows[:4], "b": rows[2:], "c": rows[5:]}, path / "pytorch_model.bin")
+    for keys in (["a", "c"], ["a", "b"]):
+        views = zoquant.checkpoint.checkpoint_views(path, keys, coupled=True)
+        views.add(1, 0.25, "rademacher")
+        zoquant.save_delta(delta, views)
+        if "b" not in keys:
+            zoquant.export(path, delta=delta, out=tmp_path / "tuned")
+            continue
+        with pytest.raises(CheckpointError, match=r"a and b: expected places of their own in .*pytorch_model\.bin"):
+            zoquant.export(path, delta=delta, out=tmp_path / "refused")
 
 
 def moved(path: Path, delta: Path) -> None:

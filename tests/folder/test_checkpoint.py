@@ -158,6 +158,20 @@ def test_no_file_or_several(tmp_path: Path) -> None:
         open_folder(path)
 
 
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_a_whole_file_goes_before_an_index_that_was_left_behind(tmp_path: Path, index: str) -> None:
+    path = write_folder(tmp_path / "a", TENSORS)
+    (path / index).write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "model-00001-of-00002.safetensors")}))
+    assert set(open_folder(path).tensors) == set(TENSORS)
+    (path / "model.safetensors").unlink()
+    torch.save(TENSORS, path / "pytorch_model.bin")
+    if index.startswith("pytorch"):
+        assert set(open_folder(path).tensors) == set(TENSORS)
+    else:
+        with pytest.raises(CheckpointError, match=r"expected the shard model-00001-of-00002"):
+            open_folder(path)
+
+
 def test_expect(tmp_path: Path) -> None:
     folder = open_folder(write_folder(tmp_path / "a", TENSORS, config=CONFIG))
     assert folder.expect("b", (5,), [torch.bfloat16]).shape == (5,)

@@ -13,6 +13,7 @@ from tests.folders import save_folder, tiny_llama, write_folder
 from tests.tasks.test_masked import model_of
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantLinear
+from zoquant.native.meta import Places
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -164,3 +165,13 @@ def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
     path = save_folder(tiny_llama(), tmp_path / "a", auto_map={"AutoModelForCausalLM": "evil.Model"})
     (path / "evil.py").write_text("raise SystemExit('ran')")
     load(path)
+
+
+def test_a_module_is_replaced_wherever_the_model_refers_to_it() -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared})
+    places, first, second = Places(model), nn.Identity(), nn.Identity()
+    places.replace("a.0", first)
+    assert model["b"] is model.get_submodule("a.0") is first
+    places.replace("b", second)
+    assert model["b"] is model.get_submodule("a.0") is second

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import zoquant
 from tests.folder.llama import logits
@@ -72,6 +72,17 @@ def test_scales_of_activations_belong_to_their_layers(tmp_path: Path) -> None:
     tensors, _ = KINDS["blocks"][1](48, 96, 0)
     layer = layer_of(folder_of(tmp_path, dict(FINE), {**tensors, "activation_scale": torch.ones(())}))
     assert "m.q.activation_scale" in layer.tensors
+
+
+@pytest.mark.parametrize("place", ["", "{}_proj."], ids=["attention", "projection"])
+def test_scales_of_a_cache_are_left_alone(tmp_path: Path, place: str) -> None:
+    path = write(tmp_path / "m", "blocks")
+    expected = logits(zoquant.load(path, compute_dtype=torch.float32)[0])
+    names = [f"model.layers.0.self_attn.{place.format(kind)}{kind}_scale" for kind in "kv"]
+    tensors = load_file(path / "model.safetensors")
+    save_file({**tensors, **{name: torch.tensor(0.5) for name in names}}, path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(zoquant.load(path, compute_dtype=torch.float32)[0]), expected)
+    assert not {*names} & {*format_of(path).index(path)}
 
 
 def test_model_optimizer_says_who_it_is_in_two_ways(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import zoquant
 from tests.folders import save_folder, tiny_llama
 from tests.peft.models import IDS, KINDS, adapted, logits, trained
 from zoquant.backends.peft.format import PeftFormat
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, RegistryError
 from zoquant.inspection import inspect
+from zoquant.registry import format_of
 
 FIXTURES = Path(os.environ.get("ZOQUANT_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
 
@@ -140,3 +141,16 @@ def test_fixtures(tmp_path: Path, name: str) -> None:
     again = peft.PeftModel.from_pretrained(base(), str(tuned)).eval()
     assert torch.equal(logits(again), logits(model))
     assert IDS.max() < model.config.vocab_size
+
+
+@pytest.mark.parametrize("said", [{}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}])
+def test_a_config_of_the_base_beside_an_adapter_makes_no_model(tmp_path: Path, said: dict[str, Any]) -> None:
+    """Trainers save it there. With the weights of the base, too, the folder is both."""
+    base = save_folder(tiny_llama(), tmp_path / "both", **said)
+    weights = base / "model.safetensors"
+    weights.rename(base / "adapter_model.safetensors")
+    (base / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert format_of(base).name == "peft"
+    (base / "adapter_model.safetensors").rename(weights)
+    with pytest.raises(RegistryError, match=r"claimed by the formats .*peft"):
+        format_of(base)

@@ -1,7 +1,7 @@
 """A checkpoint folder: its config, what it says of its quantization, and the place of every tensor."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
 QUANTIZE_CONFIG = "quantize_config.json"
-INDEXES = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
+WHOLE = "model.safetensors"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json", PICKLED_INDEX)
 HQQ_ARCHIVE = "qmodel.pt"
 ARCHIVES = ("pytorch_model.bin", HQQ_ARCHIVE)
 """Files of torch.save."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files of an adapter, which may lie beside a copy of its base's config."""
 MAX_JSON = 64 << 20
 MAX_NAME = 255
 """Bytes of a file's name."""
@@ -41,6 +42,7 @@ class Folder:
         tensors: name -> place, of all files.
         metadata: the metadata of all safetensors files together.
         values: plain values that files of torch.save hold beside their tensors, by name.
+        aliases: other names that files of torch.save have for the bytes of a tensor -> its name in `tensors`.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Folder:
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     values: Mapping[str, Plain]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -118,6 +121,7 @@ def open_folder(path: Path) -> Folder:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     values: dict[str, Plain] = {}
+    aliases: dict[str, str] = {}
     for file, names in _files(path).items():
         refuse_stray(path, file)
         if file.suffix == ".safetensors":
@@ -127,14 +131,26 @@ def open_folder(path: Path) -> Folder:
             found, plain = read_archive(file)
             values.update(plain)
         _check_shard(path, file, names, found)
-        for name, tensor in _once(config, found):
+        others = _aliases(found)
+        aliases.update(others)
+        for name, tensor in found.items():
+            if name in others:
+                continue
             if name in tensors:
                 raise CheckpointError(
                     f"{path}: tensor {name!r}: expected it once, got it from {tensors[name].file.name} and "
                     f"{file.name}. Get the checkpoint again."
                 )
             tensors[name] = tensor
-    return Folder(path, config, quantization if isinstance(quantization, dict) else {}, tensors, metadata, values)
+    said = quantization if isinstance(quantization, dict) else {}
+    return Folder(path, config, said, tensors, metadata, values, aliases)
+
+
+def holds_only_adapter(path: Path) -> bool:
+    """Whether a folder has the weights of an adapter and none of a model."""
+    names = {file.name for file in path.glob("*.safetensors")}
+    names.update(name for name in (*INDEXES, *ARCHIVES, *ADAPTERS) if (path / name).exists())
+    return (path / ADAPTER_CONFIG).is_file() and bool(names) and names <= {*ADAPTERS}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -162,38 +178,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(path: Path) -> dict[Path, set[str] | None]:
-    """Return the files that hold tensors, with the names that an index file promises of each."""
+    """Return the files that hold tensors, with the names that an index file promises of each.
+
+    In the order of transformers: one file before several, safetensors before files of torch.save.
+    """
+    whole = path / WHOLE
+    if whole.exists():
+        return {whole: None}
+    archives = [path / name for name in ARCHIVES if (path / name).exists()]
     for index in INDEXES:
-        if (path / index).exists():
+        if (path / index).exists() and not (index == PICKLED_INDEX and archives):
             return dict(_shards(path, index))
-    whole = path / "model.safetensors"
-    found = [whole] if whole.exists() else sorted(path.glob("*.safetensors"))
-    found = found or [path / name for name in ARCHIVES if (path / name).exists()]
+    found = sorted(path.glob("*.safetensors")) or archives
     if len(found) != 1:
         raise CheckpointError(
-            f"{path}: expected model.safetensors, or {INDEXES[0]} and its shards, or one of {', '.join(ARCHIVES)}, got "
+            f"{path}: expected {WHOLE}, or {INDEXES[0]} and its shards, or one of {', '.join(ARCHIVES)}, got "
             f"{', '.join(file.name for file in found) or 'no such file'}. Get the whole checkpoint."
         )
     return {found[0]: None}
 
 
-def _once(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
-    """Leave out other names of what a model with tied weights holds once: torch.save keeps every name.
+def _aliases(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Return the names of tensors whose bytes have another name too: torch.save keeps every name of tied weights.
 
-    The name within the model's body stays, `model.embed_tokens.weight` and not `lm_head.weight`.
+    The first name stays, as the live model has it, since state dicts follow its modules; a head's name never does where
+    there is another.
     """
-    if not config.get("tie_word_embeddings"):
-        return tensors.items()
-    kept: dict[tuple[int, int], str] = {}
+    groups: dict[Any, list[str]] = {}
     for name, tensor in tensors.items():
-        place = tensor.offset, tensor.nbytes
-        if place not in kept or name.count(".") > kept[place].count("."):
-            kept[place] = name
-    return [
-        (name, tensor)
-        for name, tensor in tensors.items()
-        if not tensor.nbytes or kept[tensor.offset, tensor.nbytes] == name
-    ]
+        if tensor.nbytes:
+            groups.setdefault((tensor.offset, tensor.shape, tensor.dtype), []).append(name)
+    ordered = (sorted(group, key=lambda name: name.startswith("lm_head.")) for group in groups.values())
+    return {name: first for first, *others in ordered for name in others}
 
 
 def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:

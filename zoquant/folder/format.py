@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
-from zoquant.folder.checkpoint import CONFIG, QUANTIZE_CONFIG, Folder, open_folder, read_json
+from zoquant.folder.checkpoint import CONFIG, QUANTIZE_CONFIG, Folder, holds_only_adapter, open_folder, read_json
 from zoquant.folder.zipped import read_members
 from zoquant.native import PackedWeight
 from zoquant.protocol import Checksum, Role, Span, Summary
@@ -76,9 +76,9 @@ class FolderFormat(ABC):
         return isinstance(method, str) and method in self.methods
 
     def sniff(self, path: Path) -> bool:
-        """Tell whether `path` is a folder whose config names this format."""
+        """Tell whether `path` is a folder whose config names this format, and that holds more than an adapter."""
         try:
-            return path.is_dir() and self.claims(quantization_of(path))
+            return path.is_dir() and self.claims(quantization_of(path)) and not holds_only_adapter(path)
         except CheckpointError:
             return False
 

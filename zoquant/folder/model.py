@@ -18,7 +18,7 @@ from zoquant.folder.checkpoint import Folder, open_folder
 from zoquant.folder.diffusion import empty_diffusion_model, is_diffusion, load_with_diffusers
 from zoquant.folder.format import DENSE, Layer
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
-from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, tied, unfilled
+from zoquant.native.meta import Places, WithoutWeights, forget_weights, tied, unfilled
 from zoquant.views import keep_dtype
 
 _CODE = ("attn_implementation", "experts_implementation", "use_kernels", "trust_remote_code", "custom_pipelines")
@@ -166,22 +166,36 @@ class _Filler:
         self.model = model
         self.compute_dtype = compute_dtype
         self.replaced: set[str] = set()
-        self.tied = tied(model)
+        self.places = Places(model)
+        self.tied = [*tied(model), *self._tied_in_file()]
 
     def fill(self, layers: Mapping[str, Layer]) -> None:
         used = {name for layer in layers.values() for name in layer.tensors}
         for layer in layers.values():
             used.add(f"{layer.path}.bias")
             self._replace(layer.path, layer.packed(self.folder))
-        for name in self.folder.tensors:
+        for name in (*self.folder.tensors, *self._shared_buffers()):
             if name not in used:
                 self._fill_dense(name)
         self._tie(group for group in self.tied if not _is_bias(group))
         self._tie(group for group in self.tied if _is_bias(group))  # last: a matrix that is shared makes a new layer
 
+    def _tied_in_file(self) -> list[list[str]]:
+        """Return the names of parameters that a file holds once, a list for each, tied in the model or not."""
+        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        groups: dict[str, list[str]] = {}
+        for name, kept in self.folder.aliases.items():
+            groups.setdefault(kept, [kept]).append(name)
+        return [[name for name in group if name in known] for group in groups.values() if known & {*group}]
+
+    def _shared_buffers(self) -> list[str]:
+        """Return the names of buffers that lie in a file under another name."""
+        known = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+        return [name for name in self.folder.aliases if name in known]
+
     def _fill_dense(self, name: str) -> None:
         path, _, field = name.rpartition(".")
-        tensor = self.folder.tensors[name]
+        tensor = self.folder.tensors[self.folder.aliases.get(name, name)]
         module = self._module(path, name)
         if module is None:
             return
@@ -219,7 +233,7 @@ class _Filler:
             native = QuantEmbedding(packed, scale=None if scale is None else float(scale))
         else:
             raise self.folder.error(path, "a Linear or Embedding in the model", type(module).__name__)
-        replace_module(self.model, path, native)
+        self.places.replace(path, native)
         self.replaced.add(f"{path}.weight")
 
     def _check_shape(self, path: str, packed: PackedWeight, expected: tuple[int, int]) -> None:

@@ -55,3 +55,25 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = module
+
+
+class Places:
+    """Where a model refers to each of its modules, found once, to replace many of them.
+
+    Args:
+        model: the model. Nobody else may replace its modules meanwhile.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._of: dict[int, list[tuple[nn.Module, str]]] = {}
+        for parent in model.modules():
+            for name, child in parent._modules.items():
+                self._of.setdefault(id(child), []).append((parent, name))
+
+    def replace(self, path: str, module: nn.Module) -> None:
+        """Put a module without children in the place of another, wherever the model refers to it."""
+        places = self._of.pop(id(self.model.get_submodule(path)))
+        for parent, name in places:
+            parent._modules[name] = module
+        self._of[id(module)] = places

@@ -23,6 +23,8 @@ FP8 = torch.float8_e4m3fn
 SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
 """What the scales of a module are called: by DeepSeek-V3, lookup tables, DeepSeek-V4 and Mistral."""
 _COMPANIONS = ("activation_scale", "input_scale", "input_scale_ub", "qscale_act")
+_CACHE = ("q_scale", "k_scale", "v_scale", "kv_scale")
+"""Scales of the cache of keys and values, beside the projections of an attention or in them."""
 _RUN = 32
 
 
@@ -127,4 +129,7 @@ def _scale(folder: Folder, path: str) -> str:
 
 
 def _companions(folder: Folder, path: str) -> list[str]:
-    return [f"{path}.{name}" for name in _COMPANIONS if f"{path}.{name}" in folder.tensors]
+    """Return the tensors that stand beside a layer's own: for its activations, and for the cache of its attention."""
+    names = [f"{path}.{name}" for name in (*_COMPANIONS, *_CACHE)]
+    names += [f"{path.rpartition('.')[0]}.{name}" for name in _CACHE]
+    return [name for name in names if name in folder.tensors]

@@ -17,6 +17,8 @@ from zoquant.backends.peft.live import lora_on_native, prompts_on_native
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.folder import Folder
 from zoquant.folder.archive import read_archive
+from zoquant.folder.checkpoint import ADAPTER_CONFIG as CONFIG
+from zoquant.folder.checkpoint import ADAPTERS as TENSORS
 from zoquant.folder.checkpoint import read_json
 from zoquant.folder.format import DENSE
 from zoquant.folder.safetensors import read_safetensors
@@ -25,8 +27,6 @@ from zoquant.load import Runtime, load
 from zoquant.protocol import Role, Span, Summary
 from zoquant.registry import format_of
 
-CONFIG = "adapter_config.json"
-TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
 PROMPT = "prompt_embeddings"
 
 
