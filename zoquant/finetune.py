@@ -25,7 +25,7 @@ from zoquant.run_folder import SHA256, RunFolder
 from zoquant.settings import Settings
 from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
-from zoquant.tasks.splits import Parts, drawn, read_part, read_parts, read_test
+from zoquant.tasks.splits import Parts, drawn, parts_differ, read_part, read_parts, read_test
 from zoquant.trainer import Job, Outcome, Report, run
 
 if TYPE_CHECKING:
@@ -198,9 +198,9 @@ def evaluate(
     Raises:
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
+    if shots and shots_from is None and not parts_differ(task, data):
+        raise DataError(f"shots is {shots}, but {data} has no splits. Name other rows to draw them from: --shots-from.")
     rows = read_test(task, data, protocol, seed)
-    if shots and shots_from is None and Path(data).is_file():
-        raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     model, tokenizer, device = source.open(delta)
     with _naming(data):
