@@ -5,7 +5,7 @@ decoding writes up to the end of the line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,21 +31,26 @@ class Questions:
     Attributes:
         answers: prompts with their first answer, whose tokens count.
         examples: their numbers in the task.
+        by_example: whether examples weigh alike in a mean, as where each has a score, or as many as their tokens.
     """
 
     answers: Sequences
     examples: tuple[int, ...]
+    by_example: bool = False
 
     @property
     def weight(self) -> int:
-        """The number of tokens that count."""
-        return self.answers.weight
+        """The number of tokens that count, or of examples."""
+        return len(self.examples) if self.by_example else self.answers.weight
 
     def halves(self) -> tuple["Questions", "Questions"]:
         """Return the first and the second half of the examples."""
         middle = len(self.examples) // 2
         first, second = self.answers.halves()
-        return Questions(first, self.examples[:middle]), Questions(second, self.examples[middle:])
+        return (
+            replace(self, answers=first, examples=self.examples[:middle]),
+            replace(self, answers=second, examples=self.examples[middle:]),
+        )
 
 
 class Generation:
