@@ -67,6 +67,11 @@ def test_replayed_over_something_else(file: Path, optimizer: ZOSGD) -> None:
     assert all(same_bits(view.read(), expected[view.name]) for view in views)
 
 
+def test_a_negative_number_of_steps(file: Path) -> None:
+    with pytest.raises(ValueError, match="steps is -1, expected 0 or more"):
+        replay(file, attach(toy_model()), steps=-1)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_replayed_in_part(file: Path, steps: int) -> None:
     views, expected = attach(toy_model()), bits(run(steps).views)

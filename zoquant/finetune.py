@@ -25,7 +25,7 @@ from zoquant.run_folder import SHA256, RunFolder
 from zoquant.settings import Settings
 from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
-from zoquant.tasks.splits import Parts, drawn, read_part, read_parts, read_test
+from zoquant.tasks.splits import Parts, drawn, parts_differ, read_part, read_parts, read_test
 from zoquant.trainer import Job, Outcome, Report, run
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class Source:
         """Return the device and the dtype that `"auto"` means here.
 
         Raises:
-            ValueError: the dtype is unknown.
+            ValueError: the dtype is unknown, or the device is none of this machine.
         """
-        device = default_device() if self.device == "auto" else torch.device(self.device)
+        device = default_device() if self.device == "auto" else _device(self.device)
         return device, _dtype("compute", self.compute_dtype) or default_compute_dtype(device)
 
     def open(self, delta: str | Path | None = None) -> tuple[nn.Module, Any, torch.device]:
@@ -78,6 +78,22 @@ class Source:
         if tokenizer is None:
             raise CheckpointError(f"{self.model}: carries no tokenizer, so text cannot be fed to it.")
         return model, tokenizer, device
+
+
+def _device(said: str) -> torch.device:
+    """Return the device that somebody named.
+
+    Raises:
+        ValueError: it is unknown, or a GPU that is not there.
+    """
+    try:
+        device = torch.device(said)
+    except RuntimeError as error:
+        raise ValueError(f"device is {said!r}, expected auto, cpu, or cuda for a GPU.") from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"device is {said!r}, but torch finds {found} GPUs of that kind here. Take auto or cpu.")
+    return device
 
 
 def _dtype(name: str, said: str) -> torch.dtype | None:
@@ -131,6 +147,8 @@ def finetune(
     Raises:
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
+    if eval_every < 0:
+        raise ValueError(f"eval_every is {eval_every}, expected 0 or more steps.")
     out = folder_of_rank(out)
     resume = goes_on(resume, out)
     if not resume:
@@ -198,9 +216,11 @@ def evaluate(
     Raises:
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
+    if min(shots, seed) < 0:
+        raise ValueError(f"shots is {shots} and seed {seed}, expected 0 or more each.")
+    if shots and shots_from is None and not parts_differ(task, data):
+        raise DataError(f"shots is {shots}, but {data} has no splits. Name other rows to draw them from: --shots-from.")
     rows = read_test(task, data, protocol, seed)
-    if shots and shots_from is None and Path(data).is_file():
-        raise DataError(f"shots is {shots}, but {data} is one file. Name other rows to draw them from: --shots-from.")
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     model, tokenizer, device = source.open(delta)
     with _naming(data):

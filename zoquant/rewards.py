@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from typing import Any
 
 from zoquant.errors import RewardError
@@ -69,7 +70,7 @@ class OutsideReward:
         for attempt in range(1, self.tries + 1):
             try:
                 return self._number(self._post(sent) if is_url else self._run(sent))
-            except (OSError, subprocess.SubprocessError) as error:
+            except (OSError, HTTPException, subprocess.SubprocessError) as error:
                 reasons.append(_reason(error))
                 log.info("reward %s, try %d of %d: %s", self.where, attempt, self.tries, reasons[-1])
         raise RewardError(

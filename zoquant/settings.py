@@ -60,6 +60,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(f"steps is {self.steps} and batch_size {self.batch_size}, expected at least 1 each.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more.")
         if not (1 <= self.micro_batches <= self.batch_size and self.micro_batches.bit_count() == 1):
             most = f"expected a power of 2 of at most batch_size, {self.batch_size}"
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")

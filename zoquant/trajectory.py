@@ -269,7 +269,10 @@ def replay(trajectory: str | Path | Trajectory, views: Views, *, steps: int | No
     Raises:
         BaseMismatchError: the trajectory was made on another base, or on other views.
         CheckpointError, ValueRangeError: the file is damaged. Nothing has changed.
+        ValueError: the number of steps is negative.
     """
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps is {steps}, expected 0 or more.")
     what = "trajectory" if isinstance(trajectory, Trajectory) else str(trajectory)
     run = trajectory if isinstance(trajectory, Trajectory) else Trajectory.load(trajectory)
     run.check(views, what)

@@ -31,6 +31,12 @@ def test_a_label_word_follows_with_one_space(labels: str) -> None:
     ("template", "labels", "message"),
     [
         ("{sentence} It was", LABELS, "does not end in {label}"),
+        ("{label} {sentence} It was {label}", LABELS, "shows the answer before its end"),
+        ("{label}{label}", LABELS, "shows the answer before its end"),
+        ("{q.x} It was {label}", LABELS, "the field 'q.x' is no name of a column"),
+        ("{q[x]} It was {label}", LABELS, r"the field 'q\[x\]' is no name of a column"),
+        ("{} {0} It was {label}", LABELS, "the field '' is no name of a column"),
+        ("{0} It was {label}", LABELS, "the field '0' is no name of a column"),
         (TEMPLATE, "0=bad", "got 1, expected at least two"),
         (TEMPLATE, "0=bad,good", "'good' is not of the form value=word"),
         (TEMPLATE, "0=bad,0=good", "'0=good' is not of the form"),
@@ -191,3 +197,14 @@ def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
             lambda repeat, n=number: data.losses(model, data.batch([[0, 5, 9, 11][n]]).repeat(repeat)),  # type: ignore[arg-type, misc]
         )
         assert alone == pytest.approx(float(seen[0][number]), rel=1e-4)
+
+
+def test_the_column_of_the_answer_is_no_field() -> None:
+    with pytest.raises(DataError, match=r"holds \{label\} or the column 'kind' twice"):
+        Template.parse("{kind}: {sentence} It was {label}", LABELS, "kind")
+
+
+@pytest.mark.parametrize("label", [["0"], {"a": "1"}])
+def test_a_label_that_is_no_text_is_named(loaded: tuple[Any, Any], label: Any) -> None:
+    with pytest.raises(DataError, match=r"row 1 has the label .*, expected one of '0', '1'"):
+        task(loaded[1], rows=[{"sentence": "x", "label": label}, {"sentence": "y", "label": "1"}])

@@ -69,6 +69,11 @@ def test_worked_examples_and_calibration(shell: Shell, folder: Path) -> None:
     assert "Name other rows to draw them from" in shell.error("eval", "base.gguf", *task, "--shots", "2")
 
 
+def test_a_negative_number_of_worked_examples(shell: Shell, folder: Path) -> None:
+    task = ("--template", "{sentence} It was {label}", "--labels", LABELS, "--data", "rows.jsonl")
+    assert "shots is -1 and seed 0, expected 0 or more" in shell.error("eval", "base.gguf", *task, "--shots", "-1")
+
+
 def test_plain_text(shell: Shell, folder: Path) -> None:
     (folder / "book.txt").write_text("it was good\n\nthe old radio\n")
     summary = shell.json("train", "base.gguf", "--task", "text", "--data", "book.txt", *FEW, "--eval-data", "book.txt")
@@ -98,6 +103,11 @@ def test_a_masked_model(shell: Shell, folder: Path) -> None:
         (("--task", "chat"), "has no chat template"),
         (("--task", "sst2", "--objective", "speed"), "objective is 'speed'"),
         (("--task", "sst2", "--protocol", "wild"), "protocol is 'wild'"),
+        (("--task", "squad", "--max-new-tokens", "0"), "max_new_tokens is 0, expected at least 1"),
+        (("--task", "sst2", "--seed", "-1"), "seed is -1, expected 0 or more"),
+        (("--task", "sst2", "--eval-every", "-1"), "eval_every is -1, expected 0 or more"),
+        (("--task", "sst2", "--device", "gpu"), "device is 'gpu', expected auto, cpu, or cuda"),
+        (("--task", "sst2", "--device", "cuda:99"), "device is 'cuda:99', but torch finds"),
     ],
 )
 def test_bad_options_leave_no_folder(shell: Shell, folder: Path, options: tuple[str, ...], message: str) -> None:

@@ -33,6 +33,24 @@ def test_the_token_that_begins_a_text_stays() -> None:
     assert Encoder(Begins(), 6).prompts(["abcdefgh"], [2]) == [[1, 15, 16, 17]]
 
 
+class Ends:
+    """Puts 1 before a text and 2 after it; what a text says itself stays."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __call__(self, text: Any, add_special_tokens: bool = True) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [self(each)["input_ids"] for each in text]}
+        bare = [2 if letter == "$" else ord(letter) for letter in text]
+        return {"input_ids": [1, *bare, 2] if add_special_tokens else bare}
+
+
+def test_a_prompt_does_not_end_the_text() -> None:
+    found = Encoder(Ends()).prompts(["ab", "a$", ""], [1, 1, 1])
+    assert found == [[1, 97, 98], [1, 97, 2], [1]]
+    assert Encoder(Ends(), 4).prompts(["abcd"], [1]) == [[1, 99, 100]]
+
+
 def test_what_cannot_fit_is_refused(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(DataError, match="an answer has 6 tokens, but the model takes 7"):
         Encoder(loaded[1], 7).prompts(["ab"], [6])

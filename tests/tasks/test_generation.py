@@ -67,6 +67,28 @@ def test_the_loss_is_that_of_the_first_answer_and_its_end(loaded: tuple[Any, Any
         torch.testing.assert_close(parts, data.loss(model, batch), rtol=1e-4, atol=1e-4)
 
 
+def test_a_stop_text_of_several_tokens_ends_a_text_only_as_a_whole(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is made to write `1:30 Q:x` after one prompt and `Q:xxxxxxx` after the other."""
+    model, tokenizer = loaded
+    data = task(tokenizer, stop="Q:", max_new_tokens=9)
+    lines = tokenizer(["1:30Q:xxx", "Q:xxxxxxx"], add_special_tokens=False)["input_ids"]
+    forward, calls = type(model).forward, list[int]()
+
+    def write(self: Any, *given: Any, **more: Any) -> Any:
+        out = forward(self, *given, **more)
+        out.logits[:, -1] = 0
+        for row, line in enumerate(lines):
+            out.logits[row, -1, line[len(calls)]] = 1
+        calls.append(len(calls))
+        return out
+
+    monkeypatch.setattr(type(model), "forward", write)
+    assert data.generate(model, data.batch([0, 1])) == ["1:30", ""]
+    assert len(calls) == 6
+
+
 def test_without_a_stop_text_the_end_of_the_text_is_learned(loaded: tuple[Any, Any]) -> None:
     data = task(loaded[1], stop="")
     assert all(answer.ids[-1] == loaded[1].eos_token_id for answer in data.answers)

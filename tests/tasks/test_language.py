@@ -58,6 +58,26 @@ def test_what_the_assistant_says_counts(chatty: Any) -> None:
     assert chatty.decode(chat.ids) == "<user>hi|<assistant>good|<user>so|<assistant>bad|"
 
 
+@pytest.mark.parametrize("start", ["<s>Be kind, and agree.|", "Be kind.|", ""])
+@pytest.mark.parametrize("said", ["good", "and so", ""])
+def test_what_the_template_says_first_does_not_count(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, start: str, said: str
+) -> None:
+    """A chat that the assistant begins: neither a system prompt counts nor the name of who speaks."""
+    monkeypatch.setattr(loaded[1], "chat_template", start + CHATML)
+    chat = [{"role": "assistant", "content": said}, *CHAT]
+    (found,) = chat_sequences([{"messages": chat}], "messages", loaded[1])
+    counted = [token for token, counts in zip(found.ids, found.scored, strict=True) if counts]
+    assert loaded[1].decode(counted) == f"{said}|good|bad|"
+    assert not found.scored[0]
+
+
+def test_a_chat_without_anything_before_it(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded[1], "chat_template", "{% for m in messages %}{{ m.content }}|{% endfor %}")
+    (found,) = chat_sequences([{"messages": CHAT[1:2]}], "messages", loaded[1])
+    assert found.scored == [False] + [True] * (len(found.ids) - 1)
+
+
 def test_a_long_chat_ends_early(chatty: Any) -> None:
     (whole,) = chat_sequences([{"messages": CHAT}], "messages", chatty)
     (short,) = chat_sequences([{"messages": CHAT}], "messages", chatty, len(whole.ids) - 1)

@@ -46,6 +46,18 @@ def test_a_metric_is_made_larger(loaded: tuple[Any, Any], writer: Generation, mo
     assert found == pytest.approx(-data.evaluate(loaded[0]).accuracy)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_examples_of_any_length_weigh_alike(loaded: tuple[Any, Any], tmp_path: Path, parts: int) -> None:
+    """A short answer that scores 1 and one of many tokens that scores 0, in one forward or in one each."""
+    rows = [{"q": "a", "label": "x"}, {"q": "b", "label": "rain " * 20}]
+    data = Generation(rows, Prompt("Q: {q} A: {label}"), loaded[1], CPU, max_new_tokens=4)
+    task = with_objective(data, "reward", lambda seen: sum(each.row["q"] == "a" for each in seen) / len(seen))
+    settings = Settings(steps=1, batch_size=2, micro_batches=parts, lr=0.0, eps=1e-2, include=("*.layers.1.*",))
+    folder = RunFolder(tmp_path / "run")
+    run(Job(loaded[0], task, None, settings, folder, {}))
+    assert folder.read_metrics()[0]["loss"] == -0.5
+
+
 def test_a_reward_sees_what_was_written(loaded: tuple[Any, Any], writer: Generation) -> None:
     seen: list[Generated] = []
 
@@ -128,7 +140,10 @@ def test_a_command_that_fails_or_hangs_is_tried_again(tmp_path: Path) -> None:
 
 
 class Server(HTTPServer):
-    """Answers what stands in `answers`, one after the other; None hangs until the client has gone."""
+    """Answers what stands in `answers`, one after the other; None hangs until the client has gone.
+
+    An answer is a status and a text, and may name a length that the text does not have.
+    """
 
     answers: list[Any]
     seen: list[Any]
@@ -145,6 +160,8 @@ class Answer(BaseHTTPRequestHandler):
             self.connection.recv(1)
             return
         self.send_response(answer[0])
+        for length in answer[2:]:
+            self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(answer[1].encode())
 
@@ -171,6 +188,14 @@ def test_an_endpoint_scores_after_a_time_out_and_a_fault(server: Server) -> None
     server.answers = [None, (503, "busy"), (200, "0.5")]
     assert OutsideReward(url(server), timeout=1)(SEEN) == 0.5
     assert [len(sent["generations"]) for sent in server.seen] == [1, 1, 1]
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(server: Server) -> None:
+    """No OSError: `IncompleteRead`, and `InvalidURL` of an address that is none."""
+    server.answers = [(200, "0.5", 10), (200, "0.5")]
+    assert OutsideReward(url(server), timeout=5)(SEEN) == 0.5
+    with pytest.raises(RewardError, match=r"no answer in 3 tries .* InvalidURL"):
+        OutsideReward("http://localhost:80a/score")(SEEN)
 
 
 def test_a_step_without_a_reward_is_skipped_and_counted(

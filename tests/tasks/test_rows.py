@@ -33,6 +33,11 @@ def test_rows_of_every_kind_are_the_same(tmp_path: Path, name: str, text: str) -
         ("a.jsonl", '{"a": 1}\n{"a"', "line 2: not JSON"),
         ("a.jsonl", "[1]\n", "expected an object, got list"),
         ("a.csv", "sentence,label\nx\n", "line 2: expected 2 columns"),
+        ("a.csv", 'sentence,label\n"x" y,1\n', "from line 2 on: .*Mend its quotes"),
+        ("a.csv", 'label,sentence\n0,x\n1,"y\n0,z\n', "from line 3 on: .*Mend its quotes"),
+        ("a.csv", 'label,sentence\n0,x\n1,"y\n0,z\n1,"said" he\n', "from line 3 on: .*Mend its quotes"),
+        ("a.csv", "label,sentence,label\n0,x,1\n", "line 1: the column 'label' comes twice"),
+        ("a.tsv", "label\tlabel\n0\t1\n", "line 1: the column 'label' comes twice"),
         ("a.doc", "x", "unknown kind of file"),
     ],
 )

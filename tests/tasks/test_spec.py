@@ -43,6 +43,7 @@ def test_every_kind_is_built(settings: TaskSettings, row: dict[str, Any], kind: 
         ({"task": "generation"}, "the template is missing"),
         ({"task": "squad", "calibrate": True}, "calibrate is for classification and choice, not for generation"),
         ({"task": "masked", "template": "x", "labels": WORDS}, "has no {label}"),
+        ({"task": "squad", "max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
         ({"template": "x", "labels": WORDS}, "does not end in {label}"),
     ],
 )

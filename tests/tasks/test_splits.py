@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from zoquant.errors import DataError
+from zoquant.finetune import Source, evaluate
 from zoquant.rows import Row
 from zoquant.tasks import TaskSettings
-from zoquant.tasks.splits import by_label, drawn, read_parts, read_test
+from zoquant.tasks.splits import by_label, drawn, parts_differ, read_parts, read_test
 
 SST2 = TaskSettings("sst2")
 
@@ -61,6 +62,24 @@ def test_small_data_still_has_a_part_for_choices() -> None:
 def test_protocols_that_do_not_fit(folder: Path, task: str, protocol: str, eval_data: str | None) -> None:
     with pytest.raises(DataError, match="expected mezo, a named task"):
         read_parts(TaskSettings(task), folder, eval_data, protocol, 0)
+
+
+@pytest.mark.parametrize("data", ["sst2/train.jsonl", "hub:a/b:validation", "hub:a/b:c:validation", "saved"])
+def test_a_protocol_needs_splits(folder: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    """Of these sources every split is the same rows: what is trained on would be tested on."""
+    (folder / "saved").mkdir()
+    (folder / "saved" / "state.json").write_text("{}")
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match="has no splits, so rows to train on would be rows to test on"):
+        read_parts(SST2, data, None, "mezo", 0)
+    with pytest.raises(DataError, match=f"shots is 2, but {data} has no splits"):
+        evaluate(Source("none.gguf"), data, SST2, shots=2)
+
+
+@pytest.mark.parametrize("data", ["hub", "hub:a/b", "."])
+def test_sources_with_splits(folder: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    monkeypatch.chdir(folder)
+    assert parts_differ(SST2, data)
 
 
 def test_a_protocol_of_evaluation(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +85,26 @@ def _table(file: Path, text: str) -> list[Row]:
     if file.suffix == ".tsv":
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(lines, strict=True)
     rows = []
     try:
+        _check_columns(file, reader.fieldnames or ())
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
             rows.append(row_of(row))
     except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: {error}. Save it as JSONL.") from error
+        begun = reader.line_num + 1
+        raise DataError(
+            f"{file}, the row from line {begun} on: {error}. Mend its quotes, or save it as JSONL."
+        ) from error
     return rows
+
+
+def _check_columns(file: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{file}, line 1: the column {twice[0]!r} comes twice, expected it once. Rename or drop one.")
 
 
 def _parquet(file: Path) -> list[Row]:

@@ -7,7 +7,8 @@ from zoquant.rows.files import ENDINGS, read_file
 from zoquant.rows.hub import HUB, read_hub, read_saved
 from zoquant.rows.row import Row
 
-_SAVED = ("dataset_dict.json", "state.json")
+_TABLE = "state.json"
+_SAVED = ("dataset_dict.json", _TABLE)
 
 
 def read_rows(source: str | Path, *, split: str = "train", config: str | None = None) -> list[Row]:
@@ -31,10 +32,26 @@ def read_rows(source: str | Path, *, split: str = "train", config: str | None = 
     path = Path(source)
     if not path.is_dir():
         return read_file(path)
-    inner = path / config if config and (path / config).is_dir() else path
+    inner = _inner(path, config)
     if any((inner / name).exists() for name in _SAVED):
         return read_saved(inner, split)
     return [row for file in _files_of(inner, split) for row in read_file(file)]
+
+
+def has_splits(source: str | Path, config: str | None = None) -> bool:
+    """Whether a source, as `read_rows` has it, has other rows for another split; of a name on the Hub its form tells.
+
+    A file has no splits, nor has a source that names its split, nor a folder to which `datasets` saved a single table.
+    """
+    if str(source).startswith(HUB):
+        return ":" not in str(source).removeprefix(HUB)
+    path = Path(source)
+    return not path.is_file() and not (_inner(path, config) / _TABLE).exists()
+
+
+def _inner(folder: Path, config: str | None) -> Path:
+    """Return the folder of a configuration, or the folder itself if it has none."""
+    return folder / config if config and (folder / config).is_dir() else folder
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:

@@ -37,7 +37,9 @@ class Encoder:
         Raises:
             DataError: what follows a prompt leaves no room for it.
         """
-        found: list[list[int]] = self.tokenizer([self.prefix + text for text in texts])["input_ids"]
+        whole = [self.prefix + text for text in texts]
+        found: list[list[int]] = self.tokenizer(whole)["input_ids"]
+        found = [self._open(text, ids) for text, ids in zip(whole, found, strict=True)]
         found = [ids or [self._first()] for ids in found]
         if self.max_length is None:
             return found
@@ -64,6 +66,14 @@ class Encoder:
         if not ids:
             raise DataError(f"{text!r} has no tokens, expected at least one. Is a label or an answer empty?")
         return ids
+
+    def _open(self, text: str, ids: list[int]) -> list[int]:
+        """Return a prompt without the token that the tokenizer puts at the end of a text: something follows it."""
+        if not ids or ids[-1] != self.tokenizer.eos_token_id:
+            return ids
+        bare: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        starts = range(len(ids) - len(bare) + 1)
+        return next((ids[: at + len(bare)] for at in starts if ids[at : at + len(bare)] == bare), ids)
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
         if len(ids) <= room:

@@ -5,7 +5,7 @@ decoding writes up to the end of the line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,21 +31,26 @@ class Questions:
     Attributes:
         answers: prompts with their first answer, whose tokens count.
         examples: their numbers in the task.
+        by_example: whether examples weigh alike in a mean, as where each has a score, or as many as their tokens.
     """
 
     answers: Sequences
     examples: tuple[int, ...]
+    by_example: bool = False
 
     @property
     def weight(self) -> int:
-        """The number of tokens that count."""
-        return self.answers.weight
+        """The number of tokens that count, or of examples."""
+        return len(self.examples) if self.by_example else self.answers.weight
 
     def halves(self) -> tuple["Questions", "Questions"]:
         """Return the first and the second half of the examples."""
         middle = len(self.examples) // 2
         first, second = self.answers.halves()
-        return Questions(first, self.examples[:middle]), Questions(second, self.examples[middle:])
+        return (
+            replace(self, answers=first, examples=self.examples[:middle]),
+            replace(self, answers=second, examples=self.examples[middle:]),
+        )
 
 
 class Generation:
@@ -87,7 +92,7 @@ class Generation:
         self.references = [_answers(row[prompt.label], number) for number, row in enumerate(rows, 1)]
         self.texts = [prompt.prompt(row) for row in rows]
         encoder = Encoder(tokenizer, max_length, prefix)
-        self._ends = _end_tokens(tokenizer, stop)
+        self._ends, self._stop_is_token = _end_tokens(tokenizer, stop)
         end = [] if stop else self._ends[:1]
         answers = [encoder.continuation(prompt.follow(found[0]) + stop) + end for found in self.references]
         self.prompts = encoder.prompts(self.texts, [max(max_new_tokens, len(answer)) for answer in answers])
@@ -113,16 +118,31 @@ class Generation:
     def generate(self, model: nn.Module, batch: Questions) -> list[str]:
         """Return what a model writes after the prompts of a batch by greedy decoding, up to `stop`."""
         prompts = [self.prompts[i] for i in batch.examples]
-        fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
+        fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (*self._ends, 0)[0]
         ids = padded(prompts, fill, left=True).to(self.device)
         seen = padded([[1] * len(prompt) for prompt in prompts], left=True).to(self.device)
         writer: Any = model
         out = writer.generate(
             input_ids=ids, attention_mask=seen, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens,
-            eos_token_id=self._ends, pad_token_id=fill,
+            eos_token_id=self._ends or None, pad_token_id=fill, stopping_criteria=self._stopping(ids.shape[1]),
         )  # fmt: skip
-        texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        texts = self._decoded(out[:, ids.shape[1] :])
         return [(text.strip().split(self.stop)[0] if self.stop else text).strip() for text in texts]
+
+    def _decoded(self, written: Tensor) -> list[str]:
+        texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return texts
+
+    def _stopping(self, start: int) -> Any:
+        """Return what ends a text where a stop text of several tokens stands in it, None if a token ends it."""
+        if self._stop_is_token:
+            return None
+        from transformers import StoppingCriteriaList
+
+        def stopped(ids: Tensor, _: Any, **__: Any) -> Tensor:
+            return torch.tensor([self.stop in text for text in self._decoded(ids[:, start:])], device=ids.device)
+
+        return StoppingCriteriaList([stopped])
 
     def score(self, metric: str, batch: Questions, texts: Sequence[str]) -> list[float]:
         """Return a metric of generated texts, one for each example of the batch."""
@@ -171,9 +191,10 @@ def _answers(value: Any, number: int) -> list[str]:
     return answers
 
 
-def _end_tokens(tokenizer: Any, stop: str) -> list[int]:
+def _end_tokens(tokenizer: Any, stop: str) -> tuple[list[int], bool]:
+    """Return the tokens that end a text, and whether they are all that does: a stop text may be several tokens."""
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    ids += tokenizer(stop, add_special_tokens=False)["input_ids"][-1:] if stop else []
-    if not ids:
+    stops = tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
+    if not ids and not stops:
         raise DataError("the tokenizer has no token that ends a text, and no stop text is given. Set stop.")
-    return ids
+    return (ids, False) if len(stops) > 1 else (ids + stops, True)

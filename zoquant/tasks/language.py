@@ -114,7 +114,11 @@ def _chat(number: int, messages: Any, tokenizer: Any) -> Scored:
     scored = [False] * len(whole)
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _ids(tokenizer, messages[:place], add_generation_prompt=True)
+            before = (
+                _ids(tokenizer, messages[:place], add_generation_prompt=True)
+                if place
+                else _before_content(tokenizer, message)
+            )
             upto = _ids(tokenizer, messages[: place + 1])
             if whole[: len(before)] != before or whole[: len(upto)] != upto:
                 raise DataError(
@@ -125,9 +129,18 @@ def _chat(number: int, messages: Any, tokenizer: Any) -> Scored:
     return Scored(whole, scored)
 
 
+def _before_content(tokenizer: Any, message: dict[str, str]) -> list[int]:
+    """Return what the template puts before a message that begins a chat, e.g. a system prompt; at least one token.
+
+    It ends where the tokens of the message differ from those of one whose first letter is another.
+    """
+    other = "b" if str(message["content"]).lstrip().startswith("a") else "a"
+    ids, others = _ids(tokenizer, [message]), _ids(tokenizer, [message | {"content": other}])
+    same = next((at for at, pair in enumerate(zip(ids, others, strict=False)) if len(set(pair)) > 1), len(ids))
+    return ids[: max(1, same)]
+
+
 def _ids(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
-    if not messages:
-        return []
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

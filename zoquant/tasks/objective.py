@@ -1,6 +1,7 @@
 """What training makes smaller, when that is not the loss of the task: a metric, a reward, any function."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +49,13 @@ class WithObjective:
         return self.task.evaluate(model)
 
 
+class _Scored(WithObjective):
+    """A generation that is trained by a mean over examples: in a batch of several parts, examples weigh alike."""
+
+    def batch_of_step(self, seed: int, step: int, size: int) -> Any:
+        return replace(self.task.batch_of_step(seed, step, size), by_example=True)
+
+
 def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
     """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
 
@@ -81,8 +89,8 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
     writer = task
     if reward is not None:
         chosen = reward
-        return WithObjective(task, lambda model, batch: -chosen(_generated(writer, model, batch)))
-    return WithObjective(task, lambda model, batch: -_mean(writer.score(name, batch, writer.generate(model, batch))))
+        return _Scored(task, lambda model, batch: -chosen(_generated(writer, model, batch)))
+    return _Scored(task, lambda model, batch: -_mean(writer.score(name, batch, writer.generate(model, batch))))
 
 
 def _generated(task: Generation, model: nn.Module, batch: Any) -> list[Generated]:

@@ -56,6 +56,8 @@ class TaskSettings:
             raise DataError(f"task {self.task}: the template is missing. Write e.g. '{{sentence}} It was {{label}}'.")
         if self.calibrate and self.kind not in ("classification", "choice"):
             raise DataError(f"task {self.task}: calibrate is for classification and choice, not for {self.kind}.")
+        if self.max_new_tokens < 1:
+            raise DataError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
         self._prompt()
 
     @property
@@ -150,7 +152,7 @@ class TaskSettings:
     def _answer(self, prompt: Prompt, row: Row, number: int) -> str:
         value = row[prompt.label]
         if isinstance(prompt, Template):
-            if value not in prompt.words:
+            if not isinstance(value, str) or value not in prompt.words:
                 raise DataError(
                     f"worked example {number} has the label {value!r}, expected one of {list(prompt.words)}."
                 )

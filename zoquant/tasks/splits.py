@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoquant.errors import DataError
-from zoquant.rows import Row, read_rows
+from zoquant.rows import Row, has_splits, read_rows
 from zoquant.tasks.spec import TaskSettings
 
 _TRAIN, _TEST, _A_LABEL = 1000, 1000, 512
@@ -44,7 +44,7 @@ def read_parts(
         seed: of the draw.
 
     Raises:
-        DataError: the protocol is unknown or does not fit, or data cannot be read.
+        DataError: the protocol is unknown or does not fit, or data cannot be read, or has no splits for a protocol.
     """
     if protocol is None:
         dev = None if eval_data is None else read_part(task, eval_data, "test")
@@ -53,6 +53,11 @@ def read_parts(
         raise DataError(
             f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data}: expected mezo, a named "
             "task such as sst2, and no evaluation data, since the protocol draws its own."
+        )
+    if not parts_differ(task, data):
+        raise DataError(
+            f"protocol is {protocol!r}, but {data} has no splits, so rows to train on would be rows to test on. Pass a "
+            "folder with a file for each split, or a name on the Hub without a split."
         )
     train, test = read_part(task, data, "train"), read_test(task, data, protocol, seed)
     if task.kind == "masked":
@@ -95,6 +100,11 @@ def read_part(task: TaskSettings, data: str | Path, part: str) -> list[Row]:
         data = f"hub:{known.hub}"
     split = known.test if known is not None and part == "test" else part
     return read_rows(data, split=split, config=known.config if known else None)
+
+
+def parts_differ(task: TaskSettings, data: str | Path) -> bool:
+    """Whether `read_part` reads rows to test on from elsewhere than rows to train on."""
+    return str(data) == "hub" or has_splits(data, task.definition.config if task.definition else None)
 
 
 def drawn(rows: Sequence[Row], seed: int, count: int) -> list[Row]:

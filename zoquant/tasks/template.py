@@ -28,12 +28,16 @@ class Prompt:
                 f"template {self.text!r} does not end in {{label}}. Write e.g. '{{sentence}} It was {{label}}'."
             )
         _refuse_formats(self.text)
+        if {LABEL[1:-1], self.label} & set(_fields(self.text.removesuffix(LABEL))):
+            raise DataError(
+                f"template {self.text!r:.200} shows the answer before its end: it holds {{label}} or the column "
+                f"{self.label!r} twice. Leave {{label}} at the end alone."
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that a row must have, without the label."""
-        names = [name for _, name, _, _ in Formatter().parse(self.text) if name is not None]
-        return tuple(name for name in names if name != "label")
+        return tuple(_fields(self.text.removesuffix(LABEL)))
 
     def prompt(self, row: Row) -> str:
         """Return the text before the answer, without a space at its end."""
@@ -92,6 +96,11 @@ class Template(Prompt):
         return self.follow(self.words[value])
 
 
+def _fields(text: str) -> list[str]:
+    """Return the fields of a text in their order."""
+    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+
+
 def _refuse_formats(text: str) -> None:
     """Refuse what Python's formats can do beyond a name: a field a billion letters wide, parts of an object.
 
@@ -105,6 +114,11 @@ def _refuse_formats(text: str) -> None:
     for _, name, width, conversion in fields:
         if width or conversion:
             raise DataError(f"template {text!r:.200}: the field {name!r} has a format, expected a name alone.")
+        if not name or name.isdecimal() or "." in name or "[" in name:
+            raise DataError(
+                f"template {text!r:.200}: the field {name!r} is no name of a column: expected one that is no number "
+                "and has no dot or bracket. Rename the column."
+            )
 
 
 def parse_words(labels: str) -> dict[str, str]:
@@ -140,7 +154,7 @@ def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> 
     """
     values = list(words)
     for number, row in enumerate(rows, 1):
-        if row[label] not in words:
+        if not isinstance(row[label], str) or row[label] not in words:
             raise DataError(
                 f"row {number} has the label {row[label]!r}, expected one of {', '.join(map(repr, words))}. "
                 "Name a word for it in labels."
