@@ -122,6 +122,10 @@ BROKEN: dict[str, ToyFormat] = {
 """For each check the format that breaks it, on a file whose layers l0 and l1 hold the same values."""
 
 ALSO = {
-    "check_export_changes_only_indexed_bytes": {"check_exported_file_loads", "check_zero_delta_exports_the_base"},
+    "check_export_changes_only_indexed_bytes": {
+        "check_export_refuses_another_base",
+        "check_exported_file_loads",
+        "check_zero_delta_exports_the_base",
+    },
 }
-"""A file that does not hold the trained values cannot open with them; two keys on the same bytes are not exported."""
+"""A file that does not hold the trained values cannot open with them; keys on the same bytes are never exported."""
