@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from zoquant import registry
 from zoquant.bound import BoundView, Layer, Views, key_of
 from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
+from zoquant.names import kept_names
 from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
 from zoquant.verify import verify_layer
 
@@ -55,27 +56,28 @@ def attach(
     for role in roles:
         if role not in ROLES:
             raise ValueError(f"unknown role {role!r}, expected some of {', '.join(ROLES)}.")
-    wanted = _filter(include, exclude)
+    wanted, names = _filter(include, exclude), kept_names(model)
     found: list[BoundView] = []
     seen: dict[tuple[int, int] | None, Layer] = {}
     layers = 0
     for path, module, backend in claimed(model, plain="dense" in roles):
         layers += 1
-        layer = Layer(path, module, backend)
+        layer = Layer(names.get(path, path), module, backend)
         opened = _open(path, module, backend)
         if "dense" in roles:
             opened += _bias(path, module, opened)
-        taken = [view for view in opened if view.role in roles and wanted(key_of(path, view.name))]
+        key = {view.name: _key(names, path, view.name) for view in opened}
+        taken = [view for view in opened if view.role in roles and wanted(key[view.name])]
         fresh = [view for view in taken if _storage(view) not in seen]
         for view in fresh:
-            _check_values(key_of(path, view.name), view, backend)
+            _check_values(key[view.name], view, backend)
         checked = [view for view in fresh if view.role not in PLAIN_ROLES]
         if verify and checked:
             verify_layer(path, module, backend, checked)
         for place in filter(None, map(_storage, opened)):
             if seen.setdefault(place, layer) is not layer:
-                seen[place].tied.append(path)
-        found.extend(BoundView(key_of(path, view.name), view, backend.name, layer) for view in fresh)
+                seen[place].tied.append(layer)
+        found.extend(BoundView(key[view.name], view, backend.name, layer) for view in fresh)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude))
     _warn_of_unclaimed(model)
@@ -124,6 +126,11 @@ def claimed(model: nn.Module, *, plain: bool = False) -> Iterator[tuple[str, nn.
 def _ancestors(path: str) -> set[str]:
     parts = path.split(".")
     return {".".join(parts[:count]) for count in range(len(parts))}
+
+
+def _key(names: Mapping[str, str], path: str, name: str) -> str:
+    """Return the key of a view by the names that the checkpoint has for the tensor or for its layer."""
+    return names.get(key_of(path, name), key_of(names.get(path, path), name))
 
 
 def _bias(path: str, module: nn.Module, opened: Sequence[ScaleView]) -> list[ScaleView]:

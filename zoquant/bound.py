@@ -23,16 +23,16 @@ class Layer:
     """A layer of a model that has views.
 
     Attributes:
-        path: its path in the model.
+        path: its path in the checkpoint, which is that in the model where `zoquant.names` knows no other.
         module: the layer itself.
         backend: the backend that claims it.
-        tied: paths of other layers that read the same values; their views are those of this one.
+        tied: other layers that read the same values; their views are those of this one.
     """
 
     path: str
     module: nn.Module
     backend: Backend
-    tied: list[str] = field(default_factory=list)
+    tied: list["Layer"] = field(default_factory=list)
 
     def grids(self) -> Mapping[str, Grid]:
         """Return, by key, the grids of the views that together scale the weights; see `zoquant.protocol.Gridded`."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from zoquant.bound import BoundView, Layer, Views
 from zoquant.buffer import FlatBuffer
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.experts import refuse_gathered
 from zoquant.kernels.choice import factor_kernels
 from zoquant.layout import padded, view_count
 from zoquant.noise import Noise
@@ -234,10 +235,11 @@ def _grids(layer: Layer, views: Mapping[str, ScaleView]) -> Mapping[str, Grid]:
                 f"beside one of {list(first.shape)}; expected one grid for all. Leave the layer out: "
                 f"exclude='{_pattern(layer)}'."
             )
+    refuse_gathered(layer)
     if layer.tied:
         raise UnsupportedLayoutError(
-            f"{name}: {layer.tied[0]} reads the same values, and a probe of one layer does not reach the other. Leave "
-            f"it out: attach(model, exclude='{_pattern(layer)}')."
+            f"{name}: {layer.tied[0].path} reads the same values, and a probe of one layer does not reach the other. "
+            f"Leave it out: attach(model, exclude='{_pattern(layer)}')."
         )
     return grids
 

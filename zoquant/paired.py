@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from zoquant.bound import Views
+from zoquant.experts import refuse_gathered
 from zoquant.native.twins import Twins
 from zoquant.objective import RowLosses, block_means
 from zoquant.optim import ZOSGD, Evaluation, StepResult
@@ -31,8 +32,10 @@ class PairedZO(ZOSGD):
     together: ClassVar[bool] = True
 
     def __init__(self, views: Views, **settings: Any) -> None:
-        layers = {view.layer.path: view.layer.module for view in views if view.layer is not None}
-        self._twins = Twins(layers)
+        layers = list(dict.fromkeys(view.layer for view in views if view.layer is not None))
+        for layer in layers:
+            refuse_gathered(layer)
+        self._twins = Twins({layer.path: layer.module for layer in layers})
         super().__init__(views, **settings)
         count = len(self.estimator.points(self.probes))
         if count % 2:

@@ -69,7 +69,7 @@ def _still(model: nn.Module, views: Views) -> Iterator[tuple[str, list[nn.Module
     if any(view.layer is None for view in views):
         return
     layers = {view.layer for view in views if view.layer is not None}
-    moving = {layer.module for layer in layers} | {model.get_submodule(path) for each in layers for path in each.tied}
+    moving = {layer.module for layer in layers} | {other.module for layer in layers for other in layer.tied}
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(part.isdigit() for part in path.split(".")):
             yield path, list(takewhile(lambda layer: moving.isdisjoint(layer.modules()), module))

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from zoquant.errors import CheckpointError
 from zoquant.folder.checkpoint import Folder, open_folder
 from zoquant.folder.diffusion import empty_diffusion_model, is_diffusion, load_with_diffusers
+from zoquant.folder.experts import list_experts
 from zoquant.folder.format import DENSE, Layer
+from zoquant.folder.names import Names
+from zoquant.names import keep_names
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
 from zoquant.native.meta import Places, WithoutWeights, forget_weights, tied, unfilled
 from zoquant.views import keep_dtype
@@ -54,12 +57,13 @@ def build_model(
     if prepare is not None:
         prepare(model)
     forget_weights(model)
-    _Filler(folder, model, compute_dtype).fill(layers)
+    filler = _Filler(folder, model, layers, compute_dtype)
+    filler.fill()
     missing = unfilled(model)
     if missing:
         raise folder.error(missing[0], "a tensor", f"none, and none for {len(missing) - 1} others")
     model = model.to(device).eval().requires_grad_(False)
-    _remember_dtypes(folder, model)
+    filler.remember()
     return model
 
 
@@ -95,13 +99,19 @@ def empty_model(folder: Folder) -> nn.Module:
 def trusted(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config says of the model alone, at every depth.
 
-    A choice of kernels is left out: transformers can fetch code for it from the Hub. So are private names.
+    A choice of kernels is left out: transformers can fetch code for it from the Hub. So are private names. What kind of
+    model a part is stays: transformers takes another kind where a config does not say.
     """
     return {
-        name: trusted(value) if isinstance(value, dict) else value
+        name: _part(value) if isinstance(value, dict) else value
         for name, value in config.items()
         if name not in (*_NOT_OF_THE_MODEL, *_CODE) and not name.startswith("_")
     }
+
+
+def _part(config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = config.get("model_type")
+    return trusted(config) | ({"model_type": kind} if isinstance(kind, str) else {})
 
 
 def _check_counts(folder: Folder, config: Mapping[str, Any], depth: int = 0) -> None:
@@ -152,59 +162,93 @@ def _class_of(folder: Folder) -> Any:
     raise folder.error("architectures", "a model class of transformers in config.json", repr(names)[:80])
 
 
-def _remember_dtypes(folder: Folder, model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name in folder.tensors:
-            keep_dtype(tensor, folder.tensors[name].dtype)
-
-
 class _Filler:
-    """Puts the tensors of a folder into an empty model."""
+    """Puts the tensors of a folder into an empty model.
 
-    def __init__(self, folder: Folder, model: nn.Module, compute_dtype: torch.dtype) -> None:
+    Args:
+        folder: the checkpoint.
+        model: the empty model. Experts that it fuses and the folder holds one by one become a list.
+        layers: the quantized matrices by their paths in the folder.
+        compute_dtype: dtype of the matrix products.
+    """
+
+    def __init__(
+        self, folder: Folder, model: nn.Module, layers: Mapping[str, Layer], compute_dtype: torch.dtype
+    ) -> None:
         self.folder = folder
         self.model = model
         self.compute_dtype = compute_dtype
+        self.names = Names(folder, model)
+        if list_experts(model, {self.names.path_of(path) for path in layers} | self.names.paths):
+            self.names = Names(folder, model)
+        self.layers = {self.names.path_of(path): layer for path, layer in layers.items()}
+        self.source = self.names.source
         self.replaced: set[str] = set()
         self.places = Places(model)
         self.tied = [*tied(model), *self._tied_in_file()]
 
-    def fill(self, layers: Mapping[str, Layer]) -> None:
-        used = {name for layer in layers.values() for name in layer.tensors}
-        for layer in layers.values():
-            used.add(f"{layer.path}.bias")
-            self._replace(layer.path, layer.packed(self.folder))
-        for name in (*self.folder.tensors, *self._shared_buffers()):
-            if name not in used:
-                self._fill_dense(name)
+    def fill(self) -> None:
+        """Put every tensor into its place.
+
+        Raises:
+            CheckpointError: there is no place for one.
+        """
+        used = {name for layer in self.layers.values() for name in layer.tensors}
+        for path, layer in self.layers.items():
+            used.add(self.source.get(f"{path}.bias", ""))
+            if self._module(path, f"{path}.weight") is not None:
+                self._replace(path, layer.packed(self.folder))
+        for name, source in (*self.source.items(), *self._shared_buffers()):
+            if source not in used:
+                self._fill_dense(name, source)
         self._tie(group for group in self.tied if not _is_bias(group))
         self._tie(group for group in self.tied if _is_bias(group))  # last: a matrix that is shared makes a new layer
+
+    def remember(self) -> None:
+        """Keep for the views what the checkpoint calls the tensors, and the dtypes that it stores them in."""
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if name in self.source:
+                keep_dtype(tensor, self.folder.tensors[self.source[name]].dtype)
+        keep_names(self.model, self.names.in_checkpoint() | self._tied_names())
 
     def _tied_in_file(self) -> list[list[str]]:
         """Return the names of parameters that a file holds once, a list for each, tied in the model or not."""
         known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         groups: dict[str, list[str]] = {}
-        for name, kept in self.folder.aliases.items():
-            groups.setdefault(kept, [kept]).append(name)
+        for name, kept in self.names.aliases.items():
+            groups.setdefault(kept, [self.names.of(kept)]).append(name)
         return [[name for name in group if name in known] for group in groups.values() if known & {*group}]
 
-    def _shared_buffers(self) -> list[str]:
-        """Return the names of buffers that lie in a file under another name."""
+    def _shared_buffers(self) -> list[tuple[str, str]]:
+        """Return the buffers that lie in a file under another name, and that name."""
         known = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
-        return [name for name in self.folder.aliases if name in known]
+        return [(name, kept) for name, kept in self.names.aliases.items() if name in known]
 
-    def _fill_dense(self, name: str) -> None:
+    def _tied_names(self) -> dict[str, str]:
+        """Return what the folder calls the parameters that it holds under one name of several."""
+        found: dict[str, str] = {}
+        for group in self.tied:
+            source = next((self.source[name] for name in group if name in self.source), None)
+            layer = next((self.layers[path] for path in map(_path, group) if path in self.layers), None)
+            for name in group:
+                if source is not None:
+                    found[name] = self.source.get(name, source)
+                elif layer is not None:
+                    found[_path(name)] = self.layers.get(_path(name), layer).path
+        return found
+
+    def _fill_dense(self, name: str, source: str) -> None:
         path, _, field = name.rpartition(".")
-        tensor = self.folder.tensors[self.folder.aliases.get(name, name)]
+        tensor = self.folder.tensors[source]
         module = self._module(path, name)
-        if module is None:
+        if module is None or self.names.left_out(name):
             return
         expected = getattr(module, field, None)
         if isinstance(module, QuantLinear) and field == "bias":
             return
         if not isinstance(expected, Tensor) or tuple(expected.shape) != tensor.shape or tensor.dtype not in DENSE:
             wanted = f"{list(expected.shape)}" if isinstance(expected, Tensor) else "no such tensor"
-            raise self.folder.error(name, wanted, f"{list(tensor.shape)} of {tensor.dtype}, which no format claims")
+            raise self.folder.error(source, wanted, f"{list(tensor.shape)} of {tensor.dtype}, which no format claims")
         if type(module) in (nn.Linear, nn.Embedding) and field == "weight":
             self._replace(path, DenseWeight(tensor.read()))
         elif isinstance(expected, nn.Parameter):
@@ -217,10 +261,11 @@ class _Filler:
         try:
             return self.model.get_submodule(path)
         except AttributeError as error:
-            ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
-            if any(re.search(pattern, name) for pattern in [*ignored, r"rotary_emb\.inv_freq$"]):
+            if self.names.left_out(name):
                 return None
-            raise self.folder.error(name, "a tensor of the model", f"{path!r}, which it has not") from error
+            raise self.folder.error(
+                self.source.get(name, name), "a tensor of the model", f"{path!r}, which it has not"
+            ) from error
 
     def _replace(self, path: str, packed: PackedWeight) -> None:
         module = self._module(path, f"{path}.weight")
@@ -242,19 +287,23 @@ class _Filler:
 
     def _bias(self, path: str, module: nn.Linear) -> Tensor | None:
         name = f"{path}.bias"
-        if name not in self.folder.tensors:
+        if name not in self.source:
             others = [other for group in self.tied if name in group for other in group]
-            if module.bias is not None and not any(other in self.folder.tensors for other in others):
+            if module.bias is not None and not any(other in self.source for other in others):
                 raise self.folder.error(name, "a tensor", "none")
             return None  # `_tie` sets one that has another name in the folder, as BERT's output layer does
-        return self.folder.expect(name, (module.out_features,), DENSE).read().float()
+        return self.folder.expect(self.source[name], (module.out_features,), DENSE).read().float()
+
+    def _held(self, group: Sequence[str]) -> str | None:
+        """Return the name of several for one parameter that the folder has."""
+        return next((name for name in group if name in self.source or name in self.replaced), None)
 
     def _tie(self, groups: Iterable[Sequence[str]]) -> None:
         """Let parameters that the model ties share the one tensor that the folder has of them."""
         for group in groups:
-            filled = next((name for name in group if name in self.folder.tensors or name in self.replaced), None)
+            filled = self._held(group)
             for name in group:
-                if filled is not None and name not in (filled, *self.folder.tensors, *self.replaced):
+                if filled is not None and name not in (filled, *self.source, *self.replaced):
                     self._share(filled, name)
 
     def _share(self, filled: str, name: str) -> None:
@@ -263,9 +312,20 @@ class _Filler:
         if isinstance(owner, QuantEmbedding | QuantLinear) and field == "weight":
             self._replace(path, owner.packed)
         elif not isinstance(module, QuantEmbedding | QuantLinear):
-            module.register_parameter(field, owner._parameters[filled.rpartition(".")[2]])
+            module.register_parameter(field, _parameter(owner, filled))
         elif field == "bias":
-            module.bias = owner._parameters[filled.rpartition(".")[2]]
+            module.bias = _parameter(owner, filled)
+
+
+def _parameter(owner: nn.Module, name: str) -> nn.Parameter:
+    """Return a tensor of a layer as a parameter over the same memory: the bias of a native layer is a buffer."""
+    tensor: Tensor = getattr(owner, name.rpartition(".")[2])
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+
+
+def _path(name: str) -> str:
+    """Return the path of the layer that has the weight of this name."""
+    return name.removesuffix(".weight")
 
 
 def _is_bias(group: Sequence[str]) -> bool:
