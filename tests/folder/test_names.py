@@ -20,6 +20,7 @@ import zoquant
 from tests.folders import tiny_llama
 from tests.tasks.test_masked import model_of
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.folder.model import load_with_transformers
 from zoquant.native import QuantLinear
 from zoquant.registry import format_of
 
@@ -166,6 +167,12 @@ def test_plain_folders_under_the_names_of_the_folder(tmp_path: Path, name: str) 
     torch.testing.assert_close(logits(native), reread(dense), rtol=1e-4, atol=1e-4)
     out = trained(native, dense, tmp_path, roles=("dense",), exclude="*vision*")
     torch.testing.assert_close(reread(out), logits(native), rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_names_on_the_layers_of_transformers(tmp_path: Path) -> None:
+    dense, _ = folders(MODELS["llava"], tmp_path)
+    model = load_with_transformers(dense, compute_dtype=torch.float32, device=torch.device("cpu"))
+    trained(model, dense, tmp_path, roles=("dense",), include="language_model.*")
 
 
 def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:

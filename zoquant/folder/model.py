@@ -146,6 +146,7 @@ def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: to
         raise CheckpointError(
             f"{path}: transformers cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
         ) from error
+    keep_names(model, Names(folder, model).in_checkpoint())
     return model.eval().requires_grad_(False)
 
 
