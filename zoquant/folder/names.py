@@ -37,7 +37,7 @@ class Names:
     def __init__(self, folder: Folder, model: nn.Module) -> None:
         self._model = model
         self._renamings = _renamings(model)
-        self._modules = {path for path, _ in model.named_modules()}
+        self._modules = {path for path, _ in model.named_modules() if path}
         self._tensors = {name for name, _ in _tensors_of(model)}
         self.source: dict[str, str] = {}
         self.aliases = {self.of(name): kept for name, kept in folder.aliases.items()}
@@ -56,7 +56,7 @@ class Names:
         renamed = reduce(lambda found, renaming: renaming(found), self._renamings, name)
         base = f"{getattr(self._model, 'base_model_prefix', '')}."
         for found in (renamed, f"{base}{renamed}", renamed.removeprefix(base)):
-            if found in self._tensors or found.rpartition(".")[0] in self._modules - {""}:
+            if found in self._tensors or found.rpartition(".")[0] in self._modules:
                 return found
         return renamed
 
