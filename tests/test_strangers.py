@@ -219,8 +219,11 @@ def test_a_config_chooses_no_code() -> None:
         "hidden_size": 8, "attn_implementation": "stranger/kernel", "_attn_implementation": "stranger/kernel",
         "auto_map": {"AutoModel": "stranger/code--m.M"}, "trust_remote_code": True, "use_kernels": True,
         "text_config": {"experts_implementation": "stranger/kernel", "num_layers": 2, "_name_or_path": "x"},
+        "vision_config": {"model_type": "clip_vision_model", "auto_map": {"AutoModel": "stranger/code--m.M"}},
     }  # fmt: skip
-    assert trusted(hostile) == {"hidden_size": 8, "text_config": {"num_layers": 2}}
+    assert trusted(hostile) == {
+        "hidden_size": 8, "text_config": {"num_layers": 2}, "vision_config": {"model_type": "clip_vision_model"},
+    }  # fmt: skip
 
 
 # Numbers and text
