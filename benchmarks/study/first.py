@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,13 @@ class Rescaled(nn.Module):
 
     Args:
         packed: the matrix, all of whose fields have one number a block.
+        factored: let 1 + delta be (1 + u)(1 + v), as batched probes do.
 
     Attributes:
-        delta: float32 `[rows, blocks]`.
+        parts: delta, float32 `[rows, blocks]`, or u, `[rows, 1]`, and v, `[1, blocks]`.
     """
 
-    def __init__(self, packed: QuantWeight) -> None:
+    def __init__(self, packed: QuantWeight, factored: bool) -> None:
         super().__init__()
         shapes = {tuple(packed.value(spec.name).shape) for spec in packed.fields}
         if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
@@ -39,12 +41,14 @@ class Rescaled(nn.Module):
             )
         rows, blocks = shapes.pop()
         self.register_buffer("base", packed.dequantize().view(rows, blocks, -1))
-        self.delta = nn.Parameter(torch.zeros(rows, blocks))
+        sizes = [(rows, 1), (1, blocks)] if factored else [(rows, blocks)]
+        self.parts = nn.ParameterList(torch.zeros(size) for size in sizes)
 
     def at(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return some rows, float32 `[n, columns]`."""
         base: Tensor = self.base  # type: ignore[assignment]
-        return (base[rows] * (1 + self.delta[rows]).unsqueeze(-1)).flatten(1)
+        factors = [1 + (part if len(part) == 1 else part[rows]) for part in self.parts]
+        return (base[rows] * reduce(torch.mul, factors).unsqueeze(-1)).flatten(1)
 
 
 class RescaledLinear(nn.Module):
@@ -77,19 +81,20 @@ class RescaledEmbedding(nn.Module):
         return rows if self.scale is None else rows * self.scale
 
 
-def rescale(model: nn.Module, include: Sequence[str] = ("*",)) -> list[nn.Parameter]:
+def rescale(model: nn.Module, include: Sequence[str] = ("*",), *, factored: bool = False) -> list[nn.Parameter]:
     """Replace the native layers of a model by differentiable ones, and return their deltas. Tied layers share one.
 
     Args:
         model: native, in float32.
         include: shell patterns on paths of layers; the deltas of others stay 0.
+        factored: as `Rescaled` takes it.
     """
     found: dict[int, Rescaled] = {}
     moving: set[int] = set()
     for path, layer in list(model.named_modules()):
         if isinstance(layer, QuantLinear | QuantEmbedding) and isinstance(layer.packed, QuantWeight):
             key = layer.packed.codes.data_ptr()
-            matrix = found[key] = found.get(key) or Rescaled(layer.packed)
+            matrix = found[key] = found.get(key) or Rescaled(layer.packed, factored)
             moving |= {key} if any(fnmatchcase(path, pattern) for pattern in include) else set()
             model.set_submodule(
                 path,
@@ -98,8 +103,8 @@ def rescale(model: nn.Module, include: Sequence[str] = ("*",)) -> list[nn.Parame
                 else RescaledEmbedding(matrix, layer.scale),
             )
     for key, matrix in found.items():
-        matrix.delta.requires_grad_(key in moving)
-    return [matrix.delta for key, matrix in found.items() if key in moving]
+        matrix.parts.requires_grad_(key in moving)
+    return [part for key, matrix in found.items() if key in moving for part in matrix.parts]
 
 
 def train(
@@ -110,6 +115,7 @@ def train(
     draft: Draft,
     check: Callable[[], None],
     include: Sequence[str] = ("*",),
+    factored: bool = False,
 ) -> Result:
     """Train, and report the best of the evaluations. The layers of the model are replaced for good.
 
@@ -121,8 +127,9 @@ def train(
         draft: what is kept of the run.
         check: called before every step; raises TimeUpError to end the slice.
         include: which layers move, as `rescale` takes it.
+        factored: whether they move by rows and columns, as `rescale` takes it.
     """
-    deltas = rescale(model, include)
+    deltas = rescale(model, include, factored=factored)
     adam = torch.optim.Adam(deltas, lr=LR)
     state, best = _resume(draft, deltas, adam)
     for step in range(state["step"], steps + 1):

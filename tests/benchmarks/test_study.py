@@ -254,6 +254,13 @@ def test_first_order_gradients_are_the_slopes_of_the_scales(model_file: Path, da
         slope = sum(float((cast(torch.Tensor, delta.grad) * z).sum()) for delta, z in zip(deltas, zs, strict=True))
         assert slope == pytest.approx(quotient, rel=0.05, abs=0.03)
     assert max(map(abs, quotients)) > 0.2
+    third, _ = zoquant.load(model_file, compute_dtype=torch.float32, device="cpu")
+    parts = first.rescale(third, factored=True)
+    train.loss(third, batch).backward()  # type: ignore[no-untyped-call]
+    for delta, u, v in zip(deltas, parts[::2], parts[1::2], strict=True):
+        slopes = cast(torch.Tensor, delta.grad)
+        torch.testing.assert_close(u.grad, slopes.sum(1, keepdim=True), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(v.grad, slopes.sum(0, keepdim=True), rtol=1e-3, atol=1e-5)
 
 
 def test_lines_of_a_tsv_may_hold_tabs_and_quotes(tmp_path: Path) -> None:
