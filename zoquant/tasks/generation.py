@@ -94,7 +94,8 @@ class Generation:
         encoder = Encoder(tokenizer, max_length, prefix)
         self._ends, self._stop_is_token = _end_tokens(tokenizer, stop)
         end = [] if stop else self._ends[:1]
-        answers = [encoder.continuation(prompt.follow(found[0]) + stop) + end for found in self.references]
+        texts = [prompt.follow(found[0]) + stop for found in self.references]
+        answers = [encoder.continuation(text, prompt.ending) + end for text in texts]
         self.prompts = encoder.prompts(self.texts, [max(max_new_tokens, len(answer)) for answer in answers])
         self.answers = [Scored.after(ids, answer) for ids, answer in zip(self.prompts, answers, strict=True)]
         self._draws = Draws([0] * len(rows))
