@@ -117,6 +117,20 @@ def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
     assert shell.json(*TRAIN, "--out", "run", "--resume")["steps"] == 4
 
 
+def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> None:
+    shell.text(*TRAIN, "--out", "run")
+    other = "begun with activation_dtype='float32', now it is 'bfloat16'"
+    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    settings = json.loads(Path("run/settings.json").read_text())
+    assert [settings.pop(name) for name in ("runtime", "activation_dtype")] == ["native", "float32"]
+    Path("run/settings.json").write_text(json.dumps(settings))  # as versions wrote it that named neither
+    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    chosen = ("--runtime", "native", "--activation-dtype", "float32")
+    assert shell.json(*TRAIN, "--out", "run", "--resume", *chosen)["steps"] == 4
+    Path("run/settings.json").write_text(json.dumps(settings | {"runtime": "vendor"}))
+    assert "begun with runtime='vendor', now it is 'native'" in shell.error(*TRAIN, "--out", "run", "--resume")
+
+
 def test_tables_for_people(shell: Shell, folder: Path) -> None:
     assert "HQQLinear" in shell.text("backends")
     seen = shell.text("inspect", "base.gguf")

@@ -122,8 +122,7 @@ class RunFolder:
             raise
 
     def _resume(self, settings: dict[str, Any]) -> Trajectory | None:
-        before = self.read_settings()
-        after = json.loads(json.dumps(settings))
+        before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
         for name in after | before:
             if before.get(name) != after.get(name):
                 raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
@@ -251,6 +250,12 @@ class RunFolder:
     def _append(self, path: Path, line: dict[str, Any]) -> None:
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the defaults of those that folders did not name at first."""
+    runtime = "native" if settings.get("device") == "cpu" else "auto"
+    return {"runtime": runtime, "activation_dtype": "float32"} | settings
 
 
 def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
