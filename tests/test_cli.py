@@ -114,7 +114,27 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
 def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
     shell.text(*TRAIN, "--out", "run")
     assert "already exists" in shell.error(*TRAIN, "--out", "run")
-    assert shell.json(*TRAIN, "--out", "run", "--resume")["steps"] == 4
+    once = json.loads(Path("run/summary.json").read_text())
+    again = shell.json(*TRAIN, "--out", "run", "--resume")
+    assert again["steps"] == 4
+    for name in ("step_seconds", "forward_seconds", "overhead"):
+        assert again[name] == once[name]
+        assert once[name] > 0
+
+
+def test_a_run_stopped_before_its_first_step_has_no_times(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoquant.optim.ZOSGD.step", stop)
+    assert "none was done" in shell.text(*TRAIN, "--out", "run")
+    assert "| step | none was done |" in Path("run/README.md").read_text()
+    found = json.loads(Path("run/summary.json").read_text(), parse_constant=pytest.fail)
+    assert found["steps"] == 0
+    assert found["step_seconds"] is None
+    shell.text("report", "run", "run", "--out", "page.html")
 
 
 def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> None:
