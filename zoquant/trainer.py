@@ -214,11 +214,16 @@ class _Run:
         """Return what probes of the first batches say of the numbers that were not given."""
         train, chosen = self.job.train, self.job.settings
         batches = [train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)]
+        micro_batches = [part for batch in batches for part in _cut(batch, chosen.micro_batches)]
         rates = [chosen.rate_at(step) for step in range(chosen.steps)]
+
+        def calibrate(cut: list[list[Any]]) -> Numbers:
+            each = chosen.micro_batches
+            losses = [self._mean(cut[start : start + each]) for start in range(0, len(cut), each)]
+            return self.optimizer.calibrate(losses, choose=chosen.missing, schedule=rates)
+
         with self.trunk.shared():
-            return self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
-                [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
-            ))  # fmt: skip
+            return self.micro_batches.fit(0, micro_batches, calibrate)
 
     def _train(self) -> None:
         failures = 0
@@ -278,11 +283,11 @@ class _Run:
         with self.trunk.shared():
             return self.stepper.step(closures, weights)
 
-    def _mean(self, parts: Sequence[Any]) -> Closure:
-        """Return what evaluates the loss of a batch that goes through the model in these parts."""
-        cut = [small for part in parts for small in _cut(part, self.job.settings.micro_batches)]
-        closures = [partial(self._loss, part) for part in cut]
-        return closures[0] if len(cut) == 1 else mean_loss(closures, [part.weight for part in cut])
+    def _mean(self, cut: list[list[Any]]) -> Closure:
+        """Return what evaluates the loss of a batch whose micro-batches are cut into these parts."""
+        parts = [part for micro_batch in cut for part in micro_batch]
+        closures = [partial(self._loss, part) for part in parts]
+        return closures[0] if len(parts) == 1 else mean_loss(closures, [part.weight for part in parts])
 
     def _loss(self, batch: Any) -> float:
         return float(self.job.train.loss(self.job.model, batch))
