@@ -352,7 +352,7 @@ class _Run:
         folder = self.job.folder
         evaluations = [evaluation for _, evaluation in folder.evaluations()]
         lines = folder.read_metrics()
-        steps = [line for line in lines if line.get("overhead")]
+        steps = [line for line in lines if "loss" in line and line["overhead"]]
         return Outcome(
             steps=self.optimizer.steps,
             skipped=sum("skipped" in line for line in lines),
