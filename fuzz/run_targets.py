@@ -20,7 +20,16 @@ _FOUND = Evaluation("accuracy", {"accuracy": Metric(0.5, (0.1, 0.9)), "loss": Me
 _EVALUATED = {f"eval_{name}": value for name, value in _FOUND.items()}
 _METRICS = (
     {"step": 0, "seconds": 0.1, **_EVALUATED},
-    {"step": 1, "seconds": 0.1, "loss": 0.7, "derivative": 0.1, "clipped": False, "moved": 1.0, "lr": 1e-3},
+    {
+        "step": 1,
+        "seconds": 0.1,
+        "overhead": 1.1,
+        "loss": 0.7,
+        "derivative": 0.1,
+        "clipped": False,
+        "moved": 1.0,
+        "lr": 1e-3,
+    },
     {"step": 1, "seconds": 0.1, **_EVALUATED},
 )
 

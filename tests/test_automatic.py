@@ -301,6 +301,9 @@ def test_a_step_is_two_forwards_of_its_batch(job: Callable[..., Job]) -> None:
     for progress in seen:
         if progress.result is not None:
             assert 0 < 2 * progress.forward_seconds <= progress.seconds
+    assert outcome.overhead is not None
+    assert outcome.forward_seconds is not None
+    assert outcome.step_seconds is not None
     assert outcome.overhead >= 1
     assert 2 * outcome.forward_seconds <= outcome.step_seconds * 1.5
 

@@ -114,7 +114,41 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
 def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
     shell.text(*TRAIN, "--out", "run")
     assert "already exists" in shell.error(*TRAIN, "--out", "run")
-    assert shell.json(*TRAIN, "--out", "run", "--resume")["steps"] == 4
+    once = json.loads(Path("run/summary.json").read_text())
+    again = shell.json(*TRAIN, "--out", "run", "--resume")
+    assert again["steps"] == 4
+    for name in ("step_seconds", "forward_seconds", "overhead"):
+        assert again[name] == once[name]
+        assert once[name] > 0
+
+
+def test_a_run_stopped_before_its_first_step_has_no_times(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoquant.optim.ZOSGD.step", stop)
+    assert "none was done" in shell.text(*TRAIN, "--out", "run")
+    assert "| step | none was done |" in Path("run/README.md").read_text()
+    found = json.loads(Path("run/summary.json").read_text(), parse_constant=pytest.fail)
+    assert found["steps"] == 0
+    assert found["step_seconds"] is None
+    shell.text("report", "run", "run", "--out", "page.html")
+
+
+def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> None:
+    shell.text(*TRAIN, "--out", "run")
+    other = "begun with activation_dtype='float32', now it is 'bfloat16'"
+    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    settings = json.loads(Path("run/settings.json").read_text())
+    assert [settings.pop(name) for name in ("runtime", "activation_dtype")] == ["native", "float32"]
+    Path("run/settings.json").write_text(json.dumps(settings))  # as versions wrote it that named neither
+    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    chosen = ("--runtime", "native", "--activation-dtype", "float32")
+    assert shell.json(*TRAIN, "--out", "run", "--resume", *chosen)["steps"] == 4
+    Path("run/settings.json").write_text(json.dumps(settings | {"runtime": "vendor"}))
+    assert "begun with runtime='vendor', now it is 'native'" in shell.error(*TRAIN, "--out", "run", "--resume")
 
 
 def test_tables_for_people(shell: Shell, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import zipfile
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.folders import CONFIG, save_folder, tiny_llama
+from tests.report.runs import make_run
 from zoquant import Trajectory, export
 from zoquant.checkpoint import files_of
 from zoquant.cli.show import PrintableFormatter, harmless, printable, show_error, show_pairs, show_rows
@@ -26,6 +28,7 @@ from zoquant.folder.safetensors import read_safetensors
 from zoquant.journal import encode_header, read_journal
 from zoquant.places import refuse_stray
 from zoquant.plain_json import MAX_VALUES, parse_json
+from zoquant.plot import plot_run
 from zoquant.registry import format_of
 from zoquant.rows import read_rows
 from zoquant.run_folder import RunFolder
@@ -320,5 +323,51 @@ def test_found_an_interval_that_is_no_pair(tmp_path: Path) -> None:
     line = {"step": 1, "eval_primary": "a", "eval_examples": 4, "eval_a": 0.5, "eval_a_interval": ""}
     folder = RunFolder(tmp_path)
     folder.metrics.write_text(json.dumps(line) + "\n")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: an evaluation is damaged: IndexError"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1: the evaluation is damaged: IndexError"):
         folder.evaluations()
+
+
+def changed_metrics(path: Path, line: int, changes: dict[str, Any]) -> RunFolder:
+    """Return a run's folder with changes in a line of its metrics; None takes a field away."""
+    folder = make_run(path, steps=4)
+    lines = [json.loads(text) for text in folder.metrics.read_text().splitlines()]
+    whole = lines[line - 1] | changes
+    lines[line - 1] = {name: value for name, value in whole.items() if value is not None or name.endswith("interval")}
+    folder.metrics.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return folder
+
+
+@pytest.mark.parametrize("value", [None, "x", math.nan, math.inf, 10**400, [1], True])
+@pytest.mark.parametrize("name", ["loss", "derivative", "seconds", "overhead"])
+def test_metrics_of_a_step_that_are_no_numbers(name: str, value: Any, tmp_path: Path) -> None:
+    folder = changed_metrics(tmp_path / "run", 3, {name: value})
+    with pytest.raises(CheckpointError, match=rf"metrics\.jsonl, line 3: {name} is .*, expected a number"):
+        plot_run(folder)
+    assert not folder.plot.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eval_primary": "other"}, {"eval_primary": ["loss"]}, {"eval_examples": None}, {"eval_examples": "4"},
+        {"eval_accuracy": None}, {"eval_accuracy": "0.5"}, {"eval_accuracy": math.nan}, {"eval_accuracy": 10**400},
+        {"eval_loss_interval": ["a", "b"]}, {"eval_loss_interval": 3},
+    ],
+)  # fmt: skip
+def test_metrics_of_an_evaluation_that_are_no_numbers(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = changed_metrics(tmp_path / "run", 1, changes)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1: the evaluation is damaged"):
+        plot_run(folder)
+
+
+def test_a_step_of_too_many_digits(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1: step is 1000.*, expected a number"):
+        plot_run(changed_metrics(tmp_path / "run", 1, {"step": 10**400}))
+
+
+@pytest.mark.parametrize("name", ["$\\frac{", "\ud800", "a\nb", "x" * 10_000])
+def test_names_in_a_picture(name: str, tmp_path: Path) -> None:
+    changes = {"eval_primary": name, f"eval_{name}": 0.5, f"eval_{name}_interval": None}
+    folder = changed_metrics(tmp_path / "run", 1, changes)
+    folder.settings.write_text(json.dumps(folder.read_settings() | {"objective": name}))
+    assert plot_run(folder).read_bytes().startswith(b"\x89PNG")

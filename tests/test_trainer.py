@@ -76,6 +76,7 @@ def test_a_run_leaves_its_files_and_moves_the_model(job: Callable[..., Job]) -> 
     assert outcome.before.loss != outcome.after.loss
     assert [p.step for p in seen if p.evaluation is not None] == [0, 4, 6]
     assert [p.step for p in seen if p.result is not None] == [1, 2, 3, 4, 5, 6]
+    assert outcome.overhead is not None
     assert outcome.overhead >= 1
     assert outcome.delta_bytes == work.folder.delta.stat().st_size
     assert json.loads(work.folder.settings.read_text())["lr"] == SETTINGS.lr

@@ -14,6 +14,7 @@ from typing import Any
 from zoquant.errors import CheckpointError
 from zoquant.files import write_text
 from zoquant.run_folder import RunFolder
+from zoquant.stopwatch import step_time
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")
@@ -122,7 +123,7 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
         "steps x batch": f"{summary['steps']} x {settings['batch_size']}",
         **{name: chosen[name] for name in ("lr", "eps", "clip", "seed", "space", "estimator", "rule")},
         "roles": ", ".join(settings["roles"]),
-        "step": f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards",
+        "step": step_time(summary),
         "peak memory": f"{summary['rss_peak_bytes'] / 2**20:,.0f} MiB",
         "device": f"{summary['device']}, products in {summary['compute_dtype']}",
     }

@@ -171,12 +171,11 @@ class Config:
                     f"{name}: {getattr(self, name)} has sha256 {found[name]}, expected {expected}. It is not the file "
                     f"that the config was made with: name another {name}, or drop the line from [{_SHA256}]."
                 )
-        native = self.runtime == "native" or (self.runtime == "auto" and device.type == "cpu")
-        plain = native and self.activation_dtype == "auto"
+        runtime = self.source.resolve_runtime()
+        plain = runtime == "native" and self.activation_dtype == "auto"
         return replace(
             self, device=str(device), compute_dtype=str(dtype).removeprefix("torch."),
-            runtime="native" if native else self.runtime,
-            activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
+            runtime=runtime, activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
         )  # fmt: skip
 
     def to_toml(self) -> str:

@@ -61,6 +61,14 @@ class Source:
         device = default_device() if self.device == "auto" else _device(self.device)
         return device, _dtype("compute", self.compute_dtype) or default_compute_dtype(device)
 
+    def resolve_runtime(self) -> Runtime:
+        """Return the runtime that `"auto"` means here; on a GPU it is measured at each load and stays `"auto"`.
+
+        Raises:
+            ValueError: the dtype is unknown, or the device is none of this machine.
+        """
+        return "native" if self.runtime == "auto" and self.resolve()[0].type == "cpu" else self.runtime
+
     def open(self, delta: str | Path | None = None) -> tuple[nn.Module, Any, torch.device]:
         """Load model and tokenizer, with a delta on it if one is given; return them with their device.
 
@@ -251,7 +259,9 @@ def _identity(source: Source, data: str | Path, eval_data: str | Path | None, ta
         "data": train,
         "eval_data": held_out,
         **asdict(task),
+        "runtime": source.resolve_runtime(),
         "compute_dtype": str(dtype).removeprefix("torch."),
+        "activation_dtype": "float32" if source.activation_dtype == "auto" else source.activation_dtype,
         "device": device.type,
     }
 

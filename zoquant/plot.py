@@ -19,6 +19,9 @@ def plot_run(folder: RunFolder) -> Path:
 
     Returns:
         The path of the picture.
+
+    Raises:
+        CheckpointError: the metrics or the settings are missing or damaged; file and line are named.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,14 +34,14 @@ def plot_run(folder: RunFolder) -> Path:
     raw = [line["loss"] for line in steps]
     loss.plot(x, raw, color="0.75", linewidth=0.8, label="raw")
     loss.plot(x, smoothed(raw), color="C0", label="smoothed")
-    loss.set_ylabel(f"training {smaller(folder.read_settings())}", parse_math=False)
+    loss.set_ylabel(f"training {_drawable(smaller(folder.read_settings()))}", parse_math=False)
     loss.legend()
     derivative.plot(x, [line["derivative"] for line in steps], color="C1", linewidth=0.8)
     derivative.axhline(0, color="0.5", linewidth=0.5)
     derivative.set_ylabel("derivative")
     found = folder.evaluations()
     score.plot([step for step, _ in found], [e.score.value for _, e in found], "o-", color="C2")
-    score.set_ylabel(f"held-out {found[0][1].primary}" if found else "not evaluated")
+    score.set_ylabel(f"held-out {_drawable(found[0][1].primary)}" if found else "not evaluated", parse_math=False)
     score.set_xlabel("step")
     with replacing(folder.plot) as temporary, open(temporary, "wb") as file:
         FigureCanvasAgg(figure).print_png(file)
@@ -51,6 +54,11 @@ def smaller(settings: Mapping[str, Any]) -> str:
     if objective == "loss":
         return "loss (nats)"
     return f"objective: −{objective}" if objective in OBJECTIVES else f"objective: {objective!s:.40}"
+
+
+def _drawable(name: str) -> str:
+    """Return the beginning of a name without what fonts cannot take."""
+    return name[:60].encode("utf-8", "replace").decode()
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

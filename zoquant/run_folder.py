@@ -22,6 +22,8 @@ _MOST = 1 << 24
 """Bytes of settings or of a calibration."""
 SHA256 = "_sha256"
 """How the name of a setting ends that holds the sha256 of rows."""
+_OF_A_STEP = ("step", "loss", "derivative", "seconds", "overhead")
+"""Numbers that the metrics of a step have."""
 _MOST_LINES = 1 << 31
 """Bytes of metrics: some millions of steps."""
 
@@ -122,8 +124,7 @@ class RunFolder:
             raise
 
     def _resume(self, settings: dict[str, Any]) -> Trajectory | None:
-        before = self.read_settings()
-        after = json.loads(json.dumps(settings))
+        before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
         for name in after | before:
             if before.get(name) != after.get(name):
                 raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
@@ -207,9 +208,18 @@ class RunFolder:
         """Return the lines of the metrics file; what a kill or a power failure left at its end is left out.
 
         Raises:
-            CheckpointError: a line is damaged although a later one is whole.
+            CheckpointError: a line is damaged although a later one is whole, or lacks a number that a step has.
         """
-        return _read_lines(self.metrics)
+        lines = _read_lines(self.metrics)
+        for number, line in enumerate(lines, 1):
+            names = _OF_A_STEP if {"loss", "derivative"} & set(line) else ("step",)
+            wrong = [name for name in names if not _is_number(line.get(name))]
+            if wrong:
+                raise CheckpointError(
+                    f"{self.metrics}, line {number}: {wrong[0]} is {line.get(wrong[0])!r:.40}, expected a number. "
+                    "Begin a new run."
+                )
+        return lines
 
     def read_samples(self) -> list[dict[str, Any]]:
         """Return the lines of the samples file: generations of each evaluation, with its step."""
@@ -233,16 +243,18 @@ class RunFolder:
         Raises:
             CheckpointError: a line is damaged.
         """
-        try:
-            return [
-                (line["step"], Evaluation.from_dict({key.removeprefix("eval_"): value for key, value in line.items()}))
-                for line in self.read_metrics()
-                if "eval_primary" in line
-            ]
-        except (LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.metrics}: an evaluation is damaged: {error!r:.80}. Begin a new run."
-            ) from error
+        found = []
+        for number, line in enumerate(self.read_metrics(), 1):
+            if "eval_primary" not in line:
+                continue
+            values = {key.removeprefix("eval_"): value for key, value in line.items()}
+            try:
+                found.append((line["step"], Evaluation.from_dict(values)))
+            except (LookupError, TypeError, ValueError, OverflowError) as error:
+                raise CheckpointError(
+                    f"{self.metrics}, line {number}: the evaluation is damaged: {error!r:.120}. Begin a new run."
+                ) from error
+        return found
 
     def _append_samples(self, step: int, found: Evaluation) -> None:
         for sample in found.samples:
@@ -251,6 +263,12 @@ class RunFolder:
     def _append(self, path: Path, line: dict[str, Any]) -> None:
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the defaults of those that folders did not name at first."""
+    runtime = "native" if settings.get("device") == "cpu" else "auto"
+    return {"runtime": runtime, "activation_dtype": "float32"} | settings
 
 
 def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -295,5 +313,9 @@ def _line(text: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and type(found.get("step")) is int else None
 
 
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

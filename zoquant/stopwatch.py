@@ -1,25 +1,16 @@
-"""How long steps take, and the forwards inside them."""
+"""How long the forwards of a step take."""
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class Stopwatch:
-    """Times steps and the forwards inside them.
-
-    Attributes:
-        steps: seconds of each step.
-        forwards: mean seconds of a forward of the batch, of each step that had one.
-        ratios: time of each such step ÷ time of its forwards.
-    """
+    """Times the forwards inside a step."""
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.forwards: list[float] = []
-        self.ratios: list[float] = []
         self._inside: list[float] = []
 
     def forward(self, closure: Callable[[], T]) -> T:
@@ -33,12 +24,18 @@ class Stopwatch:
         """Forget the forwards of a step that was undone."""
         self._inside = []
 
-    def step(self, seconds: float, forwards: int) -> float:
-        """Close a step of so many forwards of the batch; return their mean time, 0 for a rank that had none."""
+    def step(self, seconds: float, forwards: int) -> tuple[float, float]:
+        """Close a step of so many forwards of the batch.
+
+        Returns:
+            The mean time of a forward, and the time of the step ÷ that of its forwards; zeros for a rank without any.
+        """
         inside, self._inside = sum(self._inside), []
-        self.steps.append(seconds)
-        if not inside:
-            return 0.0
-        self.forwards.append(inside / forwards)
-        self.ratios.append(seconds / inside)
-        return self.forwards[-1]
+        return (inside / forwards, seconds / inside) if inside else (0.0, 0.0)
+
+
+def step_time(summary: Mapping[str, Any]) -> str:
+    """Return what the summary of a run says of its steps, for people."""
+    if summary["step_seconds"] is None:
+        return "none was done"
+    return f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards"

@@ -1,6 +1,5 @@
 """The loop of a training run. Any moment can be its last: `resume` goes on from there, to the same bytes."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ class Outcome:
         after: evaluation after training.
         best_step: number of steps after which `test` was measured; None where nothing was tested.
         test: evaluation on the data to test on, of the step that did best on held-out data.
-        step_seconds: median time of a step.
+        step_seconds: median time of a step, over all lives of the run; this and the next two are None before the first.
         forward_seconds: median over the steps of the mean time of a forward of the batch.
         overhead: median over the steps of step time ÷ time of its forwards.
         views: number of views.
@@ -67,9 +66,9 @@ class Outcome:
     after: Evaluation | None
     best_step: int | None
     test: Evaluation | None
-    step_seconds: float
-    forward_seconds: float
-    overhead: float
+    step_seconds: float | None
+    forward_seconds: float | None
+    overhead: float | None
     views: int
     trainable: int
     rss_loaded_bytes: int
@@ -215,11 +214,16 @@ class _Run:
         """Return what probes of the first batches say of the numbers that were not given."""
         train, chosen = self.job.train, self.job.settings
         batches = [train.batch_of_step(chosen.seed, step, chosen.batch_size) for step in range(_CALIBRATION_BATCHES)]
+        micro_batches = [part for batch in batches for part in _cut(batch, chosen.micro_batches)]
         rates = [chosen.rate_at(step) for step in range(chosen.steps)]
+
+        def calibrate(cut: list[list[Any]]) -> Numbers:
+            each = chosen.micro_batches
+            losses = [self._mean(cut[start : start + each]) for start in range(0, len(cut), each)]
+            return self.optimizer.calibrate(losses, choose=chosen.missing, schedule=rates)
+
         with self.trunk.shared():
-            return self.micro_batches.fit(0, batches, lambda cut: self.optimizer.calibrate(
-                [self._mean(parts) for parts in cut], choose=chosen.missing, schedule=rates
-            ))  # fmt: skip
+            return self.micro_batches.fit(0, micro_batches, calibrate)
 
     def _train(self) -> None:
         failures = 0
@@ -279,19 +283,18 @@ class _Run:
         with self.trunk.shared():
             return self.stepper.step(closures, weights)
 
-    def _mean(self, parts: Sequence[Any]) -> Closure:
-        """Return what evaluates the loss of a batch that goes through the model in these parts."""
-        cut = [small for part in parts for small in _cut(part, self.job.settings.micro_batches)]
-        closures = [partial(self._loss, part) for part in cut]
-        return closures[0] if len(cut) == 1 else mean_loss(closures, [part.weight for part in cut])
+    def _mean(self, cut: list[list[Any]]) -> Closure:
+        """Return what evaluates the loss of a batch whose micro-batches are cut into these parts."""
+        parts = [part for micro_batch in cut for part in micro_batch]
+        closures = [partial(self._loss, part) for part in parts]
+        return closures[0] if len(parts) == 1 else mean_loss(closures, [part.weight for part in parts])
 
     def _loss(self, batch: Any) -> float:
         return float(self.job.train.loss(self.job.model, batch))
 
     def _after_step(self, result: StepResult, seconds: float) -> None:
         job, steps = self.job, self.optimizer.steps
-        forward_seconds = self.watch.step(seconds, self._forwards)
-        overhead = self.watch.ratios[-1] if self.watch.ratios else 0.0  # a rank that has nothing to do
+        forward_seconds, overhead = self.watch.step(seconds, self._forwards)
         progress = Progress(steps, job.settings.steps, result, None, seconds, forward_seconds, overhead=overhead)
         job.folder.append_metrics(progress)
         self._record()  # last: of a step that the journal does not hold, a run that goes on forgets the line
@@ -348,17 +351,19 @@ class _Run:
     def _outcome(self, finished: bool) -> Outcome:
         folder = self.job.folder
         evaluations = [evaluation for _, evaluation in folder.evaluations()]
+        lines = folder.read_metrics()
+        steps = [line for line in lines if "loss" in line and line["overhead"]]
         return Outcome(
             steps=self.optimizer.steps,
-            skipped=sum("skipped" in line for line in folder.read_metrics()),
+            skipped=sum("skipped" in line for line in lines),
             finished=finished,
             before=evaluations[0] if evaluations else None,
             after=evaluations[-1] if len(evaluations) > 1 else None,
             best_step=self.best_step,
             test=self.test,
-            step_seconds=_median(self.watch.steps),
-            forward_seconds=_median(self.watch.forwards),
-            overhead=_median(self.watch.ratios),
+            step_seconds=_median([line["seconds"] for line in steps]),
+            forward_seconds=_median([line["seconds"] / line["overhead"] / self._forwards for line in steps]),
+            overhead=_median([line["overhead"] for line in steps]),
             views=len(self.views),
             trainable=self.views.trainable,
             rss_loaded_bytes=self.rss_loaded,
@@ -373,5 +378,5 @@ def _cut(batch: Any, count: int) -> list[Any]:
     return [batch] if count == 1 else [part for half in batch.halves() for part in _cut(half, count // 2)]
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else math.nan
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None

@@ -121,6 +121,14 @@ def test_memory_that_runs_out_while_calibrating(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "micro_batches.json").read_text()) == {"halved_at": [0]}
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_memory_that_runs_out_while_calibrating_on_micro_batches(size: int, tmp_path: Path) -> None:
+    task = at_most(1)
+    assert run(job(tmp_path / "run", task, Settings(steps=2, batch_size=size, micro_batches=4))).finished
+    assert set(task.seen[-2 * size :]) == {1}
+    assert json.loads((tmp_path / "run" / "micro_batches.json").read_text()) == {"halved_at": [0]}
+
+
 def test_one_example_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DoesNotFitError, match=r"step 0: one example alone does not fit in memory: .*shorten"):
         run(job(tmp_path / "run", at_most(0)))

@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tasks.pieces import sentencepiece
 from zoquant.errors import DataError
+from zoquant.tasks import Classification, Generation, MultipleChoice, Prompt, Template
 from zoquant.tasks.encoding import Encoder, longest, padded
+
+CPU = torch.device("cpu")
 
 
 def test_a_long_prompt_loses_its_beginning_and_says_so(
@@ -56,6 +60,42 @@ def test_what_cannot_fit_is_refused(loaded: tuple[Any, Any]) -> None:
         Encoder(loaded[1], 7).prompts(["ab"], [6])
     with pytest.raises(DataError, match="'' has no tokens"):
         Encoder(loaded[1]).continuation("")
+
+
+TEMPLATES = ["{q} It was {label}", "{q}\n{label}", "{q} {label}", "Say\n\n{q}: {{now}}\nIt was {label}", "{q} ({label}"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("pieces", [True, False], ids=["sentencepiece", "byte-level"])
+def test_what_follows_a_prompt_has_the_tokens_that_it_has_there(
+    loaded: tuple[Any, Any], template: str, pieces: bool
+) -> None:
+    tokenizer = sentencepiece() if pieces else loaded[1]
+    rows: list[dict[str, Any]] = [
+        {"q": "so it is", "label": "bad", "options": ["bad", "good"]},
+        {"q": "nice", "label": "good"},
+    ]
+    rows[1]["options"] = rows[0]["options"]
+    prompt = Prompt(template)
+    words = Classification(rows, Template(template, {"bad": "bad", "good": "good"}), tokenizer, CPU)
+    choice = MultipleChoice(rows, prompt, ["options"], tokenizer, CPU)
+    written = Generation(rows, prompt, tokenizer, CPU, max_new_tokens=2, stop="\n")
+    for number, row in enumerate(rows):
+        whole = tokenizer(prompt.prompt(row) + prompt.follow(row["label"]))["input_ids"]
+        assert words.prompts[number] + words.words[number] == whole
+        assert choice.options[number][number].ids == whole
+        assert written.answers[number].ids[: len(whole)] == whole
+
+
+def test_where_the_prompts_last_token_would_change_a_word_has_its_own() -> None:
+    tokenizer = sentencepiece()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("\n#bad")["input_ids"])[2:] == ["#b", "a", "d"]
+    assert Encoder(tokenizer).continuation("bad", "#") == tokenizer.convert_tokens_to_ids(["bad"])
+
+
+def test_the_words_of_a_byte_level_tokenizer_are_those_alone(loaded: tuple[Any, Any]) -> None:
+    for text in (" good", "good", "\ngood", " a tap\n"):
+        assert Encoder(loaded[1]).continuation(text, " It was") == loaded[1](text)["input_ids"]
 
 
 def test_an_empty_prompt_is_the_token_that_begins_a_text(loaded: tuple[Any, Any]) -> None:

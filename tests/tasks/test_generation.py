@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from zoquant.errors import DataError
 from zoquant.tasks import Generation, Prompt
@@ -32,6 +33,50 @@ def greedy(model: Any, ids: list[int], count: int, ends: list[int]) -> list[int]
 def test_a_batch_writes_what_each_prompt_alone_does(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     data = task(tokenizer)
+    written_greedily(model, tokenizer, data)
+
+
+ADVICE: list[dict[str, Any]] = [
+    {"repetition_penalty": 9.0}, {"no_repeat_ngram_size": 1},
+    {"bad_words_ids": [[token] for token in range(3, 160)]}, {"suppress_tokens": list(range(3, 160))},
+    {"forced_eos_token_id": 40}, {"num_return_sequences": 2, "do_sample": True, "temperature": 9.0},
+    {"return_dict_in_generate": True, "output_scores": True}, {"stop_strings": ["a"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("advice", ADVICE, ids=[next(iter(each)) for each in ADVICE])
+def test_what_a_checkpoint_advises_for_chats_does_not_count(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, advice: dict[str, Any]
+) -> None:
+    model, tokenizer = loaded
+    config = transformers.GenerationConfig(eos_token_id=99, **advice)
+    monkeypatch.setattr(model, "generation_config", config)
+    written_greedily(model, tokenizer, task(tokenizer))
+    assert model.generation_config is config
+
+
+def test_a_config_of_old_that_says_how_to_write(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    monkeypatch.setattr(model.config, "repetition_penalty", 9.0, raising=False)
+    written_greedily(model, tokenizer, task(tokenizer))
+
+
+def test_the_config_comes_back_where_writing_fails(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    own, data = model.generation_config, task(tokenizer)
+
+    def fail(*_: Any, **__: Any) -> None:
+        assert model.generation_config is not own
+        raise MemoryError
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(MemoryError):
+        data.generate(model, data.batch([0]))
+    assert model.generation_config is own
+
+
+def written_greedily(model: Any, tokenizer: Any, data: Generation) -> None:
+    """See that a task writes what its own loop would."""
     texts = data.generate(model, data.batch(range(5)))
     for row, text in zip(ROWS, texts, strict=True):
         ids = greedy(model, tokenizer(f"Q: {row['q']} A:")["input_ids"], 6, data._ends)

@@ -105,6 +105,40 @@ def test_a_template_that_rewrites_what_was_said(loaded: tuple[Any, Any], monkeyp
         chat_sequences([{"messages": CHAT}], "messages", loaded[1])
 
 
+ALTERNATING = (
+    "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('System role not\n"
+    " supported') }}{% endif %}{% if (m.role == 'user') != loop.index0 is even %}{{ raise_exception('Roles must "
+    "alternate') }}{% endif %}{{ '<' + m.role + '>' + m.content + '|' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (
+            [{"role": "system", "content": "x"}, *CHAT],
+            "system, user, .*: 'System role not supported'. Change the messages",
+        ),
+        ([*CHAT, *CHAT[1:2]], "user, .*, assistant, assistant: 'Roles must alternate'"),
+        ([{"role": "user", "content": ["a picture"]}, *CHAT[1:]], "user, assistant, .*can only concatenate str"),
+    ],
+)
+def test_a_template_that_refuses_a_chat(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, chat: Any, message: str
+) -> None:
+    monkeypatch.setattr(loaded[1], "chat_template", ALTERNATING)
+    rows = [{"messages": CHAT}, {"messages": chat}]
+    with pytest.raises(DataError, match="^row 2: the chat template refuses messages of " + message):
+        chat_sequences(rows, "messages", loaded[1])
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ messages[0].content.nothing.at_all }}"])
+def test_a_damaged_chat_template(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    monkeypatch.setattr(loaded[1], "chat_template", template)
+    with pytest.raises(DataError, match=r"^row 1: the chat template refuses messages of user, assistant"):
+        chat_sequences([{"messages": CHAT}], "messages", loaded[1])
+
+
 def test_without_a_chat_template_or_a_text(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(DataError, match="has no chat template"):
         chat_sequences([{"messages": CHAT}], "messages", loaded[1])

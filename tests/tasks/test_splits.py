@@ -104,3 +104,9 @@ def test_draws_depend_on_the_seed_alone() -> None:
 def test_hub_stands_for_the_data_of_a_named_task() -> None:
     with pytest.raises(DataError, match="task text has no data set of its own"):
         read_parts(TaskSettings("text"), "hub", None, None, 0)
+
+
+@pytest.mark.parametrize("row", [{"label": ["0", "1"]}, {"label": {"a": "0"}}, {"kind": "0"}])
+def test_a_label_to_draw_by_is_one_text(row: Row) -> None:
+    with pytest.raises(DataError, match=r"row 2 has the label .* in the column 'label', expected one text"):
+        by_label([{"label": "0"}, row], "label", 1, 0)

@@ -10,6 +10,7 @@ from zoquant.cli.flags import config_of, with_flags
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import mebibytes, score, show_json, show_pairs
 from zoquant.config import keys
+from zoquant.stopwatch import step_time
 
 
 @app.command("train")
@@ -62,7 +63,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
     if summary["skipped"]:
         pairs["skipped"] = f"{summary['skipped']} steps without a finite loss; metrics.jsonl says why"
     pairs |= {
-        "step": f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards",
+        "step": step_time(summary),
         "memory": f"{mebibytes(summary['rss_peak_bytes'])} at its peak",
         "delta": mebibytes(summary["delta_bytes"]),
         "trajectory": mebibytes(summary["trajectory_bytes"]),

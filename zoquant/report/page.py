@@ -9,7 +9,7 @@ from typing import Any
 from zoquant.report.charts import derivative_figure, key_of, loss_figure, metric_figures, step_figures
 from zoquant.report.heat import heat_map
 from zoquant.report.markup import Markup, figure, joined, shown, table, tag
-from zoquant.report.recorded import Recorded, Sample, number_in
+from zoquant.report.recorded import Recorded, Sample, finite, number_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """A browser that keeps to it loads nothing, whatever the page holds."""
@@ -55,7 +55,7 @@ def _results(runs: Sequence[Recorded]) -> Markup:
     rows = []
     for number, run in enumerate(runs):
         ends = {name: f"{shown(before)} → {shown(after)}" for name, before, after in _measured(run)}
-        speed = [shown(run.summary.get(name, "–")) for name in ("step_seconds", "overhead")]
+        speed = [shown(finite(run.summary, name) or "–") for name in ("step_seconds", "overhead")]
         memory = _mebibytes(run.summary.get("rss_peak_bytes"))
         said = [f"{len(run.steps):,}", *(ends.get(name, "–") for name in metrics), *speed, memory]
         rows.append([joined([key_of(number), run.name]), *said])

@@ -61,7 +61,7 @@ class MultipleChoice:
         ]
         self.device = device
         encoder = Encoder(tokenizer, max_length, prefix)
-        tokens = [[encoder.continuation(prompt.follow(text)) for text in found] for found in texts]
+        tokens = [[encoder.continuation(prompt.follow(text), prompt.ending) for text in found] for found in texts]
         self.options = _sequences(encoder, [prompt.prompt(row) for row in rows], tokens)
         self.empty: list[list[Scored]] = []
         if calibration is not None:

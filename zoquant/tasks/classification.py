@@ -91,7 +91,7 @@ class Classification:
         self.device = device
         self.labels = label_numbers(rows, template.words, template.label)
         encoder = Encoder(tokenizer, max_length, prefix)
-        self.words = [encoder.continuation(template.continuation(value)) for value in template.words]
+        self.words = [encoder.continuation(template.continuation(value), template.ending) for value in template.words]
         after = [max(map(len, self.words))] * len(rows)
         self.prompts = encoder.prompts([template.prompt(row) for row in rows], after)
         self.empty: list[list[int]] = []

@@ -56,22 +56,41 @@ class Encoder:
             )  # fmt: skip
         return [self._cut(ids, free) for ids, free in zip(found, room, strict=True)]
 
-    def continuation(self, text: str) -> list[int]:
+    def continuation(self, text: str, before: str = "") -> list[int]:
         """Return the token ids of what follows a prompt.
+
+        They are those that a text gains when this is added to it, so that a token which a tokenizer puts at the
+        beginning of every text is not among them. A new line stands for what differs from row to row. Where the last
+        token before would become another one, this follows the new line alone; where that would too, nothing.
+
+        Args:
+            text: what follows.
+            before: how every prompt ends.
 
         Raises:
             DataError: the text has no tokens.
         """
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        gained = (self._gained(start, text) for start in (f"\n{before}", "\n"))
+        ids = next((ids for ids in gained if ids is not None), None) or self._bare(text)
         if not ids:
             raise DataError(f"{text!r} has no tokens, expected at least one. Is a label or an answer empty?")
+        return ids
+
+    def _gained(self, start: str, text: str) -> list[int] | None:
+        """Return the tokens that a start gains when a text is added to it, None if its own change."""
+        alone, whole = self._bare(start), self._bare(start + text)
+        return whole[len(alone) :] if whole[: len(alone)] == alone else None
+
+    def _bare(self, text: str) -> list[int]:
+        """Return the tokens of a text without those that begin and end every text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _open(self, text: str, ids: list[int]) -> list[int]:
         """Return a prompt without the token that the tokenizer puts at the end of a text: something follows it."""
         if not ids or ids[-1] != self.tokenizer.eos_token_id:
             return ids
-        bare: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bare = self._bare(text)
         starts = range(len(ids) - len(bare) + 1)
         return next((ids[: at + len(bare)] for at in starts if ids[at : at + len(bare)] == bare), ids)
 

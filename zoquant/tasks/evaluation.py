@@ -119,13 +119,27 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Evaluation":
-        """Return what `to_dict` was called on, without its samples."""
-        names = [key.removesuffix("_interval") for key in found if key.endswith("_interval")]
-        metrics = {
-            name: Metric(found[name], None if (pair := found[f"{name}_interval"]) is None else (pair[0], pair[1]))
-            for name in names
-        }
-        return cls(found["primary"], metrics, found["examples"])
+        """Return what `to_dict` was called on, without its samples.
+
+        Raises:
+            LookupError, TypeError, ValueError, OverflowError: it was called on nothing that made this.
+        """
+        metrics = {}
+        for name in (key.removesuffix("_interval") for key in found if key.endswith("_interval")):
+            value, pair = _plain(found, name), found[f"{name}_interval"]
+            if math.isnan(value):
+                raise ValueError(f"{name} is NaN, expected a number")
+            metrics[name] = Metric(value, None if pair is None else (_plain(pair, 0), _plain(pair, 1)))
+        if found["primary"] not in metrics:
+            raise ValueError(f"primary is {found['primary']!r:.40}, expected one of {', '.join(metrics):.60}")
+        return cls(found["primary"], metrics, int(_plain(found, "examples")))
+
+
+def _plain(found: Any, name: str | int) -> float:
+    """Return a number of plain data."""
+    if type(found[name]) not in (int, float):
+        raise TypeError(f"{name} is {found[name]!r:.40}, expected a number")
+    return float(found[name])
 
 
 def _number(value: float, examples: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import DataError
 from zoquant.rows import Row
+from zoquant.tasks.decoding import write_greedily
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.evaluation import Evaluation, Metric, Sample
 from zoquant.tasks.fitting import in_groups
@@ -94,7 +95,8 @@ class Generation:
         encoder = Encoder(tokenizer, max_length, prefix)
         self._ends, self._stop_is_token = _end_tokens(tokenizer, stop)
         end = [] if stop else self._ends[:1]
-        answers = [encoder.continuation(prompt.follow(found[0]) + stop) + end for found in self.references]
+        texts = [prompt.follow(found[0]) + stop for found in self.references]
+        answers = [encoder.continuation(text, prompt.ending) + end for text in texts]
         self.prompts = encoder.prompts(self.texts, [max(max_new_tokens, len(answer)) for answer in answers])
         self.answers = [Scored.after(ids, answer) for ids, answer in zip(self.prompts, answers, strict=True)]
         self._draws = Draws([0] * len(rows))
@@ -121,10 +123,9 @@ class Generation:
         fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (*self._ends, 0)[0]
         ids = padded(prompts, fill, left=True).to(self.device)
         seen = padded([[1] * len(prompt) for prompt in prompts], left=True).to(self.device)
-        writer: Any = model
-        out = writer.generate(
-            input_ids=ids, attention_mask=seen, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens,
-            eos_token_id=self._ends or None, pad_token_id=fill, stopping_criteria=self._stopping(ids.shape[1]),
+        out = write_greedily(
+            model, ids, seen, most=self.max_new_tokens, ends=self._ends, fill=fill,
+            stopping=self._stopping(ids.shape[1]),
         )  # fmt: skip
         texts = self._decoded(out[:, ids.shape[1] :])
         return [(text.strip().split(self.stop)[0] if self.stop else text).strip() for text in texts]

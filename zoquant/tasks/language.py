@@ -1,6 +1,7 @@
 """Language modelling: every token of a text counts, or every token that an assistant says in a chat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,23 +94,35 @@ def chat_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
         max_length: most tokens of a sequence; None for no bound.
 
     Raises:
-        DataError: there is no template, a row has no messages, or the template rewrites earlier messages.
+        DataError: there is no template, a row has no messages, or the template refuses or rewrites them.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("the tokenizer has no chat template. Take a chat model, or --task generation with a template.")
     _check(rows, column)
-    chats = [_chat(number, row[column], tokenizer) for number, row in enumerate(rows, 1)]
+    chats = []
+    for number, row in enumerate(rows, 1):
+        with _naming(number):
+            chats.append(_chat(row[column], tokenizer))
     cut = [Scored(chat.ids[:max_length], chat.scored[:max_length]) for chat in chats]
     return [chat for chat in cut if chat.count]
 
 
-def _chat(number: int, messages: Any, tokenizer: Any) -> Scored:
+@contextmanager
+def _naming(number: int) -> Iterator[None]:
+    """Say of which row an error within speaks."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from error
+
+
+def _chat(messages: Any, tokenizer: Any) -> Scored:
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
     ):
-        raise DataError(f"row {number}: expected a list of messages with role and content, got {messages!r:.80}.")
+        raise DataError(f"expected a list of messages with role and content, got {messages!r:.80}.")
     if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"row {number}: no message has the role assistant, so there is nothing to learn.")
+        raise DataError("no message has the role assistant, so there is nothing to learn.")
     whole = _ids(tokenizer, messages)
     scored = [False] * len(whole)
     for place, message in enumerate(messages):
@@ -122,7 +135,7 @@ def _chat(number: int, messages: Any, tokenizer: Any) -> Scored:
             upto = _ids(tokenizer, messages[: place + 1])
             if whole[: len(before)] != before or whole[: len(upto)] != upto:
                 raise DataError(
-                    f"row {number}: the chat template writes message {place + 1} otherwise when more follow, so its "
+                    f"the chat template writes message {place + 1} otherwise when more follow, so its "
                     "tokens cannot be told apart. Put each answer into a row of its own."
                 )
             scored[len(before) : len(upto)] = [True] * (len(upto) - len(before))
@@ -141,7 +154,21 @@ def _before_content(tokenizer: Any, message: dict[str, str]) -> list[int]:
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    """Return the tokens of messages as the template lays them out.
+
+    Raises:
+        DataError: it refuses them, or cannot write what they hold.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise DataError(
+            f"the chat template refuses messages of {roles:.100}: {' '.join(str(error).split())!r:.200}. Change the "
+            "messages, or take a model whose template has room for them."
+        ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

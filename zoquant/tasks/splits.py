@@ -114,7 +114,17 @@ def drawn(rows: Sequence[Row], seed: int, count: int) -> list[Row]:
 
 
 def by_label(rows: Sequence[Row], label: str, count: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return twice so many rows of each label, in an order of the seed; a label with fewer gives half to either."""
+    """Return twice so many rows of each label, in an order of the seed; a label with fewer gives half to either.
+
+    Raises:
+        DataError: the label of a row is missing, or no text.
+    """
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get(label), str):
+            raise DataError(
+                f"row {number} has the label {row.get(label)!r:.80} in the column {label!r}, expected one text. Leave "
+                "one label a row, or rename the column."
+            )
     mixed, totals = drawn(rows, seed, len(rows)), Counter(row[label] for row in rows)
     seen: Counter[str] = Counter()
     parts: tuple[list[Row], list[Row]] = ([], [])

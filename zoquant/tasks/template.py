@@ -39,6 +39,14 @@ class Prompt:
         """The fields that a row must have, without the label."""
         return tuple(_fields(self.text.removesuffix(LABEL)))
 
+    @property
+    def ending(self) -> str:
+        """What stands between the last field and the answer in every prompt, without a space at its end."""
+        ending = ""
+        for literal, name, *_ in Formatter().parse(self.text.removesuffix(LABEL).rstrip(" ")):
+            ending = ending + literal if name is None else ""
+        return ending
+
     def prompt(self, row: Row) -> str:
         """Return the text before the answer, without a space at its end."""
         return self.text.removesuffix(LABEL).rstrip(" ").format_map(row)
