@@ -142,12 +142,21 @@ def flat_groups(columns: int, size: int) -> Place:
         flat = data.reshape(-1)
         if columns % size == 0:
             return flat.view(-1, columns // size)[rows]
-        first = indices(rows, flat.numel() * size // columns, data.device) * columns
-        return flat[(first[:, None] + torch.arange(columns, device=data.device)) // size]
+        return flat[flat_blocks(indices(rows, flat.numel() * size // columns, data.device), columns, size)]
 
     return place
 
 
+def flat_blocks(rows: Tensor, columns: int, size: int) -> Tensor:
+    """Return the blocks of `size` weights of the flattened matrix that some rows have, as `flat_groups` counts them."""
+    if columns % size == 0:
+        return rows[:, None] * (columns // size) + torch.arange(columns // size, device=rows.device)
+    return (rows[:, None] * columns + torch.arange(columns, device=rows.device)) // size
+
+
 def indices(rows: Rows, count: int, device: torch.device) -> Tensor:
-    """Return rows as int64 `[n]`."""
-    return torch.arange(count, device=device)[rows] if isinstance(rows, slice) else rows
+    """Return rows as int64 `[n]`, in a time that does not depend on `count`, the rows of the matrix."""
+    if isinstance(rows, Tensor):
+        return rows
+    wanted = range(count)[rows]
+    return torch.arange(wanted.start, max(wanted.start, wanted.stop), wanted.step, device=device)
