@@ -22,7 +22,7 @@ class CompressedTensorsFormat(NativeOnlyFormat):
     """
 
     name = "compressed-tensors"
-    methods = frozenset({"compressed-tensors"})
+    methods = frozenset({"compressed-tensors", "compressed_tensors", "sparseml"})
     reason = "compressed-tensors turns its layers into plain matrices at the first forward; their scales are dead then"
 
     def layers(self, folder: Folder) -> Mapping[str, Layer]:
