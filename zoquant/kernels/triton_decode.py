@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoquant.kernels.operands import Numbers, Operands, Vectors, Words, run_of
+from zoquant.kernels.triton_launch import launch
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 """Dtypes that weights are rounded to."""
@@ -195,7 +196,8 @@ def decode(operands: Operands, start: int, out: Tensor) -> Tensor:
         `out`.
     """
     grid = (triton.cdiv(len(out), ROWS), triton.cdiv(operands.columns, COLUMNS))
-    _decode[grid](
+    launch(
+        _decode, grid, out.device,
         out, *pointers(operands, start), operands.row_order, start, start + len(out), operands.columns,
         **settings(operands, COLUMNS), BLOCK_N=ROWS, BLOCK_K=COLUMNS,
     )  # fmt: skip
