@@ -1,6 +1,7 @@
 """The numbers beside the codes: how a tensor of the file lies over the rows and columns of its matrix."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,10 @@ from zoquant.native.packed import Rows
 from zoquant.protocol import Grid
 
 Place = Callable[[Tensor, Rows], Tensor]
-"""Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`."""
+"""Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`.
+
+What makes places is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
+"""
 
 Decode = Callable[[Tensor], Tensor]
 """Turns numbers as stored into factors."""
@@ -123,6 +127,7 @@ def whole(data: Tensor, rows: Rows) -> Tensor:
     return data.reshape(1, 1)
 
 
+@cache
 def tall_groups(height: int) -> Place:
     """`[ceil(rows / height), groups]`: one number for each block of `height` rows and a run of columns."""
 
@@ -132,6 +137,7 @@ def tall_groups(height: int) -> Place:
     return place
 
 
+@cache
 def flat_groups(columns: int, size: int) -> Place:
     """`[blocks]` or `[blocks, 1]`: one number for `size` weights of the flattened matrix, as in bitsandbytes.
 

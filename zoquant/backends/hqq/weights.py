@@ -10,6 +10,7 @@ Source: hqq 0.2.8.post1, hqq/core/bitpack.py, hqq/core/quantize.py (`Quantizer.d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ def axis_groups(axis: int, rows: int, columns: int, groups: int) -> Place:
     return flat_groups(columns, rows * columns // groups) if axis == 1 else striped(rows, columns)
 
 
+@cache
 def striped(rows: int, columns: int) -> Place:
     """`[groups]`, where weight n of the flattened matrix belongs to group `n % groups`: axis 0 of HQQ."""
 
