@@ -1,13 +1,24 @@
 """zoquant's own layers: what they compute, in every mode and order."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from tests.test_bench import Operators
 from tests.toy import ToyCodec, toy_layer
+from zoquant.backends.awq.words import gemv_zeros
+from zoquant.backends.bitsandbytes.quant_state import QuantState
+from zoquant.backends.bitsandbytes.weights import NestedAbsmax
+from zoquant.backends.compressed_tensors.words import packed_zeros
+from zoquant.backends.grids import ScaleGrid
+from zoquant.backends.hqq.weights import QuantizedValues, striped
+from zoquant.backends.quark.words import nibble_zeros
 from zoquant.errors import ShapeError
-from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight, packed
+from zoquant.native import FieldSpec, QuantEmbedding, QuantLinear, QuantWeight, Values, packed
+from zoquant.native.numbers import _strides, numbers_of
+from zoquant.native.values import Place, flat_groups, tall_groups
 
 
 def dense(layer: QuantLinear) -> torch.Tensor:
@@ -96,3 +107,53 @@ def test_fields_of_other_blocks_are_refused() -> None:
     assert str(caught.value) == (
         "toy field 'm': expected [rows, groups, ...] = (4, 2), got (2, 4). Split words and fields from the same blocks."
     )
+
+
+def nested_absmax(rows: int) -> Values:
+    state = QuantState("nf4", 64, rows, 128, 256, 0.1)
+    spec, codes = FieldSpec("nested_absmax", "scale", torch.float32), torch.zeros(rows * 2, dtype=torch.uint8)
+    return NestedAbsmax(spec, torch.ones(-(-rows * 2 // 256)), codes, torch.ones(256), state)
+
+
+def quantized_scale(rows: int) -> Values:
+    scale, zero = (Values(None, torch.ones(rows // 64), striped(rows * 2, 1)) for _ in range(2))
+    return QuantizedValues(torch.zeros(rows * 2, dtype=torch.uint8), scale, zero, 1, rows, 128)
+
+
+@pytest.mark.parametrize("wanted", [slice(3, 4), torch.tensor([3])], ids=["a slice", "an index"])
+@pytest.mark.parametrize("make", [nested_absmax, quantized_scale])
+def test_the_numbers_of_a_row_cost_the_same_in_a_taller_matrix(
+    make: Callable[[int], Values], wanted: slice | torch.Tensor
+) -> None:
+    used = []
+    for rows in (128, 1024):
+        values = make(rows)
+        with Operators() as operators:
+            values.at(wanted)
+        used.append(operators.allocated)
+    assert used[0] == used[1]
+
+
+def test_layers_of_one_shape_share_what_is_known_of_their_numbers() -> None:
+    """With one entry a layer, a model of thousands of experts would push its own out before they are asked for."""
+
+    def absmax() -> Values:
+        return Values(FieldSpec("absmax", "scale", torch.float32), torch.randn(24), flat_groups(64, 16))
+
+    numbers_of(absmax(), 6, 64)
+    before = _strides.cache_info()
+    assert numbers_of(absmax(), 6, 64) is not None
+    after = _strides.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 1)
+
+
+PLACES: list[Callable[[], Place]] = [
+    lambda: flat_groups(64, 16), lambda: tall_groups(4), lambda: striped(8, 4), lambda: gemv_zeros(3),
+    lambda: nibble_zeros("uint4", 8, signed=False),
+    lambda: packed_zeros(torch.zeros(1, 4, dtype=torch.int32), 4, ScaleGrid(8, 64, 1, 16), None).place,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", PLACES)
+def test_equal_places_are_one(make: Callable[[], Place]) -> None:
+    assert make() is make()

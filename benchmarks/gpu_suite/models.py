@@ -9,7 +9,7 @@ from benchmarks.gpu_suite.mmdit import MMDiT
 from benchmarks.gpu_suite.shapes import SHAPES, TINY, Case
 from benchmarks.gpu_suite.weights import PACKED
 from zoquant.native import PackedWeight, QuantLinear, Values
-from zoquant.native.meta import WithoutWeights, forget_weights, replace_module
+from zoquant.native.meta import Places, WithoutWeights, forget_weights
 
 
 def build(case: Case, device: torch.device, *, tiny: bool) -> nn.Module:
@@ -20,12 +20,12 @@ def build(case: Case, device: torch.device, *, tiny: bool) -> nn.Module:
     with WithoutWeights():
         model = _empty(kind, {**settings, **(TINY[kind] if tiny else {})})
     forget_weights(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    places, head = Places(model), getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and module is not head:
             packed = PACKED[case.format](module.out_features, module.in_features, device)
             bias = None if module.bias is None else torch.zeros(module.out_features, device=device, dtype=dtype)
-            replace_module(model, path, QuantLinear(packed, bias, compute_dtype=dtype))
+            places.replace(path, QuantLinear(packed, bias, compute_dtype=dtype))
     _fill(model, device, dtype)
     return model.to(device).eval().requires_grad_(False)
 

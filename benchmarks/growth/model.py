@@ -7,7 +7,7 @@ from torch import nn
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.load import default_compute_dtype
 from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight
-from zoquant.native.meta import WithoutWeights, forget_weights, replace_module
+from zoquant.native.meta import Places, WithoutWeights, forget_weights
 
 _CODEC = CODECS["Q4_1"]
 _PERIOD = (1 << 16) - 15
@@ -24,12 +24,13 @@ def random_model(width: int, layers: int, vocabulary: int) -> nn.Module:
         model: nn.Module = transformers.LlamaForCausalLM(config)
     forget_weights(model)
     dtype = default_compute_dtype(torch.device("cpu"))
+    places = Places(model)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             packed = random_blocks(module.out_features, module.in_features)
-            replace_module(model, path, QuantLinear(packed, compute_dtype=dtype))
+            places.replace(path, QuantLinear(packed, compute_dtype=dtype))
         elif isinstance(module, nn.Embedding):
-            replace_module(model, path, QuantEmbedding(random_blocks(module.num_embeddings, module.embedding_dim)))
+            places.replace(path, QuantEmbedding(random_blocks(module.num_embeddings, module.embedding_dim)))
     for module in model.modules():
         for name, value in module._parameters.items():
             if value is not None:

@@ -17,6 +17,7 @@ from tests.folder.llama import edit_config, edit_tensors, logits
 from zoquant.backends.compressed_tensors.format import CompressedTensorsFormat
 from zoquant.errors import CheckpointError, UnsupportedLayoutError, ZoquantError
 from zoquant.folder import Folder, Layer, open_folder
+from zoquant.registry import format_of
 
 FORMAT = CompressedTensorsFormat()
 
@@ -266,3 +267,16 @@ def refusal(folder: Folder) -> str | None:
         return str(error)
     assert layers["m.q"].packed(folder).dequantize().shape == (40, 96)
     return None
+
+
+@pytest.mark.parametrize("method", ["sparseml", "compressed_tensors", "compressed-tensors"])
+def test_early_checkpoints_call_it_compression_config(tmp_path: Path, method: str) -> None:
+    path = write(tmp_path / "m", "w4-g32-sym")
+    expected = logits(zoquant.load(path, compute_dtype=torch.float32)[0])
+
+    def earlier(config: dict[str, Any]) -> None:
+        config["compression_config"] = {**config.pop("quantization_config"), "quant_method": method}
+
+    edit_config(path, earlier)
+    assert format_of(path).name == "compressed-tensors"
+    assert torch.equal(logits(zoquant.load(path, compute_dtype=torch.float32)[0]), expected)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests.folders import CONFIG, write_folder
 from zoquant.errors import CheckpointError
 from zoquant.folder import open_folder
+from zoquant.folder.format import quantization_of
 from zoquant.folder.safetensors import read_safetensors
 
 TENSORS = {
@@ -48,8 +49,27 @@ def test_spans_name_the_bytes(tmp_path: Path) -> None:
 
 def test_quantize_config_of_older_libraries(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "a", TENSORS)
-    (path / "quantize_config.json").write_text('{"bits": 4}')
-    assert open_folder(path).quantization == {"bits": 4}
+    (path / "quantize_config.json").write_text('{"bits": 4, "quant_method": "awq"}')
+    assert open_folder(path).quantization == {"bits": 4, "quant_method": "awq"}
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "expected"),
+    [
+        ("quantize_config.json", {"bits": 4}, {"bits": 4, "quant_method": "gptq"}),
+        ("quantize_config.json", {"per_channel": True}, {"per_channel": True}),
+        ("hf_quant_config.json", {"quantization": {}}, {"quantization": {}, "quant_method": "modelopt"}),
+        ("config.json", {"compression_config": {"a": 1}}, {"a": 1}),
+        ("config.json", {"compression_config": {"a": 1}, "quantization_config": {"b": 2}}, {"b": 2}),
+        ("config.json", {"compression_config": "no"}, {}),
+    ],
+)
+def test_where_the_quantization_is_described(
+    tmp_path: Path, file: str, said: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    path = write_folder(tmp_path / "a", TENSORS)
+    (path / file).write_text(json.dumps(said))
+    assert open_folder(path).quantization == quantization_of(path) == expected
 
 
 def header(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:

@@ -1,5 +1,6 @@
 """Folders become models of transformers on native layers, whole or not at all."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,20 @@ def test_a_module_is_replaced_wherever_the_model_refers_to_it() -> None:
     assert model["b"] is model.get_submodule("a.0") is first
     places.replace("b", second)
     assert model["b"] is model.get_submodule("a.0") is second
+
+
+def test_modules_with_children_are_replaced_and_the_old_ones_let_go() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU())
+    places, gone, inner = Places(model), weakref.ref(model.get_submodule("0.0")), nn.Identity()
+    places.replace("0", nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
+    assert gone() is None
+    places.replace("0.0.0", inner)
+    assert model.get_submodule("0.0.0") is inner
+
+
+def test_a_module_may_be_put_around_the_one_that_it_replaces() -> None:
+    model = nn.Sequential(nn.Sequential(nn.ReLU()))
+    places, inner = Places(model), nn.Identity()
+    places.replace("0", nn.Sequential(model[0]))
+    places.replace("0.0.0", inner)
+    assert model.get_submodule("0.0.0") is inner

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zoquant
-from tests.folder.llama import logits
+from tests.folder.llama import edit_config, logits
 from tests.fp8.samples import FINE, KINDS, write
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.folder import Folder, FolderFormat, Layer, open_folder
@@ -134,3 +134,43 @@ def test_no_vendor_runtime(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "m", kind)
     with pytest.raises(UnsupportedLayoutError, match="on a GPU alone"):
         zoquant.load(path, runtime="vendor")
+
+
+def described_elsewhere(path: Path, **quantization: Any) -> Path:
+    """Move what config.json says of the quantization to the file that Model Optimizer writes."""
+    edit_config(path, lambda config: config.pop("quantization_config"))
+    said = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": quantization}
+    (path / "hf_quant_config.json").write_text(json.dumps(said))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), [("modelopt-fp8", "FP8"), ("nvfp4", "NVFP4")])
+def test_model_optimizer_describes_it_in_a_file_of_its_own(tmp_path: Path, kind: str, algorithm: str) -> None:
+    path = write(tmp_path / "m", kind)
+    expected = logits(zoquant.load(path, compute_dtype=torch.float32)[0])
+    described_elsewhere(path, quant_algo=algorithm, kv_cache_quant_algo="FP8", exclude_modules=["lm_head"])
+    assert format_of(path).name == "modelopt"
+    assert torch.equal(logits(zoquant.load(path, compute_dtype=torch.float32)[0]), expected)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quant_algo": "W4A16_AWQ", "group_size": 128, "has_zero_point": False, "pre_quant_scale": True},
+        {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "W4A16_AWQ"}}},
+        {"quant_algo": 7},
+    ],
+)
+def test_other_algorithms_of_model_optimizer_are_refused_by_name(tmp_path: Path, said: dict[str, Any]) -> None:
+    path = described_elsewhere(write(tmp_path / "m", "nvfp4"), **said)
+    with pytest.raises(UnsupportedLayoutError, match=r"'quant_algo': expected one of FP8, .* got ('W4A16_AWQ'|7)\."):
+        zoquant.load(path)
+
+
+def test_scales_of_inputs_are_refused(tmp_path: Path) -> None:
+    tensors = {**KINDS["nvfp4"][1](16, 32, 0)[0], "pre_quant_scale": torch.ones(32)}
+    folder = folder_of(tmp_path, {"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, tensors)
+    with pytest.raises(
+        UnsupportedLayoutError, match=r"'m\.q\.pre_quant_scale': 'quant_algo' 'NVFP4_AWQ' scales the inp"
+    ):
+        layer_of(folder)

@@ -51,6 +51,23 @@ def test_plain_weights_give_the_model_they_were_written_from(tmp_path: Path, arc
     assert relative_error(logits(opened(path)), logits(model)) < CLOSE
 
 
+def test_opening_walks_the_model_as_often_whatever_its_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[int] = []
+    named_modules = nn.Module.named_modules
+
+    def counted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        walks[-1] += isinstance(module, transformers.PreTrainedModel)
+        return named_modules(module, *args, **kwargs)
+
+    for layers in (1, 3):
+        _, path = written(tmp_path, "llama", types="Q4_0", num_hidden_layers=layers)
+        monkeypatch.setattr(nn.Module, "named_modules", counted)
+        walks.append(0)
+        opened(path)
+        monkeypatch.undo()
+    assert walks[0] == walks[1]
+
+
 @architectures
 def test_quantized_weights_give_what_transformers_gives(tmp_path: Path, arch: str) -> None:
     wide = {"sliding_window": 4096} if arch.startswith("gemma") else {}  # transformers 4.48 does not read it

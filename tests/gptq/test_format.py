@@ -19,6 +19,7 @@ from tests.gptq.samples import CONFIG, KINDS, gptq_folder
 from zoquant.backends.gptq.format import GPTQFormat
 from zoquant.errors import CheckpointError
 from zoquant.folder import open_folder
+from zoquant.registry import format_of
 
 PATH = "model.layer"
 
@@ -112,14 +113,18 @@ def test_model_computes_with_the_reference_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(native), logits(dense), rtol=1e-5, atol=1e-5)
 
 
-def test_old_autogptq_file_names_and_configs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unknown", [(), ("quant_method", "static_groups")], ids=["0.7", "0.4"])
+def test_old_autogptq_file_names_and_configs(tmp_path: Path, unknown: tuple[str, ...]) -> None:
     path = gptq_folder(tmp_path)
     expected = logits(zoquant.load(path)[0])
     (path / "model.safetensors").rename(path / "gptq_model-4bit-128g.safetensors")
-    said = {**CONFIG, "is_marlin_format": False}
-    del said["checkpoint_format"]
+    said = {**CONFIG, "is_marlin_format": False, "damp_percent": 0.01, "static_groups": False, "true_sequential": True}
+    said.update(model_name_or_path=None, model_file_base_name="gptq_model-4bit-128g")
+    for key in ("checkpoint_format", *unknown):
+        del said[key]
     edit_config(path, lambda config: config.pop("quantization_config"))
     (path / "quantize_config.json").write_text(json.dumps(said), encoding="utf-8")
+    assert format_of(path).name == "gptq"
     assert torch.equal(logits(zoquant.load(path)[0]), expected)
 
 

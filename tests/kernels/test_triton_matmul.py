@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from tests.kernels.interpreter import with_bfloat16
 from tests.kernels.packed import COLUMNS, MATRICES, ROWS, ggml, gptq
 from zoquant import PairedZO, attach
+from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.errors import ShapeError
 from zoquant.kernels import gpu
 from zoquant.native import PackedWeight, QuantLinear, on_gpu
+from zoquant.native.packed import Rows
 from zoquant.native.pair import pair_product, twin_of
 
 pytest.importorskip("triton", reason="triton is not installed: make test-triton")
@@ -201,3 +203,17 @@ def test_products_compile_for_a_consumer_card_without_fused_arithmetic() -> None
     found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert len(found) == len(names)
     assert all(shared <= 99 << 10 and fused == 0 for shared, fused in found), found
+
+
+def test_a_tile_decodes_its_own_numbers_alone(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = MATRICES["nf4, nested"]().to(device)
+    asked: list[int] = []
+    at = NestedAbsmax.at
+
+    def counted(values: NestedAbsmax, rows: Rows) -> Tensor:
+        asked.append(len(found := at(values, rows)))
+        return found
+
+    monkeypatch.setattr(NestedAbsmax, "at", counted)
+    on_gpu.decoded(weight, slice(7, 9), torch.float32)
+    assert asked == [2]

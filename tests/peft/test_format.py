@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import zoquant
 from tests.folders import save_folder, tiny_llama
 from tests.peft.models import IDS, KINDS, adapted, logits, trained
 from zoquant.backends.peft.format import PeftFormat
-from zoquant.errors import CheckpointError, RegistryError
+from zoquant.errors import CheckpointError
 from zoquant.inspection import inspect
 from zoquant.registry import format_of
 
@@ -145,12 +146,19 @@ def test_fixtures(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("said", [{}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}])
 def test_a_config_of_the_base_beside_an_adapter_makes_no_model(tmp_path: Path, said: dict[str, Any]) -> None:
-    """Trainers save it there. With the weights of the base, too, the folder is both."""
+    """Trainers save it there."""
     base = save_folder(tiny_llama(), tmp_path / "both", **said)
-    weights = base / "model.safetensors"
-    weights.rename(base / "adapter_model.safetensors")
+    (base / "model.safetensors").rename(base / "adapter_model.safetensors")
     (base / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert format_of(base).name == "peft"
-    (base / "adapter_model.safetensors").rename(weights)
-    with pytest.raises(RegistryError, match=r"claimed by the formats .*peft"):
-        format_of(base)
+
+
+def test_a_model_with_an_adapter_beside_it_is_the_model(tmp_path: Path) -> None:
+    both = save_folder(tiny_llama(), tmp_path / "both")
+    expected = logits(zoquant.load(both, compute_dtype=torch.float32)[0])
+    alone = written(tmp_path / "alone", {"a.lora_A.weight": torch.ones(2, 4)})
+    for file in alone.iterdir():
+        shutil.copy(file, both)
+    assert format_of(alone).name == "peft"
+    assert format_of(both).name == "dense"
+    assert torch.equal(logits(zoquant.load(both, compute_dtype=torch.float32)[0]), expected)

@@ -17,6 +17,9 @@ from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
 QUANTIZE_CONFIG = "quantize_config.json"
+HF_QUANT_CONFIG = "hf_quant_config.json"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+"""Where config.json describes the quantization: everyone, and early llm-compressor and SparseML."""
 WHOLE = "model.safetensors"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json", PICKLED_INDEX)
@@ -38,7 +41,7 @@ class Folder:
     Attributes:
         path: the folder.
         config: config.json.
-        quantization: its `quantization_config`, or quantize_config.json as older libraries wrote it; may be empty.
+        quantization: what it says of its quantization, see `read_quantization`; may be empty.
         tensors: name -> place, of all files.
         metadata: the metadata of all safetensors files together.
         values: plain values that files of torch.save hold beside their tensors, by name.
@@ -115,9 +118,6 @@ def open_folder(path: Path) -> Folder:
         CheckpointError: a file is missing, damaged, or contradicts the others.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
-    quantization = config.get("quantization_config")
-    if quantization is None and (path / QUANTIZE_CONFIG).exists():
-        quantization = read_json(path / QUANTIZE_CONFIG)
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     values: dict[str, Plain] = {}
@@ -142,8 +142,24 @@ def open_folder(path: Path) -> Folder:
                     f"{file.name}. Get the checkpoint again."
                 )
             tensors[name] = tensor
-    said = quantization if isinstance(quantization, dict) else {}
-    return Folder(path, config, said, tensors, metadata, values, aliases)
+    return Folder(path, config, read_quantization(path, config), tensors, metadata, values, aliases)
+
+
+def read_quantization(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a folder says of its quantization, in config.json or in a file of its own; may be empty.
+
+    Early AutoGPTQ does not name its method in quantize_config.json, nor Model Optimizer in hf_quant_config.json.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    said = next((config[key] for key in QUANTIZATION_KEYS if config.get(key) is not None), None)
+    if said is None and (path / QUANTIZE_CONFIG).exists():
+        said = read_json(path / QUANTIZE_CONFIG)
+        said = {"quant_method": "gptq", **said} if "bits" in said else said
+    if said is None and (path / HF_QUANT_CONFIG).exists():
+        said = {"quant_method": "modelopt", **read_json(path / HF_QUANT_CONFIG)}
+    return said if isinstance(said, dict) else {}
 
 
 def holds_only_adapter(path: Path) -> bool:

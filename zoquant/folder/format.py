@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
-from zoquant.folder.checkpoint import CONFIG, QUANTIZE_CONFIG, Folder, holds_only_adapter, open_folder, read_json
+from zoquant.folder.checkpoint import CONFIG, Folder, holds_only_adapter, open_folder, read_json, read_quantization
 from zoquant.folder.zipped import read_members
 from zoquant.native import PackedWeight
 from zoquant.protocol import Checksum, Role, Span, Summary
@@ -185,8 +185,4 @@ def quantization_of(path: Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: the config is damaged.
     """
-    config = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
-    said = config.get("quantization_config")
-    if said is None and (path / QUANTIZE_CONFIG).exists():
-        said = read_json(path / QUANTIZE_CONFIG)
-    return said if isinstance(said, dict) else {}
+    return read_quantization(path, read_json(path / CONFIG) if (path / CONFIG).exists() else {})

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoquant.kernels.operands import Numbers, Operands, Vectors, Words, run_of
+from zoquant.kernels.triton_launch import launch
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 """Dtypes that weights are rounded to."""
@@ -44,7 +45,7 @@ def numbers_at(
     else:
         group = column // numbers[3]
     if FORM[0] == 0:
-        at = row[:, None] * numbers[1] + group[None, :] * numbers[2]
+        at = (row - numbers[5])[:, None] * numbers[1] + group[None, :] * numbers[2]
         found = tl.load(numbers[0] + at, mask=there, other=0).to(tl.float32)
     else:
         PER: tl.constexpr = 32 // FORM[0]
@@ -195,24 +196,30 @@ def decode(operands: Operands, start: int, out: Tensor) -> Tensor:
         `out`.
     """
     grid = (triton.cdiv(len(out), ROWS), triton.cdiv(operands.columns, COLUMNS))
-    _decode[grid](
-        out, *pointers(operands), operands.row_order, start, start + len(out), operands.columns,
+    launch(
+        _decode, grid, out.device,
+        out, *pointers(operands, start), operands.row_order, start, start + len(out), operands.columns,
         **settings(operands, COLUMNS), BLOCK_N=ROWS, BLOCK_K=COLUMNS,
     )  # fmt: skip
     return out
 
 
-def pointers(operands: Operands) -> tuple[Any, ...]:
-    """Return codes, numbers and table as the kernels take them."""
+def pointers(operands: Operands, start: int = 0) -> tuple[Any, ...]:
+    """Return codes, numbers and table as the kernels take them.
+
+    Args:
+        operands: the matrix.
+        start: the first row that is wanted, which numbers that were picked begin with.
+    """
     codes = operands.codes
     words = (codes.data, codes.row, codes.step) if isinstance(codes, Words) else (codes.data,)
     first = next(filter(None, operands.numbers))
-    return words, tuple(_pointer(numbers or first) for numbers in operands.numbers), operands.table
+    return words, tuple(_pointer(numbers or first, start) for numbers in operands.numbers), operands.table
 
 
-def _pointer(numbers: Numbers) -> tuple[Any, ...]:
+def _pointer(numbers: Numbers, start: int) -> tuple[Any, ...]:
     groups = numbers.data if numbers.group_of is None else numbers.group_of
-    return numbers.data, numbers.row, numbers.group, numbers.size, groups
+    return numbers.data, numbers.row, numbers.group, numbers.size, groups, start if numbers.picked else 0
 
 
 def _form(numbers: Numbers | None) -> tuple[int, int, bool]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoquant.errors import ShapeError
 from zoquant.kernels.operands import Operands
 from zoquant.kernels.triton_decode import DTYPES, column_of, decode, pointers, row_of, settings
+from zoquant.kernels.triton_launch import launch
 
 __all__ = ["DTYPES", "MANY", "Tile", "decode", "multiply", "tile_of"]
 
@@ -126,7 +127,8 @@ def multiply(
     tile = tile_of(tokens, operands.rows, dtype, pair=other is not None) if tile is None else tile
     grid = (triton.cdiv(tokens, tile.tokens) * triton.cdiv(operands.rows, tile.rows),)
     _, *others = pointers(operands if other is None else other)
-    _multiply[grid](
+    launch(
+        _multiply, grid, x.device,
         x, y, *pointers(operands), *others, operands.row_order, tokens, operands.rows, operands.columns, x.stride(0),
         **settings(operands, tile.columns), PAIR=other is not None, DTYPE=DTYPES[dtype], BLOCK_M=tile.tokens,
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, num_warps=tile.warps, num_stages=tile.stages,

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.triton_launch import launch
 from zoquant.noise import BITS, BLOCK, KINDS
 
 ROWS = 16
@@ -104,7 +105,8 @@ def draw(
         )
     if source.shape != out.shape:
         raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(source.shape)}.")
-    _draw[grid(count)](
+    launch(
+        _draw, grid(count), out.device,
         table, counters, blocks, start // BLOCK, count, signed(seed), source, float(eps), out, **settings(kind),
         PROBE=delta is not None,
     )  # fmt: skip
@@ -130,7 +132,8 @@ def accumulate(
         return draw(kind, table, counters, seeds[0], 0, delta, delta=delta, eps=amounts[0])
     numbers = torch.tensor([signed(seed) for seed in seeds], device=delta.device, dtype=torch.int64)
     factors = torch.tensor(amounts, device=delta.device, dtype=torch.float32)
-    _accumulate[grid(blocks)](table, counters, blocks, numbers, factors, len(seeds), delta, **settings(kind))
+    directions = (numbers, factors, len(seeds))
+    launch(_accumulate, grid(blocks), delta.device, table, counters, blocks, *directions, delta, **settings(kind))
     return delta
 
 

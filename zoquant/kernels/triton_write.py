@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoquant.kernels.stretches import Stretch, rows_of
+from zoquant.kernels.triton_launch import launch
 from zoquant.kernels.triton_noise import grid, noise_of, settings, signed
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.uint16}
@@ -148,7 +149,8 @@ def write(
     kind, table, counters = noise or (0, delta, places.table)
     rows = places.table.shape[1]
     if rows:
-        _write[grid(rows)](
+        launch(
+            _write, grid(rows), delta.device,
             table, counters, counters.shape[1], places.table, rows, signed(seed), delta, float(eps),
             torch.finfo(places.dtype).max, **settings(kind), PROBE=noise is not None, RELATIVE=relative,
             KEEP_SIGN=places.keep_sign, DTYPE=DTYPES[places.dtype], ALIGNED=places.aligned,

@@ -48,15 +48,6 @@ def unfilled(model: nn.Module) -> list[str]:
     return [name for name, tensor in tensors if tensor.device.type == "meta"]
 
 
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of another, wherever the model refers to it."""
-    old = model.get_submodule(path)
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = module
-
-
 class Places:
     """Where a model refers to each of its modules, found once, to replace many of them.
 
@@ -67,13 +58,33 @@ class Places:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._of: dict[int, list[tuple[nn.Module, str]]] = {}
-        for parent in model.modules():
-            for name, child in parent._modules.items():
-                self._of.setdefault(id(child), []).append((parent, name))
+        self._add_children(model)
 
     def replace(self, path: str, module: nn.Module) -> None:
-        """Put a module without children in the place of another, wherever the model refers to it."""
-        places = self._of.pop(id(self.model.get_submodule(path)))
-        for parent, name in places:
+        """Put a module in the place of another, wherever the model refers to it, and forget what only that one held."""
+        old = self.model.get_submodule(path)
+        for parent, name in self._of.pop(id(old)):
             parent._modules[name] = module
-        self._of[id(module)] = places
+            self._add(parent, name, module)
+        self._drop_children(old)
+
+    def _add(self, parent: nn.Module, name: str, child: nn.Module) -> None:
+        known = id(child) in self._of
+        self._of.setdefault(id(child), []).append((parent, name))
+        if not known:
+            self._add_children(child)
+
+    def _add_children(self, parent: nn.Module) -> None:
+        for name, child in parent._modules.items():
+            if child is not None:
+                self._add(parent, name, child)
+
+    def _drop_children(self, module: nn.Module) -> None:
+        """Forget the places in a module, unless the model still refers to it."""
+        if id(module) in self._of:
+            return
+        for child in module.children():
+            self._of[id(child)] = [place for place in self._of[id(child)] if place[0] is not module]
+            if not self._of[id(child)]:
+                del self._of[id(child)]
+                self._drop_children(child)

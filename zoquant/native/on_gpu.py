@@ -26,7 +26,7 @@ def decoded(weight: "PackedWeight", rows: slice, dtype: torch.dtype) -> Tensor |
     start, stop, step = rows.indices(weight.rows)
     if kernels is None or dtype not in kernels.DTYPES or step != 1 or _moves(weight):
         return None
-    operands = _read(weight)
+    operands = _read(weight, slice(start, stop))
     if operands is None:
         return None
     out = scratch((max(stop - start, 0), weight.columns), dtype, weight.device, "decode")
@@ -57,9 +57,9 @@ def multiplied(
     return found
 
 
-def _read(weight: "PackedWeight") -> Operands | None:
-    """Return how a kernel reads the matrix; none reads words that rows share."""
-    operands = weight.operands()
+def _read(weight: "PackedWeight", rows: slice | None = None) -> Operands | None:
+    """Return how a kernel reads the matrix, or some rows of it; none reads words that rows share."""
+    operands = weight.operands(rows)
     shared = operands is not None and isinstance(operands.codes, Words) and operands.codes.shared is not None
     return None if shared else operands
 

@@ -1,6 +1,7 @@
 """The numbers beside the codes: how a tensor of the file lies over the rows and columns of its matrix."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,10 @@ from zoquant.native.packed import Rows
 from zoquant.protocol import Grid
 
 Place = Callable[[Tensor, Rows], Tensor]
-"""Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`."""
+"""Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`.
+
+What makes places is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
+"""
 
 Decode = Callable[[Tensor], Tensor]
 """Turns numbers as stored into factors."""
@@ -123,6 +127,7 @@ def whole(data: Tensor, rows: Rows) -> Tensor:
     return data.reshape(1, 1)
 
 
+@cache
 def tall_groups(height: int) -> Place:
     """`[ceil(rows / height), groups]`: one number for each block of `height` rows and a run of columns."""
 
@@ -132,6 +137,7 @@ def tall_groups(height: int) -> Place:
     return place
 
 
+@cache
 def flat_groups(columns: int, size: int) -> Place:
     """`[blocks]` or `[blocks, 1]`: one number for `size` weights of the flattened matrix, as in bitsandbytes.
 
@@ -142,12 +148,21 @@ def flat_groups(columns: int, size: int) -> Place:
         flat = data.reshape(-1)
         if columns % size == 0:
             return flat.view(-1, columns // size)[rows]
-        first = indices(rows, flat.numel() * size // columns, data.device) * columns
-        return flat[(first[:, None] + torch.arange(columns, device=data.device)) // size]
+        return flat[flat_blocks(indices(rows, flat.numel() * size // columns, data.device), columns, size)]
 
     return place
 
 
+def flat_blocks(rows: Tensor, columns: int, size: int) -> Tensor:
+    """Return the blocks of `size` weights of the flattened matrix that some rows have, as `flat_groups` counts them."""
+    if columns % size == 0:
+        return rows[:, None] * (columns // size) + torch.arange(columns // size, device=rows.device)
+    return (rows[:, None] * columns + torch.arange(columns, device=rows.device)) // size
+
+
 def indices(rows: Rows, count: int, device: torch.device) -> Tensor:
-    """Return rows as int64 `[n]`."""
-    return torch.arange(count, device=device)[rows] if isinstance(rows, slice) else rows
+    """Return rows as int64 `[n]`, in a time that does not depend on `count`, the rows of the matrix."""
+    if isinstance(rows, Tensor):
+        return rows
+    wanted = range(count)[rows]
+    return torch.arange(wanted.start, max(wanted.start, wanted.stop), wanted.step, device=device)

@@ -8,6 +8,8 @@
 Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py, gemv.py, gemv_fast.py (`from_linear`, `pack_intweight`).
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -93,6 +95,7 @@ GEMM_ZEROS = PackedRows(BITS, order=_NIBBLE)
 """`[groups, rows / 8]` int32: integer zeros in the order of `GEMMWords`."""
 
 
+@cache
 def gemv_zeros(groups: int) -> Place:
     """`[rows, words]` int32: integer zeros along the groups, and behind them nothing that counts."""
 

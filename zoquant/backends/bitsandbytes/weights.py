@@ -12,7 +12,7 @@ from torch import Tensor
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.native import AffineWeight, FieldSpec, PackedWords, PlainCodes, TableWeight, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import flat_groups, per_row
+from zoquant.native.values import flat_blocks, flat_groups, indices, per_row
 
 _FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 TABLES = {
@@ -52,10 +52,10 @@ class NestedAbsmax(Values):
 
     def at(self, rows: Rows) -> Tensor:
         """Return absmax of some rows, float32 `[len(rows), groups, 1]`."""
-        blocks = torch.arange(self.codes.numel(), device=self.codes.device)
-        index = self.place(blocks, rows)
-        scale = self.data.float()[index // self.state.nested_blocksize]
-        absmax = self.quant_map[self.codes[index].int()] * scale + self.state.nested_offset
+        state = self.state
+        index = flat_blocks(indices(rows, state.rows, self.codes.device), state.columns, state.blocksize)
+        scale = self.data[index // state.nested_blocksize].float()
+        absmax = self.quant_map[self.codes[index].int()] * scale + state.nested_offset
         return absmax.unsqueeze(-1)
 
 

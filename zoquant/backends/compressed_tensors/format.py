@@ -18,11 +18,12 @@ class CompressedTensorsFormat(NativeOnlyFormat):
     """pack-quantized, int-quantized, float-quantized, naive-quantized, nvfp4 and the MX formats.
 
     A module is read by the first scheme of the config that its tensors agree with. The config's `targets` and `ignore`
-    are not consulted: its tensors say that a module is quantized, and no pattern of a stranger's is ever run.
+    are not consulted: its tensors say that a module is quantized, and no pattern of a stranger's is ever run. Early
+    checkpoints call it `compression_config`.
     """
 
     name = "compressed-tensors"
-    methods = frozenset({"compressed-tensors"})
+    methods = frozenset({"compressed-tensors", "compressed_tensors", "sparseml"})
     reason = "compressed-tensors turns its layers into plain matrices at the first forward; their scales are dead then"
 
     def layers(self, folder: Folder) -> Mapping[str, Layer]:

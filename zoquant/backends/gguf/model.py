@@ -18,7 +18,7 @@ from zoquant.backends.gguf.names import Architecture, Field, Target, architectur
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantExperts, QuantLinear
-from zoquant.native.meta import WithoutWeights, forget_weights, replace_module, unfilled
+from zoquant.native.meta import Places, WithoutWeights, forget_weights, unfilled
 
 _ROPE_TOLERANCE = 1e-3
 
@@ -79,6 +79,7 @@ class _Filler:
         self.header = header
         self.architecture = architecture
         self.model = model
+        self.places = Places(model)
         self.reader = reader
         self.compute_dtype = compute_dtype
 
@@ -122,7 +123,7 @@ class _Filler:
             bias = self._numbers(parts["bias"]) if "bias" in parts else None
             if bias is None and getattr(module, "bias", None) is not None:
                 raise _incomplete(self.header, [f"{path}.bias"])
-            replace_module(self.model, path, self._native(module, weight, bias))
+            self.places.replace(path, self._native(module, weight, bias))
 
     def _fill_experts(self, path: str, matrices: Mapping[str, TensorInfo]) -> None:
         """Put native experts in the place of those of transformers, fused or in a list."""
@@ -141,7 +142,7 @@ class _Filler:
                 raise self._contradiction(matrices[name], f"{path}.{name}.weight", shape)
             layers[name] = QuantLinear(self.reader.stacked(matrices[name]), compute_dtype=self.compute_dtype)
         experts = QuantExperts(*layers.values(), count=count, activation=ACT2FN[config.hidden_act])
-        replace_module(self.model, path, experts)
+        self.places.replace(path, experts)
 
     def _module(self, path: str, info: TensorInfo) -> nn.Module:
         try:
@@ -204,7 +205,7 @@ class _Filler:
             return
         embedding, head = self.model.get_submodule("model.embed_tokens"), self.model.get_submodule("lm_head")
         if isinstance(embedding, QuantEmbedding):
-            replace_module(self.model, "lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
+            self.places.replace("lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
         else:
             head.weight = embedding.weight
 

@@ -17,7 +17,10 @@ _WORD = 32
 
 
 class GPTQFormat(FolderFormat):
-    """2, 3, 4 and 8 bits, any group size, with and without act order, symmetric or not, zeros as v1 or v2."""
+    """2, 3, 4 and 8 bits, any group size, with and without act order, symmetric or not, zeros as v1 or v2.
+
+    Where config.json says nothing, quantize_config.json does; early AutoGPTQ does not name its method there.
+    """
 
     name = "gptq"
     methods = frozenset({"gptq"})

@@ -116,10 +116,10 @@ class HQQLayer(Layer):
             return self._field(folder, name, matrix.axis, matrix.rows, matrix.columns)
         inner = self.second[name]
         scale, zero = (
-            self._field(folder, f"meta_{name}.{part}", inner.axis, 1, inner.rows * inner.columns) for part in _PARTS
+            self._field(folder, f"meta_{name}.{part}", inner.axis, inner.rows * inner.columns, 1) for part in _PARTS
         )
         codes = folder.read(inner.words)
-        return QuantizedValues(codes, scale, zero, axis_groups(matrix.axis, matrix.rows, matrix.columns, codes.numel()))
+        return QuantizedValues(codes, scale, zero, matrix.axis, matrix.rows, matrix.columns)
 
     def _field(self, folder: Folder, name: str, axis: int, rows: int, columns: int) -> Values:
         role, tensor = self.fields[name]

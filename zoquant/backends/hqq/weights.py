@@ -10,15 +10,15 @@ Source: hqq 0.2.8.post1, hqq/core/bitpack.py, hqq/core/quantize.py (`Quantizer.d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from zoquant.kernels.operands import Shared, Words
 from zoquant.native import AffineWeight, Codes, FieldSpec, Values
-from zoquant.native.affine import grid
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, flat_groups, indices
+from zoquant.native.values import Place, flat_blocks, flat_groups, indices
 from zoquant.native.workspace import scratch
 
 
@@ -95,6 +95,7 @@ def axis_groups(axis: int, rows: int, columns: int, groups: int) -> Place:
     return flat_groups(columns, rows * columns // groups) if axis == 1 else striped(rows, columns)
 
 
+@cache
 def striped(rows: int, columns: int) -> Place:
     """`[groups]`, where weight n of the flattened matrix belongs to group `n % groups`: axis 0 of HQQ."""
 
@@ -103,9 +104,14 @@ def striped(rows: int, columns: int) -> Place:
         if flat.numel() % columns == 0:
             stripes = flat.view(-1, columns)
             return stripes[index % len(stripes)]
-        return flat[(index[:, None] * columns + torch.arange(columns, device=data.device)) % flat.numel()]
+        return flat[stripes_of(index, columns, flat.numel())]
 
     return place
+
+
+def stripes_of(rows: Tensor, columns: int, groups: int) -> Tensor:
+    """Return the groups of the weights of some rows, `[n, columns]`, as `striped` counts them."""
+    return (rows[:, None] * columns + torch.arange(columns, device=rows.device)) % groups
 
 
 class QuantizedValues(Values):
@@ -113,21 +119,37 @@ class QuantizedValues(Values):
 
     Args:
         codes: uint8, one for each number.
-        scale: the second-level scale, over the codes as one row.
+        scale: the second-level scale, over the codes as one column.
         zero: the second-level zero point, likewise.
-        place: which of the numbers belong to some rows of the matrix.
+        axis: the axis of the matrix's groups.
+        rows: rows of the matrix.
+        columns: columns of the matrix.
     """
 
-    def __init__(self, codes: Tensor, scale: Values, zero: Values, place: Place) -> None:
-        super().__init__(None, codes, place)
+    def __init__(self, codes: Tensor, scale: Values, zero: Values, axis: int, rows: int, columns: int) -> None:
+        super().__init__(None, codes, axis_groups(axis, rows, columns, codes.numel()))
         self.scale, self.zero = scale, zero
+        self.axis, self.rows, self.columns = axis, rows, columns
 
     def at(self, rows: Rows) -> Tensor:
-        """Return the numbers of some rows, decoded anew each time."""
-        codes = self.data.reshape(1, -1).float()
-        grid(codes, zero := self.zero.at(slice(0, 1))).sub_(zero)
-        grid(codes, scale := self.scale.at(slice(0, 1))).mul_(scale)
-        return self.place(codes, rows).unsqueeze(-1)
+        """Return the numbers of some rows, decoded anew each time: only those, or all where they are fewer."""
+        device, count = self.data.device, self.data.numel()
+        wanted = indices(rows, self.rows, device)
+        if len(wanted) * self._index(wanted[:1]).numel() > count:
+            return self.place(self._decoded(torch.arange(count, device=device)), rows).unsqueeze(-1)
+        index = self._index(wanted)
+        return self._decoded(index.flatten()).view(*index.shape, 1)
+
+    def _index(self, rows: Tensor) -> Tensor:
+        """Return which of the numbers belong to some rows of the matrix, `[len(rows), groups]`."""
+        count = self.data.numel()
+        if self.axis == 1:
+            return flat_blocks(rows, self.columns, self.rows * self.columns // count)
+        return stripes_of(rows, self.columns, count)
+
+    def _decoded(self, which: Tensor) -> Tensor:
+        codes = self.data.reshape(-1)[which].float()
+        return (codes - self.zero.at(which).flatten()) * self.scale.at(which).flatten()
 
 
 class HQQWeight(AffineWeight):

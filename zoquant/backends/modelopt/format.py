@@ -4,10 +4,10 @@
     FP8:    W = weight * weight_scale: one scale for the matrix, a row, or a block of 128 x 128 weights
 
 Source: compressed-tensors 0.20.0, entrypoints/convert/converters/modelopt_nvfp4.py; vLLM 0.13,
-layers/quantization/modelopt.py.
+layers/quantization/modelopt.py; Model Optimizer, docs/source/deployment/3_unified_hf.rst.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,15 +16,23 @@ from zoquant.backends.grids import ScaleGrid
 from zoquant.backends.microfloat import MicrofloatLayer
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.scaled import ScaledLayer, check_grid, check_matrix, refuse_experts
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.folder import Folder, Layer
 from zoquant.folder.format import DENSE
 
 FP8 = torch.float8_e4m3fn
 _COMPANIONS = ("input_scale", "k_scale", "v_scale")
+_ALGORITHMS = (
+    "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4", "MIXED_PRECISION",
+)  # fmt: skip
+_PRE_SCALE = ".pre_quant_scale"
 
 
 class ModelOptFormat(NativeOnlyFormat):
-    """NVFP4 and FP8. The dtype of a weight says which: algorithms may be mixed in a checkpoint."""
+    """NVFP4 and FP8, described in config.json or in hf_quant_config.json. The dtype of a weight says which of the two.
+
+    Other algorithms, and those that scale the inputs of a layer, are refused.
+    """
 
     name = "modelopt"
     methods = frozenset({"modelopt", "modelopt_fp4"})
@@ -41,8 +49,9 @@ class ModelOptFormat(NativeOnlyFormat):
 
         Raises:
             CheckpointError: a scale is missing, or does not fit its matrix.
-            UnsupportedLayoutError: all experts of a layer lie in one tensor.
+            UnsupportedLayoutError: another algorithm, or all experts of a layer in one tensor.
         """
+        _refuse_algorithms(folder)
         refuse_experts(folder, (torch.uint8,))
         makers = {torch.uint8: _nvfp4, FP8: _fp8}
         return {
@@ -50,6 +59,33 @@ class ModelOptFormat(NativeOnlyFormat):
             for name, tensor in folder.tensors.items()
             if name.endswith(".weight") and tensor.dtype in makers
         }
+
+
+def _refuse_algorithms(folder: Folder) -> None:
+    unread = [each for each in _algorithms(folder.quantization) if each not in _ALGORITHMS]
+    if unread:
+        raise UnsupportedLayoutError(
+            f"{folder.path}: 'quant_algo': expected one of {', '.join(_ALGORITHMS)}, got {unread[0]!r:.60}. "
+            "Quantize the model with one of those."
+        )
+    scaled = next((name for name in folder.tensors if name.endswith(_PRE_SCALE)), None)
+    if scaled is not None:
+        algorithm = next(_algorithms(folder.quantization), None)
+        raise UnsupportedLayoutError(
+            f"{folder.path}: tensor {scaled!r}: 'quant_algo' {algorithm!r:.60} scales the inputs of its layers, which "
+            "native layers do not compute. Quantize the model with one that does not, such as NVFP4 or FP8."
+        )
+
+
+def _algorithms(said: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what a config names under `quant_algo`, for the whole model and for single layers, old and new."""
+    layers = said.get("quantized_layers")
+    inner = [said.get("quantization"), *(layers.values() if isinstance(layers, Mapping) else ())]
+    if said.get("quant_algo") is not None:
+        yield said["quant_algo"]
+    for each in inner:
+        if isinstance(each, Mapping):
+            yield from _algorithms(each)
 
 
 def _nvfp4(folder: Folder, path: str) -> Layer:

@@ -19,7 +19,8 @@ from zoquant.folder import Folder
 from zoquant.folder.archive import read_archive
 from zoquant.folder.checkpoint import ADAPTER_CONFIG as CONFIG
 from zoquant.folder.checkpoint import ADAPTERS as TENSORS
-from zoquant.folder.checkpoint import read_json
+from zoquant.folder.checkpoint import CONFIG as MODEL_CONFIG
+from zoquant.folder.checkpoint import holds_only_adapter, read_json
 from zoquant.folder.format import DENSE
 from zoquant.folder.safetensors import read_safetensors
 from zoquant.hub import local_path
@@ -31,7 +32,10 @@ PROMPT = "prompt_embeddings"
 
 
 class PeftFormat:
-    """An adapter as peft saves it: every tensor that it adds is a view of role `adapter`."""
+    """An adapter as peft saves it: every tensor that it adds is a view of role `adapter`.
+
+    A folder that holds a whole model, too, is that model: for the adapter, copy its files to a folder of their own.
+    """
 
     name = "peft"
     library = "peft"
@@ -41,9 +45,11 @@ class PeftFormat:
         return {"native": _runtime("a native base"), "vendor": _runtime("the base on its own library")}
 
     def sniff(self, path: Path) -> bool:
-        """Tell whether `path` is a folder whose adapter_config.json names a kind of adapter."""
+        """Tell whether `path` is a folder whose adapter_config.json names a kind of adapter, and holds no model."""
         try:
-            return path.is_dir() and (path / CONFIG).is_file() and "peft_type" in read_json(path / CONFIG)
+            if not (path / CONFIG).is_file() or "peft_type" not in read_json(path / CONFIG):
+                return False
+            return not (path / MODEL_CONFIG).is_file() or holds_only_adapter(path)
         except CheckpointError:
             return False
 

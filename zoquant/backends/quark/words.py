@@ -3,6 +3,8 @@
 Source: amd-quark 0.13, torch/utils/pack.py (`Pack_4_bits`, `Pack_8_bits`).
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,7 @@ class TransposedCodes(Codes):
         return self.codes[:, rows].t()
 
 
+@cache
 def nibble_zeros(order: str, rows_of_matrix: int, *, signed: bool) -> Place:
     """`[groups, rows / 8]` or `[rows / 8]`: integer zeros in the order of the codes; `[]`: one for all."""
 
