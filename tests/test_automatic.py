@@ -21,6 +21,7 @@ from zoquant.calibration import WALK
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
 from zoquant.export import export
 from zoquant.integrations.elsewhere import check_subspace
+from zoquant.names import keep_names
 from zoquant.recorded import recorded_views
 from zoquant.run_folder import Progress, RunFolder
 from zoquant.settings import Settings
@@ -153,11 +154,15 @@ class Unnumbered(nn.Module):
         self.embed, self.up = model.model.embed_tokens, model.model.layers[0].mlp.up_proj
 
 
-def test_without_numbers_all_that_has_a_grid_moves(opened: tuple[nn.Module, Classification]) -> None:
+@pytest.mark.parametrize("name", ["up", "text.up"])
+def test_without_numbers_all_that_has_a_grid_moves(opened: tuple[nn.Module, Classification], name: str) -> None:
+    """Under the names of its checkpoint."""
     model, task = opened
-    resolved = resolve(Settings(subspace="rows-columns"), Unnumbered(model), task)
-    assert resolved.settings.include == ("up.*",)
-    assert resolved.views.keys == ("up.d", "up.m")
+    unnumbered = Unnumbered(model)
+    keep_names(unnumbered, {"up": name})
+    resolved = resolve(Settings(subspace="rows-columns"), unnumbered, task)
+    assert resolved.settings.include == (f"{name}.*",)
+    assert resolved.views.keys == (f"{name}.d", f"{name}.m")
 
 
 def test_the_demo_is_a_run_of_values(opened: tuple[nn.Module, Classification]) -> None:

@@ -16,6 +16,7 @@ from zoquant.batched import BatchedZO
 from zoquant.bound import Layer, Views
 from zoquant.depth import upper_middle
 from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
+from zoquant.names import kept_names
 from zoquant.settings import AUTO, Settings
 from zoquant.tasks import PerExample, Task
 
@@ -108,7 +109,8 @@ def _include(settings: Settings, model: nn.Module) -> tuple[str, ...] | None:
     """
     if settings.include is not None:
         return settings.include
-    layers = [Layer(*each) for each in claimed(model)]
+    names = kept_names(model)
+    layers = [Layer(names.get(path, path), module, backend) for path, module, backend in claimed(model)]
     if found := upper_middle(layer.path for layer in layers):
         return found
     gridded = [layer for layer in layers if layer.grids()]
