@@ -15,7 +15,6 @@ from benchmarks.study.report import table
 from benchmarks.study.rows import rows
 from benchmarks.study.work import Study
 from zoquant.demo import checkpoint
-from zoquant.load import default_compute_dtype
 
 OPTIONS = "options.json"
 
@@ -35,12 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(given: argparse.Namespace, records: Records) -> None:
     torch.set_num_threads(given.threads)
     path = given.model or checkpoint()
-    options = {
-        "forwards": given.forwards,
-        "long": given.long,
-        "model": path.name,
-        "compute_dtype": str(default_compute_dtype(torch.device("cpu"))),
-    }
+    options = {"forwards": given.forwards, "long": given.long, "model": path.name}
     begun = records.keep(OPTIONS, lambda: options)
     if begun != options:
         _stop(f"{given.out}: was begun with {begun}, now it is {options}. Choose another --out.")

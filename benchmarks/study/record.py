@@ -45,6 +45,22 @@ class Draft:
         """Values and moments of a first-order run."""
         return self.path.with_suffix(".pt")
 
+    def begin(self, compute_dtype: str) -> None:
+        """Begin the draft, or see that the one that is there goes on in the dtype that it was begun in.
+
+        Args:
+            compute_dtype: of the matrix products, which machines differ in.
+
+        Raises:
+            SkippedError: it was begun in another one.
+        """
+        begun = self.read() or {"compute_dtype": compute_dtype}
+        if begun["compute_dtype"] != compute_dtype:
+            raise SkippedError(
+                f"{self.path} was begun in {begun['compute_dtype']}, and this machine has {compute_dtype}"
+            )
+        self.write(begun)
+
     def read(self) -> Result:
         """Return the state, empty at first."""
         found: Result = json.loads(self.path.read_text()) if self.path.exists() else {}

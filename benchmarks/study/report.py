@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.study.record import Records, Result
 from benchmarks.study.rows import Row
 
-_HEAD = "| row | forwards | seeds | dev | test | loss | lr, ε |"
+_HEAD = "| row | forwards | seeds | dev | test | loss | lr, ε | products in |"
 
 
 def table(lines: Sequence[Row], records: Records) -> str:
@@ -15,7 +15,7 @@ def table(lines: Sequence[Row], records: Records) -> str:
     missing = [row.name for row in lines if not records.of(row)]
     body = [_line(row, found) for row in lines if (found := records.of(row))]
     notes = [f"Not run: {'; '.join(missing)}."] if missing else []
-    return "\n".join([_HEAD, "|---" * 7 + "|", *body, "", *targets(lines, records), *notes]) + "\n"
+    return "\n".join([_HEAD, "|---" * 8 + "|", *body, "", *targets(lines, records), *notes]) + "\n"
 
 
 def targets(lines: Sequence[Row], records: Records) -> list[str]:
@@ -76,7 +76,7 @@ def _line(row: Row, results: Sequence[Result]) -> str:
     losses = [result["dev"]["loss"] for result in results if result["dev"]["loss"] is not None]
     loss = _range(losses, "{:.3f}".format) if losses else "not finite"
     lifeless = ", stopped: ten steps in a row moved nothing" if any(map(_is_lifeless, results)) else ""
-    cells = [row.name + lifeless, spent, str(len(results)), dev, test, loss, _numbers(results)]
+    cells = [row.name + lifeless, spent, str(len(results)), dev, test, loss, _numbers(results), _dtypes(results)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -88,6 +88,11 @@ def _numbers(results: Sequence[Result]) -> str:
     """Return lr and eps, medians where the seeds chose their own."""
     values = [[result["numbers"].get(name) for result in results] for name in ("lr", "eps")]
     return ", ".join(f"{statistics.median(found):.2g}" for found in values if None not in found)
+
+
+def _dtypes(results: Sequence[Result]) -> str:
+    """Return the dtypes of the matrix products, each once, in the order of the seeds."""
+    return ", ".join(dict.fromkeys(result["compute_dtype"].removeprefix("torch.") for result in results))
 
 
 def _range(values: Sequence[float], show: Callable[[float], str]) -> str:

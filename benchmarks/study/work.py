@@ -45,12 +45,14 @@ class Study:
             with self.records.draft(row, seed) as draft:
                 if draft is None or self.records.read(row, seed) is not None:
                     continue
+                dtype = str(self.models.dtype(row))
                 try:
+                    draft.begin(dtype)
                     result = self._run(row, seed, draft)
                 except SkippedError as why:
                     print(f"{row.name}, seed {seed}: skipped, {why}.", flush=True)
                     continue
-                self.records.write(row, seed, {"row": row.name, "seed": seed, **result})
+                self.records.write(row, seed, {"row": row.name, "seed": seed, "compute_dtype": dtype, **result})
                 draft.remove()
 
     def _run(self, row: Row, seed: int, draft: Draft) -> Result:
