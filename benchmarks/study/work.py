@@ -47,7 +47,6 @@ class Study:
                     continue
                 dtype = str(self.models.dtype(row))
                 try:
-                    draft.begin(dtype)
                     result = self._run(row, seed, draft)
                 except SkippedError as why:
                     print(f"{row.name}, seed {seed}: skipped, {why}.", flush=True)
@@ -60,6 +59,7 @@ class Study:
         if best is not None and best["seed"] == seed:
             return best | {"same_as": best["row"], "row": row.name}
         model, tokenizer = self.models.open(row)
+        draft.begin(str(self.models.dtype(row)))
         data = examples(self.data, tokenizer, seed)
         if row.method == "zero-shot":
             parts = {part: point(0, getattr(data, part).evaluate(model)) for part in ("choice", "dev", "test")}

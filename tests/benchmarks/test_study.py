@@ -227,6 +227,27 @@ def test_rows_that_cannot_run_here_are_skipped_with_a_word(
     assert capsys.readouterr().out.count("skipped, no --aqlm was given") == sum(len(row.seeds) for row in aqlm) == 7
 
 
+def test_a_run_that_was_begun_in_another_dtype_is_left_as_it_is(
+    study_of: Callable[..., Study], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = study_of([GIVEN], check=_ends_every(3))
+    with contextlib.suppress(TimeUpError):
+        study.work()
+    folder = study.records.folder / "unfinished"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    study.models = Models(cast(Path, study.models.paths["checkpoint"]), None, torch.bfloat16)
+    study.work()
+    said = capsys.readouterr().out
+    assert "skipped, " in said
+    assert "was begun in torch.float32, and this machine has torch.bfloat16" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    study.models = Models(cast(Path, study.models.paths["checkpoint"]), None, torch.float32)
+    while study.records.read(GIVEN, 0) is None:
+        with contextlib.suppress(TimeUpError):
+            study.work()
+    assert cast(Result, study.records.read(GIVEN, 0))["compute_dtype"] == "torch.float32"
+
+
 def test_first_order_gradients_are_the_slopes_of_the_scales(model_file: Path, data: Path) -> None:
     """Along random directions of delta, against difference quotients through the views, which round to float16."""
     model, tokenizer = zoquant.load(model_file, compute_dtype=torch.float32, device="cpu")
@@ -362,4 +383,5 @@ def _canned(lines: list[Row], records: Records) -> None:
             points = [{"forwards": at, "accuracy": share, "loss": 0.6} for at, share in curves[row.name].items()]
             ends = {part: {"accuracy": accuracy - less, "loss": 0.6} for part, less in (("dev", 0), ("test", 0.02))}
             result = {"forwards": points[-1]["forwards"], "seconds": 600.0, "numbers": {"lr": 0.01, "eps": 0.03}}
+            result["compute_dtype"] = "torch.bfloat16" if seed else "torch.float32"
             records.write(row, seed, {"row": row.name, "seed": seed, "curve": points, **result, **ends})
