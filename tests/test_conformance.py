@@ -10,6 +10,7 @@ import zoquant
 from tests.samples import BACKEND_SAMPLES, FORMAT_SAMPLES
 from zoquant.registry import Claim, format_named
 from zoquant.testing import BACKEND_CHECKS, FORMAT_CHECKS, BackendCase, FormatCase
+from zoquant.testing.case import opened_inputs, quietly
 
 REQUIRE_ALL = os.environ.get("ZOQUANT_REQUIRE_ALL") == "1"
 
@@ -50,3 +51,31 @@ def format_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize("format_case", zoquant.formats().values(), ids=zoquant.formats(), indirect=True)
 def test_format(format_case: FormatCase, check: zoquant.testing.Check[FormatCase]) -> None:
     check.run(format_case)
+
+
+@pytest.mark.parametrize("format_case", zoquant.formats().values(), ids=zoquant.formats(), indirect=True)
+def test_a_run_without_a_number_descends(format_case: FormatCase) -> None:
+    """Eps, lr and clip are calibrated; every layer shall give a fifth more than it does."""
+    model, views = format_case.open()
+    layers, steps = opened_inputs(model), 40
+
+    @torch.no_grad()
+    def outputs() -> list[torch.Tensor]:
+        return [module(x).double() for module, x in layers]
+
+    goals = [1.2 * y for y in outputs()]
+
+    def loss() -> float:
+        return sum(
+            float((y - goal).square().mean() / goal.square().mean()) for y, goal in zip(outputs(), goals, strict=True)
+        )
+
+    with quietly():
+        optimizer, first = zoquant.ZOSGD(views), loss()
+    found = optimizer.calibrate(loss, schedule=[1 - step / steps for step in range(steps)])
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        optimizer.step(loss)
+        rate.step()
+    assert next(row.moved for row in found.scan if row.eps == found.eps) > 0.5
+    assert loss() < 0.995 * first
