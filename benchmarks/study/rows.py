@@ -196,10 +196,10 @@ def variants() -> dict[str, dict[str, Any]]:
 
 
 def codebooks(forwards: int) -> list[Row]:
-    """Return what moves on the AQLM-shaped model."""
+    """Return what moves on the AQLM-shaped model, one seed each: none of them leaves chance in these forwards."""
     roles = {"scales": ("scale",), "codebooks": ("codebook",), "scales and codebooks": ("scale", "codebook")}
     return [Row("aqlm, zero-shot", 0, method="zero-shot", model="aqlm", seeds=(0,))] + [
-        Row(f"aqlm, {name}", forwards, VALUES | {"roles": chosen}, model="aqlm", seeds=TWO)
+        Row(f"aqlm, {name}", forwards, VALUES | {"roles": chosen}, model="aqlm", seeds=(0,))
         for name, chosen in roles.items()
     ]
 
