@@ -9,14 +9,14 @@ CASES ?= 1000000
 	fuzz fuzz-short soak audit docs lint format bench growth clean
 
 demo: .venv/installed
-	$(BIN)/python -m zoquant.demo --out runs/demo
+	$(BIN)/python -m zoquant.cli.demo --out runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 # The GPU kernels in Triton's interpreter, which needs no GPU.
 test-triton: .venv/installed-triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py tests/kernels/test_triton_matmul.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/noise/test_triton.py tests/kernels/products/test_triton_matmul.py
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -32,15 +32,15 @@ test-browser: .venv/installed-dev
 # The formats beside their own libraries, which do not all live together: an environment for each that needs one.
 test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/installed
 	.venv-formats/bin/python -m pytest -m "slow or not slow" $(foreach f,aqlm hqq bitsandbytes torchao quanto peft,tests/$(f)) \
-		tests/compressed_tensors
-	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m pytest -m "slow or not slow" tests/gptq tests/awq
-	.venv-autogptq/bin/python -m pytest -m "slow or not slow" tests/gptq/test_auto_gptq.py
+		tests/backends/compressed_tensors
+	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m pytest -m "slow or not slow" tests/backends/gptq tests/backends/awq
+	.venv-autogptq/bin/python -m pytest -m "slow or not slow" tests/backends/gptq/test_auto_gptq.py
 
 # Models of every kind: their layers are those of bitsandbytes, torchao, quanto and hqq, the diffusion pipelines those of
 # diffusers, and one masked model is real.
 test-models: .venv-models/installed
 	ZOQUANT_MASKED="$$(.venv-models/bin/python -c 'from importlib.util import find_spec; print(*find_spec("cognition").submodule_search_locations)')/model" \
-		.venv-models/bin/python -m pytest -m "slow or not slow" tests/models tests/peft
+		.venv-models/bin/python -m pytest -m "slow or not slow" tests/models tests/backends/peft
 
 # Lightning, and transformers' Trainer with TensorBoard.
 test-trainers: .venv-trainers/installed
@@ -48,13 +48,13 @@ test-trainers: .venv-trainers/installed
 
 # The oldest transformers that zoquant takes.
 test-4.48: .venv-transformers-4.48/installed
-	.venv-transformers-4.48/bin/python -m pytest tests/integrations tests/tasks tests/gguf tests/folder tests/models tests/test_*.py
+	.venv-transformers-4.48/bin/python -m pytest tests/integrations tests/tasks tests/backends/gguf tests/checkpoint/folder tests/models tests/test_*.py
 
 # SmolLM2-135M quantized by five libraries, each trained 50 steps, exported and reloaded: the table of docs/formats.md.
 REAL := runs/real
 real-size: .venv/installed-dev .venv-formats/installed .venv-gptq/installed
 	mkdir -p $(REAL)
-	$(BIN)/python -m benchmarks.quantize.dense "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" $(REAL)/dense
+	$(BIN)/python -m benchmarks.quantize.dense "$$($(BIN)/python -c 'from zoquant.cli.demo import checkpoint; print(checkpoint())')" $(REAL)/dense
 	.venv-formats/bin/python -m benchmarks.quantize.bitsandbytes $(REAL)/dense $(REAL)/bnb-nf4
 	.venv-formats/bin/python -m benchmarks.quantize.hqq $(REAL)/dense $(REAL)/hqq
 	.venv-formats/bin/python -m benchmarks.quantize.aqlm $(REAL)/dense $(REAL)/aqlm
@@ -99,7 +99,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.demo import checkpoint; print(checkpoint())')" --peers --derivatives --out benchmarks/results
+	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.cli.demo import checkpoint; print(checkpoint())')" --peers --derivatives --out benchmarks/results
 
 # Goes on where it stopped; 7 billion weights take 7 GB of memory.
 growth: .venv/installed

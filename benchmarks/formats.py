@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 import zoquant
 from docs.matrix import RUN, table
-from zoquant.checkpoint import checksums_of, files_of
-from zoquant.demo import SETTINGS, TEMPLATE, reviews
+from zoquant.checkpoint.file_views import checksums_of, files_of
+from zoquant.cli.demo import SETTINGS, TEMPLATE, reviews
 from zoquant.errors import ZoquantError
-from zoquant.files import write_text
+from zoquant.files.atomic_files import write_text
 from zoquant.registry import format_of
-from zoquant.rows import read_rows
 from zoquant.tasks import Classification
+from zoquant.tasks.rows import read_rows
 
 RESULTS = Path(__file__).parent / "results" / "formats.json"
 BATCH, SEEN = 16, 64

@@ -25,7 +25,7 @@ from benchmarks.formats import RESULTS
 from docs.matrix import COLUMNS
 from tests.samples import BACKEND_SAMPLES, FORMAT_SAMPLES
 from zoquant.errors import ZoquantError
-from zoquant.files import write_text
+from zoquant.files.atomic_files import write_text
 from zoquant.registry import Claim, format_named
 from zoquant.testing import FORMAT_CHECKS, FormatCase, run_backend_checks
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="these formats alone")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    for name in sorted(zoquant.formats()):
+    for name in sorted(zoquant.list_formats()):
         if given.only is None or name in given.only:
             found = files_of(name)
             found["live"] = live(name, found.pop("vendor", ""))
@@ -89,9 +89,11 @@ def live(name: str, vendor: str) -> str:
         name: the format.
         vendor: what `inspect` says of the library's runtime, which is why there is no such class.
     """
-    module = zoquant.formats()[name].target.partition(":")[0]
+    module = zoquant.list_formats()[name].target.partition(":")[0]
     family = f"zoquant.backends.{name}" if module.count(".") == 2 else module.rpartition(".")[0]
-    claims = [claim for claim in zoquant.backends().values() if claim.target.startswith((f"{family}.", f"{family}:"))]
+    claims = [
+        claim for claim in zoquant.list_backends().values() if claim.target.startswith((f"{family}.", f"{family}:"))
+    ]
     if not claims:
         why = vendor.removeprefix("no: ")
         return f"{NOT_RUN}: {why}" if "installed" in vendor else f"refused: {why}"

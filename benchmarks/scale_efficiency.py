@@ -33,11 +33,11 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 import zoquant
-from zoquant.bench.machine import machine
-from zoquant.demo import checkpoint
+from zoquant.cli.bench.machine import machine
+from zoquant.cli.demo import checkpoint
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.agreement import checksum
-from zoquant.update import Step
+from zoquant.record.mover import Step
 
 ROWS, TOKENS = 8, 64
 ALONE = ("first", "second")

@@ -28,13 +28,13 @@ import torch
 
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant import Trajectory
-from zoquant.delta import read_delta
-from zoquant.files import write_text
-from zoquant.finetune import Source
-from zoquant.run_folder import Progress, RunFolder
-from zoquant.settings import Settings
+from zoquant.files.atomic_files import write_text
+from zoquant.record.delta import read_delta
 from zoquant.tasks import Classification, Template
-from zoquant.trainer import Job, run
+from zoquant.training.finetune import Source
+from zoquant.training.run_folder import Progress, RunFolder
+from zoquant.training.settings import Settings
+from zoquant.training.trainer import Job, run
 
 SETTINGS = Settings(steps=12, batch_size=2, lr=1e-3, eps=1e-2, rule="momentum")
 CALIBRATED = 0.2

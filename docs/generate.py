@@ -17,9 +17,9 @@ from docs.results import with_results
 from fuzz.targets import make_target
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.refused import WHY
-from zoquant.doctor import extras, library
+from zoquant.checkpoint.doctor import extras, library
 from zoquant.protocol import PLAIN_ROLES, Format, Span
-from zoquant.registry import all_formats, backend_named, backends, format_named
+from zoquant.registry import all_formats, backend_named, format_named, list_backends
 
 ROOT = Path(__file__).parent
 PAGE = ROOT / "formats.md"
@@ -112,7 +112,7 @@ def _live_classes() -> dict[str, list[str]]:
     """Return the claimed classes by the name of their backend, that of a format and what follows it left out."""
     classes: defaultdict[str, list[str]] = defaultdict(list)
     names = {each.name for each in all_formats()}
-    for claimed in sorted(backends()):
+    for claimed in sorted(list_backends()):
         name = backend_named(claimed).name
         classes[next((known for known in names if name.startswith(f"{known}-")), name)].append(claimed)
     return classes

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu_suite import lines
 from benchmarks.growth import fits, told
 from docs.matrix import table
-from zoquant.bench.table import rows
+from zoquant.cli.bench.table import rows
 
 BEGIN, END = "<!-- make docs: begin -->\n", "<!-- make docs: end -->\n"
 PLOT = Path(__file__).parent / "growth.png"

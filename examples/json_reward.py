@@ -14,10 +14,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoquant.finetune import Source, finetune
-from zoquant.rewards import Generated
-from zoquant.settings import Settings
 from zoquant.tasks import TaskSettings
+from zoquant.tasks.rewards import Generated
+from zoquant.training.finetune import Source, finetune
+from zoquant.training.settings import Settings
 
 TASK = TaskSettings(
     "generation", "Write {name}, aged {age}, as JSON.\nJSON: {label}", metric="exact-match", max_new_tokens=24

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import zoquant
-from zoquant.demo import TEMPLATE, checkpoint, reviews
+from zoquant.cli.demo import TEMPLATE, checkpoint, reviews
 from zoquant.integrations.lightning import Settings, ZOModule
-from zoquant.rows import read_rows
 from zoquant.tasks import Classification
+from zoquant.tasks.rows import read_rows
 
 
 class Reviews(ZOModule):

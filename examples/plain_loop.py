@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 import zoquant
-from zoquant.demo import TEMPLATE, checkpoint, reviews
-from zoquant.rows import read_rows
+from zoquant.cli.demo import TEMPLATE, checkpoint, reviews
 from zoquant.tasks import Classification
+from zoquant.tasks.rows import read_rows
 
 
 def main() -> None:

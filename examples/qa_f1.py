@@ -11,9 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from zoquant.finetune import Source, finetune
-from zoquant.settings import Settings
 from zoquant.tasks import TaskSettings
+from zoquant.training.finetune import Source, finetune
+from zoquant.training.settings import Settings
 
 TASK = TaskSettings(
     "generation", "{context}\nQuestion: {question}\nAnswer: {label}", label_column="answer", max_new_tokens=12

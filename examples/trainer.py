@@ -15,7 +15,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, TrainingArguments
 
 import zoquant
-from zoquant.demo import checkpoint, reviews
+from zoquant.cli.demo import checkpoint, reviews
 from zoquant.integrations.transformers import Settings, ZOTrainer  # 1. was: from transformers import Trainer
 
 WORDS = {0: " unhappy", 1: " happy"}

@@ -7,7 +7,7 @@ import zlib
 from fuzz.byte_mutations import mutate_bytes
 from fuzz.choices import Choices
 from fuzz.json_mutations import mutate_json
-from zoquant.journal import MAGIC
+from zoquant.record.journal import MAGIC
 
 _FIXED = len(MAGIC) + 4
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from zoquant.config import Config
 from zoquant.distributed import LoggedStep, StepLog
 from zoquant.errors import ConfigError, DataError, FolderInUseError
-from zoquant.lock import Lock
-from zoquant.rows import read_rows
-from zoquant.update import Step
+from zoquant.files.lock import Lock
+from zoquant.record.mover import Step
+from zoquant.tasks.rows import read_rows
+from zoquant.training.config import Config
 
 _ROWS = {
     "jsonl": '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n',

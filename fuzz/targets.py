@@ -19,7 +19,7 @@ from tests.samples import FORMAT_SAMPLES
 from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import read_header
 from zoquant.backends.gguf.types import DENSE
-from zoquant.checkpoint import file_of, read_base
+from zoquant.checkpoint.file_views import file_of, read_base
 from zoquant.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -29,8 +29,8 @@ from zoquant.errors import (
     UnsupportedLayoutError,
     ValueRangeError,
 )
-from zoquant.folder.archive import read_archive
-from zoquant.folder.safetensors import read_safetensors
+from zoquant.files.archive import read_archive
+from zoquant.files.safetensors import read_safetensors
 from zoquant.registry import format_named
 from zoquant.testing.format_case import end_of
 
@@ -110,7 +110,7 @@ class Target:
 
 def target_names() -> list[str]:
     """Return the names of all targets: the registered formats, and the readers of files."""
-    return [*sorted(zoquant.formats()), "reader-archive", "reader-safetensors", "reader-gguf-tensors", *READERS]
+    return [*sorted(zoquant.list_formats()), "reader-archive", "reader-safetensors", "reader-gguf-tensors", *READERS]
 
 
 def make_target(name: str, folder: Path) -> Target:

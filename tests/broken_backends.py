@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.protocol import Role, ScaleView
-from zoquant.views import TensorView, check_value
+from zoquant.views.tensor_views import TensorView, check_value
 
 
 class Layer(nn.Module):

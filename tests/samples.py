@@ -1,4 +1,4 @@
-"""A small sample for every registered backend and format: `tests/test_conformance.py` fails for one without."""
+"""A small sample for every registered backend and format: `tests/testing/test_conformance.py` fails for one without."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import nn
 
-from tests.aqlm import samples as aqlm
-from tests.auto_round import samples as auto_round
-from tests.awq import samples as awq
-from tests.bitnet import samples as bitnet
-from tests.bitsandbytes import samples as bitsandbytes
-from tests.compressed_tensors import samples as compressed_tensors
-from tests.eetq import samples as eetq
-from tests.exl3 import samples as exl3
-from tests.fp8 import samples as fp8
-from tests.gguf import samples as gguf
-from tests.gptq import samples as gptq
-from tests.hqq import samples as hqq
-from tests.metal import samples as metal
-from tests.mxfp4 import samples as mxfp4
-from tests.peft import samples as peft
-from tests.quanto import samples as quanto
-from tests.quark import samples as quark
-from tests.sinq import samples as sinq
-from tests.torchao import samples as torchao
+from tests.backends.aqlm import samples as aqlm
+from tests.backends.auto_round import samples as auto_round
+from tests.backends.awq import samples as awq
+from tests.backends.bitnet import samples as bitnet
+from tests.backends.bitsandbytes import samples as bitsandbytes
+from tests.backends.compressed_tensors import samples as compressed_tensors
+from tests.backends.eetq import samples as eetq
+from tests.backends.exl3 import samples as exl3
+from tests.backends.fp8 import samples as fp8
+from tests.backends.gguf import samples as gguf
+from tests.backends.gptq import samples as gptq
+from tests.backends.hqq import samples as hqq
+from tests.backends.metal import samples as metal
+from tests.backends.mxfp4 import samples as mxfp4
+from tests.backends.peft import samples as peft
+from tests.backends.quanto import samples as quanto
+from tests.backends.quark import samples as quark
+from tests.backends.sinq import samples as sinq
+from tests.backends.torchao import samples as torchao
+from tests.backends.vptq import samples as vptq
 from tests.toy import toy_layer
-from tests.vptq import samples as vptq
 from zoquant.backends.gpu_only import WHY
 from zoquant.native import QuantEmbedding
 
@@ -53,8 +53,8 @@ def gpu_only() -> nn.Module:
 
 def gguf_file(folder: Path) -> Path:
     """Write a llama of one layer, every matrix of another type."""
-    from tests.gguf.files import TinyFile
-    from tests.gguf.models import tiny
+    from tests.backends.gguf.files import TinyFile
+    from tests.backends.gguf.models import tiny
 
     types = ("Q8_0", "Q4_K", "Q6_K", "Q4_0", "Q5_1", "Q2_K", "IQ4_NL", "Q3_K")
     return TinyFile("llama", tiny("llama", num_hidden_layers=1), types=types).write(folder / "tiny.gguf")

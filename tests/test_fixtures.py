@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoquant
-from zoquant.checkpoint import checksums_of, files_of
+from zoquant.checkpoint.file_views import checksums_of, files_of
 from zoquant.protocol import ROLES
 from zoquant.registry import format_of
 from zoquant.testing.format_case import span_bytes
@@ -20,7 +20,7 @@ FOLDER = Path(os.environ.get("ZOQUANT_FIXTURES", Path(__file__).parents[2] / "sh
 PATHS = sorted([*FOLDER.glob("*_*"), *FOLDER.glob("gguf/*.gguf")]) if FOLDER.is_dir() else []
 IDS = torch.randint(0, 512, (2, 16), generator=torch.Generator().manual_seed(0))
 BASES = {"peft_lora", "peft_prefix"}
-"""Adapters: their config names a base that is not beside them; tests/peft opens them on one."""
+"""Adapters: their config names a base that is not beside them; tests/backends/peft opens them on one."""
 
 
 def loss_of(model: Any) -> float:

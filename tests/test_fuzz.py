@@ -16,8 +16,8 @@ from zoquant.distributed import StepLog
 from zoquant.errors import BaseMismatchError, CheckpointError
 from zoquant.registry import format_named
 from zoquant.report.page import page
-from zoquant.report.recorded import Recorded
-from zoquant.run_folder import RunFolder
+from zoquant.report.run_reading import Recorded
+from zoquant.training.run_folder import RunFolder
 
 SCRIPTS = st.binary(min_size=8, max_size=64)
 
@@ -89,7 +89,7 @@ def test_found_a_log_whose_header_is_no_object(header: str) -> None:
 
 
 def test_every_format_is_a_target() -> None:
-    assert set(target_names()) > set(zoquant.formats())
+    assert set(target_names()) > set(zoquant.list_formats())
 
 
 @given(script=SCRIPTS)

@@ -28,7 +28,7 @@ def imported_by(statement: str) -> set[str]:
 
 
 def test_importing_zoquant_imports_no_library() -> None:
-    assert imported_by("import zoquant, zoquant.testing; zoquant.backends(); zoquant.formats()") == set()
+    assert imported_by("import zoquant, zoquant.testing; zoquant.list_backends(); zoquant.list_formats()") == set()
 
 
 def test_functions_keep_their_names() -> None:
@@ -44,8 +44,8 @@ assert all(callable(each) for each in (zoquant.backends, zoquant.attach, zoquant
 
 def test_importing_every_plugin_imports_no_library_of_theirs() -> None:
     """A backend is imported before the library whose classes it serves."""
-    targets = {claim.target.partition(":")[0] for claim in zoquant.backends().values()}
-    claimed = {name.partition(".")[0] for name in zoquant.backends()} - {"zoquant", "torch"}
+    targets = {claim.target.partition(":")[0] for claim in zoquant.list_backends().values()}
+    claimed = {name.partition(".")[0] for name in zoquant.list_backends()} - {"zoquant", "torch"}
     assert not imported_by(f"import {', '.join(sorted(targets))}") & claimed
 
 

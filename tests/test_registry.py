@@ -14,9 +14,9 @@ import zoquant
 from tests.broken_backends import Backend, Layer
 from tests.toy import ToyFormat, registered
 from zoquant import registry
-from zoquant.attach import claimed
 from zoquant.errors import RegistryError
 from zoquant.registry import Claim, backend_for, backend_of, class_name, format_named
+from zoquant.views.attach import claimed
 
 PLUGIN = """
     import torch
@@ -64,7 +64,7 @@ def test_an_installed_package_registers_without_being_imported(tmp_path: Path) -
         tmp_path,
         """
         import zoquant
-        print(zoquant.backends()["my_plugin.MyLinear"])
+        print(zoquant.list_backends()["my_plugin.MyLinear"])
         print("my_plugin" in sys.modules)
         from my_plugin import MyLinear
         print(zoquant.attach(MyLinear(3, 2), roles=["dense"])[0])
@@ -121,11 +121,11 @@ def test_a_plugin_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, targe
 
 
 def test_own_claims() -> None:
-    claims = zoquant.backends()
+    claims = zoquant.list_backends()
     assert {"zoquant.native.layers.QuantLinear", "hqq.core.quantize.HQQLinear"} <= claims.keys()
     assert claims["zoquant.native.layers.QuantLinear"].installed
     assert claims["zoquant.native.layers.QuantLinear"].package.startswith("zoquant ")
-    assert zoquant.formats()["gguf"].installed
+    assert zoquant.list_formats()["gguf"].installed
     assert not Claim("no_such_library.Linear", "x:y", "z").installed
     assert Claim("__main__.Linear", "x:y", "z").installed
 
@@ -134,7 +134,7 @@ def test_a_registration_comes_and_goes() -> None:
     backend = Backend()
     with registered(backend, Layer):
         assert backend_for(Layer) is backend
-        claim = zoquant.backends()["tests.broken_backends.Layer"]
+        claim = zoquant.list_backends()["tests.broken_backends.Layer"]
         assert claim == Claim("tests.broken_backends.Layer", "tests.broken_backends:Backend", "this process")
     assert backend_for(Layer) is None
     zoquant.register(backend=backend, claims="tests.broken_backends.Layer")
@@ -214,6 +214,6 @@ def test_unknown_formats_list_the_known(toy_format: ToyFormat) -> None:
     assert format_named("toy") is toy_format
     with pytest.raises(RegistryError) as caught:
         format_named("gugf")
-    names = ", ".join(sorted(zoquant.formats()))
+    names = ", ".join(sorted(zoquant.list_formats()))
     assert "gguf, " in names
     assert str(caught.value) == f"unknown format 'gugf', expected one of {names}."

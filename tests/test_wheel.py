@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import pathlib, zoquant
-from zoquant.demo import reviews
+from zoquant.cli.demo import reviews
 home = pathlib.Path(zoquant.__file__).parent
 assert home.parent == pathlib.Path.cwd() / "unpacked", home
 assert reviews("train").is_relative_to(home) and reviews("test").exists()
-assert "gguf" in zoquant.formats() and len(zoquant.backends()) >= 3
+assert "gguf" in zoquant.list_formats() and len(zoquant.list_backends()) >= 3
 assert (home / "py.typed").exists()
 sources = {path.name for path in (home / "kernels").iterdir() if path.suffix in (".cpp", ".h")}
 assert sources == {"decode.cpp", "layouts.h", "matmul.cpp", "noise.cpp"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import gguf
 
-from tests.gguf.files import TinyFile
-from tests.gguf.models import tiny
+from tests.backends.gguf.files import TinyFile
+from tests.backends.gguf.models import tiny
 
 TEMPLATE = "{sentence} It was {label}"
 LABELS = "0=bad,1=good"

@@ -18,7 +18,7 @@ from zoquant import Backend, Span, Summary
 from zoquant.errors import CheckpointError
 from zoquant.native import FieldSpec, QuantLinear, QuantWeight
 from zoquant.registry import class_name
-from zoquant.views import bytes_of, values_of
+from zoquant.views.tensor_views import bytes_of, values_of
 
 BLOCK = 4
 MAGIC = b"TOYQ"

@@ -2,25 +2,26 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-import zoquant.backends  # noqa: F401  now, so that its first import cannot replace the function of that name
-from zoquant import errors, estimators, presets, rules, testing
-from zoquant.attach import attach
-from zoquant.batched import BatchedZO
-from zoquant.bound import BoundView, Views
-from zoquant.calibration import Calibration
-from zoquant.delta import Delta, load_delta, save_delta
-from zoquant.experts import ReachedExperts
-from zoquant.export import export
-from zoquant.joint import joint_step
-from zoquant.load import load
-from zoquant.noise import Noise
-from zoquant.optim import ZOSGD, StepResult
-from zoquant.paired import PairedZO
+from zoquant import errors, testing
+from zoquant.checkpoint.export import export
+from zoquant.checkpoint.load import load
+from zoquant.kernels.noise.definition import Noise
+from zoquant.optim import estimators, presets
+from zoquant.optim.batched import BatchedZO
+from zoquant.optim.calibration import Calibration
+from zoquant.optim.joint import joint_step
+from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.paired import PairedZO
+from zoquant.optim.trunk import Trunk
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
-from zoquant.registry import backends, formats, register, unregister
-from zoquant.trajectory import Trajectory, replay
-from zoquant.trunk import Trunk
-from zoquant.views import BytesView, MemberView, TensorView
+from zoquant.record import rules
+from zoquant.record.delta import Delta, load_delta, save_delta
+from zoquant.record.trajectory import Trajectory, replay
+from zoquant.registry import list_backends, list_formats, register, unregister
+from zoquant.views.attach import attach
+from zoquant.views.experts import ReachedExperts
+from zoquant.views.model_views import BoundView, Views
+from zoquant.views.tensor_views import BytesView, MemberView, TensorView
 
 try:
     __version__ = version("zoquant")
@@ -49,12 +50,12 @@ __all__ = [
     "Trunk",
     "Views",
     "attach",
-    "backends",
     "errors",
     "estimators",
     "export",
-    "formats",
     "joint_step",
+    "list_backends",
+    "list_formats",
     "load",
     "load_delta",
     "presets",

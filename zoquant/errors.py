@@ -4,6 +4,9 @@ A message names the key or file, what was expected, what came, and what to do.
 After any of them nothing has changed: no view, no file.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ZoquantError(Exception):
     """Base of all errors that zoquant raises on purpose."""
@@ -83,3 +86,10 @@ class RankError(ZoquantError):
 
 class RankMemoryError(RankError, MemoryError):
     """Another rank ran out of memory. The step was undone on all ranks; it may be done again in smaller parts."""
+
+
+def one_of(known: Iterable[str], given: object) -> str:
+    """Return `one of a, b.`, and the nearest of them where one is near."""
+    names = list(known)
+    near = get_close_matches(str(given), names, n=1)
+    return f"one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")

@@ -89,12 +89,12 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def backends() -> Mapping[str, Claim]:
+def list_backends() -> Mapping[str, Claim]:
     """Return all backends by the class that they claim. Imports none of them."""
     return _claims(BACKENDS)
 
 
-def formats() -> Mapping[str, Claim]:
+def list_formats() -> Mapping[str, Claim]:
     """Return all formats by name. Imports none of them."""
     return _claims(FORMATS)
 
@@ -102,7 +102,7 @@ def formats() -> Mapping[str, Claim]:
 def backend_for(cls: type) -> Backend | None:
     """Return the backend that claims exactly this class, importing it if need be, or None."""
     name = class_name(cls)
-    return cast(Backend, _load(BACKENDS, name)) if name in backends() else None
+    return cast(Backend, _load(BACKENDS, name)) if name in list_backends() else None
 
 
 def backend_named(claimed: str) -> Backend:
@@ -111,7 +111,7 @@ def backend_named(claimed: str) -> Backend:
     Raises:
         RegistryError: nothing claims this name.
     """
-    if claimed not in backends():
+    if claimed not in list_backends():
         raise RegistryError(f"no backend claims {claimed!r}. `zoquant backends` lists what is claimed.")
     return cast(Backend, _load(BACKENDS, claimed))
 
@@ -141,8 +141,8 @@ def format_named(name: str) -> Format:
     Raises:
         RegistryError: no format has this name; the message lists those that exist.
     """
-    if name not in formats():
-        raise RegistryError(f"unknown format {name!r}, expected one of {', '.join(sorted(formats()))}.")
+    if name not in list_formats():
+        raise RegistryError(f"unknown format {name!r}, expected one of {', '.join(sorted(list_formats()))}.")
     return cast(Format, _load(FORMATS, name))
 
 
@@ -165,7 +165,7 @@ def format_of(path: Path) -> Format:
         if reasons:
             raise UnsupportedLayoutError(f"{path}: {reasons[0]}")
         raise CheckpointError(
-            f"{path}: not a checkpoint that zoquant knows, expected one of {', '.join(sorted(formats()))}. "
+            f"{path}: not a checkpoint that zoquant knows, expected one of {', '.join(sorted(list_formats()))}. "
             "Is the file whole? `zoquant backends` lists what can be read."
         )
     return found[0]
@@ -173,7 +173,7 @@ def format_of(path: Path) -> Format:
 
 def all_formats() -> Iterator[Format]:
     """Yield every format, importing it."""
-    for name in sorted(formats()):
+    for name in sorted(list_formats()):
         yield format_named(name)
 
 

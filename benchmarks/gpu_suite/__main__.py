@@ -11,7 +11,7 @@ import torch
 import benchmarks.gpu_suite
 from benchmarks.gpu_suite import PARTS, lines, suite
 from benchmarks.gpu_suite.cases import FAILED
-from zoquant.bench.machine import file_name
+from zoquant.cli.bench.machine import file_name
 
 
 def main() -> None:

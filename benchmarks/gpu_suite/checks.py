@@ -10,7 +10,7 @@ from benchmarks.gpu_suite.weights import PACKED
 from zoquant.native import FieldSpec, QuantLinear, Values, VectorWeight, on_gpu
 from zoquant.native.pair import pair_product, twin_of
 from zoquant.native.values import row_groups
-from zoquant.source import NoiseSource
+from zoquant.views.noise_source import NoiseSource
 
 CPU = torch.device("cpu")
 BOUND = 5e-3

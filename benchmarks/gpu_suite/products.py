@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_suite.weights import PACKED
-from zoquant.bench.timing import in_turn, ratio, spread
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.kernels.gpu import matmul_kernels
 from zoquant.kernels.graphs import Graphed
 from zoquant.native import PackedWeight
@@ -86,7 +86,7 @@ def _decoded(packed: PackedWeight, x: Tensor) -> Tensor:
 def _tiles(
     matrices: list[tuple[PackedWeight, PackedWeight]], tokens: int, device: torch.device
 ) -> dict[str, Callable[[Tensor], list[Tensor]]]:
-    """Return the pair with other tiles of the kernel, for whoever tunes `zoquant.kernels.triton_matmul.tile_of`."""
+    """Return the pair with other tiles of the kernel, for whoever tunes `triton_matmul.tile_of`."""
     kernels = matmul_kernels(device)
     unread = any(each.operands() is None for both in matrices for each in both)
     if kernels is None or tokens >= kernels.MANY // 2 or unread:

@@ -12,7 +12,7 @@ from benchmarks.gpu_suite.checks import check_kernels, multipliers
 from benchmarks.gpu_suite.products import products
 from benchmarks.gpu_suite.shapes import CASES
 from zoquant.backends.native import NativeBackend
-from zoquant.bench.machine import machine
+from zoquant.cli.bench.machine import machine
 from zoquant.native import QuantLinear
 
 PARTS = ("checks", "noise", "products", "cases")
@@ -35,7 +35,7 @@ def suite(
         done: is told what there is so far.
     """
     torch.manual_seed(0)
-    if "zoquant.native.layers.QuantLinear" not in zoquant.backends():
+    if "zoquant.native.layers.QuantLinear" not in zoquant.list_backends():
         zoquant.register(backend=NativeBackend(), claims=QuantLinear)
     found: dict[str, Any] = {"kind": "gpu-suite", "tiny": tiny, "machine": machine(device)}
     if "checks" in parts:

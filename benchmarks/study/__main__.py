@@ -14,7 +14,7 @@ from benchmarks.study.record import Records, Result, TimeUpError
 from benchmarks.study.report import table
 from benchmarks.study.rows import rows
 from benchmarks.study.work import Study
-from zoquant.demo import checkpoint
+from zoquant.cli.demo import checkpoint
 
 OPTIONS = "options.json"
 

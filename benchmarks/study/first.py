@@ -12,7 +12,7 @@ from benchmarks.study.examples import Examples
 from benchmarks.study.record import Draft, Result, TimeUpError, point
 from benchmarks.study.zeroth import BATCH
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.files import replacing
+from zoquant.files.atomic_files import replacing
 from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.native.layers import QuantWeight
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.study.record import Records
 from benchmarks.study.report import median_curve
 from benchmarks.study.rows import Row
-from zoquant.files import replacing
+from zoquant.files.atomic_files import replacing
 
 SHOWN = (
     "default",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.rows import Row
-from zoquant.files import write_text
+from zoquant.files.atomic_files import write_text
 from zoquant.tasks import Evaluation
 
 Result = dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zoquant.estimators import RobustClip
+from zoquant.optim.estimators import RobustClip
 
 Method = Literal["zero-shot", "default", "zeroth-order", "batched", "first-order"]
 Model = Literal["checkpoint", "dense", "aqlm"]

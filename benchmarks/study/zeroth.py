@@ -13,12 +13,12 @@ from benchmarks.study.examples import Examples
 from benchmarks.study.record import Draft, Result, TimeUpError, point
 from benchmarks.study.rows import Row
 from zoquant import ZOSGD, BatchedZO, Trajectory, Trunk, Views
-from zoquant.automatic import resolve
 from zoquant.errors import LossError
-from zoquant.estimators import ESTIMATORS, RobustClip
-from zoquant.rules import RULES
-from zoquant.settings import Settings
+from zoquant.optim.estimators import ESTIMATORS, RobustClip
+from zoquant.record.rules import RULES
 from zoquant.tasks import Batch
+from zoquant.training.automatic import resolve
+from zoquant.training.settings import Settings
 
 BATCH = 16
 """Examples of one forward."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from zoquant import Span, Summary, TensorView
+from zoquant.checkpoint.folder import StoredTensor
 from zoquant.errors import CheckpointError
-from zoquant.folder import StoredTensor
-from zoquant.folder.safetensors import read_safetensors
+from zoquant.files.safetensors import read_safetensors
 from zoquant.native import AffineWeight, FieldSpec, PlainCodes, QuantLinear, Values
 from zoquant.native.values import per_row
 

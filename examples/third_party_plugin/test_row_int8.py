@@ -28,8 +28,8 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_it_is_found_without_an_import() -> None:
     """The class and the format are known by name before anything of the package is imported."""
-    assert zoquant.backends()["row_int8.RowLinear"].package == "zoquant-row-int8 1.0"
-    assert zoquant.formats()["row-int8"].target == "row_int8:RowFormat"
+    assert zoquant.list_backends()["row_int8.RowLinear"].package == "zoquant-row-int8 1.0"
+    assert zoquant.list_formats()["row-int8"].target == "row_int8:RowFormat"
     assert "row_int8" not in sys.modules
 
 

@@ -13,7 +13,7 @@ from zoquant.registry import backend_of
 
 def test_all_are_claimed() -> None:
     claims = {
-        name for name, claim in zoquant.backends().items() if claim.target.startswith("zoquant.backends.gpu_only:")
+        name for name, claim in zoquant.list_backends().items() if claim.target.startswith("zoquant.backends.gpu_only:")
     }
     assert claims == set(WHY)
 

@@ -13,7 +13,7 @@ from zoquant.errors import UnsupportedLayoutError
 
 def test_the_table_is_what_is_registered() -> None:
     claimed = {
-        name for name, claim in zoquant.backends().items() if claim.target.startswith("zoquant.backends.hidden:")
+        name for name, claim in zoquant.list_backends().items() if claim.target.startswith("zoquant.backends.hidden:")
     }
     assert claimed == set(INSTEAD)
 

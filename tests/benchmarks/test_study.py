@@ -24,8 +24,8 @@ from tests.tiny import write_checkpoint
 from zoquant import presets
 from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.native.layers import QuantWeight
-from zoquant.settings import Settings
 from zoquant.tasks import Classification, Template
+from zoquant.training.settings import Settings
 
 CALIBRATED = Row("two-point, calibrated", 93, VALUES, seeds=(0,))
 DEFAULT = Row("default", 6, method="default", seeds=(0,))

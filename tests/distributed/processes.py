@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 
 import zoquant
 from tests.toy import ToyModel, toy_batch, toy_loss, toy_model
-from zoquant.objective import Closure
+from zoquant.optim.closures import Closure
 
 SECONDS = 120
 

@@ -14,8 +14,8 @@ from tests.distributed.processes import closures, enter_group, held, on_ranks, s
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.agreement import checksum, odd_ones
 from zoquant.errors import LossError, RankError
-from zoquant.estimators import ESTIMATORS, RobustClip
-from zoquant.rules import Momentum
+from zoquant.optim.estimators import ESTIMATORS, RobustClip
+from zoquant.record.rules import Momentum
 
 STEPS = 4
 WEIGHTS = [3.0, 1.0, 2.0]

@@ -14,10 +14,10 @@ from tests.distributed.test_distributed import optimizer_of, train
 from tests.faults.runs import Numbers, files, job
 from zoquant.distributed import DistributedZO, launch
 from zoquant.errors import DoesNotFitError, RankError
-from zoquant.memory import is_out_of_memory
-from zoquant.run_folder import Progress
-from zoquant.settings import Settings
-from zoquant.trainer import run
+from zoquant.files.memory import is_out_of_memory
+from zoquant.training.run_folder import Progress
+from zoquant.training.settings import Settings
+from zoquant.training.trainer import run
 
 SETTINGS = Settings(steps=6, batch_size=8, lr=1e-3, eps=1e-2)
 KINDS = [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory")]

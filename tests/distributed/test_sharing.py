@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoquant.distributed.sharing import Cell, Sharing
-from zoquant.estimators import ESTIMATORS
+from zoquant.optim.estimators import ESTIMATORS
 
 SIZES = st.integers(1, 6)
 

@@ -13,12 +13,12 @@ import zoquant
 from tests.distributed.processes import on_ranks
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.distributed import launch
-from zoquant.finetune import Source, finetune
-from zoquant.run_folder import RunFolder
-from zoquant.settings import Settings
 from zoquant.tasks import Classification, TaskSettings, Template
 from zoquant.tasks.template import parse_words
-from zoquant.trainer import Job, run
+from zoquant.training.finetune import Source, finetune
+from zoquant.training.run_folder import RunFolder
+from zoquant.training.settings import Settings
+from zoquant.training.trainer import Job, run
 
 SETTINGS = Settings(steps=6, batch_size=4, micro_batches=2, eps=1e-2)  # lr and clip are calibrated
 SECONDS = 900

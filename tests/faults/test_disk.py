@@ -15,10 +15,10 @@ from tests.faults.runs import files, job
 from tests.folders import save_folder, tiny_llama
 from tests.tiny import write_checkpoint
 from zoquant import Trajectory, attach, load, save_delta
-from zoquant.delta import read_delta
 from zoquant.errors import WriteError
-from zoquant.run_folder import Progress
-from zoquant.trainer import run
+from zoquant.record.delta import read_delta
+from zoquant.training.run_folder import Progress
+from zoquant.training.trainer import run
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_folder_never_stands_without_its_settings(tmp_path: Path, monkeypatch:
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoquant.run_folder.write_text", fail)
+    monkeypatch.setattr("zoquant.training.run_folder.write_text", fail)
     with pytest.raises(KeyboardInterrupt):
         run(job(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

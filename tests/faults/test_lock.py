@@ -12,14 +12,14 @@ import pytest
 
 from tests.faults.runs import files, job
 from zoquant.errors import FolderInUseError, WriteError
-from zoquant.lock import Lock
-from zoquant.run_folder import Progress
-from zoquant.trainer import run
+from zoquant.files.lock import Lock
+from zoquant.training.run_folder import Progress
+from zoquant.training.trainer import run
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from zoquant.lock import Lock
+from zoquant.files.lock import Lock
 Lock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 time.sleep(600)
@@ -79,7 +79,7 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
         first.release()
         monkeypatch.undo()
 
-    monkeypatch.setattr("zoquant.lock._lock", taken_away)
+    monkeypatch.setattr("zoquant.files.lock._lock", taken_away)
     second.acquire()
     with pytest.raises(FolderInUseError):
         Lock(tmp_path / "run.lock").acquire()

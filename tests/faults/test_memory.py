@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import job
-from zoquant.memory import rss_bytes
-from zoquant.run_folder import Progress
-from zoquant.settings import Settings
-from zoquant.trainer import run
+from zoquant.files.memory import rss_bytes
+from zoquant.training.run_folder import Progress
+from zoquant.training.settings import Settings
+from zoquant.training.trainer import run
 
 ALLOWED = 8 << 20
 """Bytes over 9,000 steps: trajectory and times are kept in memory, some hundred bytes a step."""

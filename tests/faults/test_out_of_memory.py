@@ -10,11 +10,11 @@ import torch
 from tests.faults.runs import Numbers, Rows, files, job
 from zoquant import Trajectory
 from zoquant.errors import CheckpointError, DoesNotFitError
-from zoquant.memory import is_out_of_memory
-from zoquant.micro_batches import MicroBatches
-from zoquant.run_folder import Progress
-from zoquant.settings import Settings
-from zoquant.trainer import run
+from zoquant.files.memory import is_out_of_memory
+from zoquant.training.micro_batches import MicroBatches
+from zoquant.training.run_folder import Progress
+from zoquant.training.settings import Settings
+from zoquant.training.trainer import run
 
 MESSAGES = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),

@@ -17,9 +17,9 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 import zoquant
 from tests.integrations.tasks import HELD_OUT, ROWS, TOKENS, same, tiny, values_of
 from zoquant.errors import BaseMismatchError, CheckpointError, LossError, NoViewsError
-from zoquant.estimators import OneSided
 from zoquant.integrations.transformers import DELTA, TRAJECTORY, ZOTrainer
-from zoquant.settings import Settings
+from zoquant.optim.estimators import OneSided
+from zoquant.training.settings import Settings
 
 FIXED = Settings(lr=5e-3, eps=3e-2)
 

@@ -12,8 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.kernels.packed import MATRICES
-from zoquant.kernels import triton_matmul as matmul
-from zoquant.kernels.triton_decode import DTYPES, pointers, settings
+from zoquant.kernels.products import triton_matmul as matmul
+from zoquant.kernels.products.triton_decode import DTYPES, pointers, settings
 
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int16: "*i16",

@@ -3,7 +3,7 @@
 import pytest
 
 from zoquant import kernels
-from zoquant.kernels.matmul import row_multiplier
+from zoquant.kernels.products.matmul import row_multiplier
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.gguf.files import random_blocks
+from tests.backends.gguf.files import random_blocks
 from zoquant.backends.awq.weight import gemv_weight
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax, eight_bit, four_bit

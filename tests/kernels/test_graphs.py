@@ -8,7 +8,7 @@ from tests.toy import toy_batch, toy_model
 from zoquant import attach
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.graphs import Graphed
-from zoquant.native.workspace import held, scratch
+from zoquant.kernels.workspace import held, scratch
 
 
 def test_nothing_is_recorded_without_a_gpu() -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 import zoquant
 from tests.models import sd3
 from zoquant.backends.gguf.format import GGUFFormat
+from zoquant.checkpoint.file_views import values_at
+from zoquant.checkpoint.inspection import inspect
 from zoquant.errors import BaseMismatchError, CheckpointError, NoViewsError, UnsupportedLayoutError
-from zoquant.inspection import inspect
+from zoquant.record.delta import read_delta
 from zoquant.testing.tensors import same_bits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -109,7 +111,7 @@ def check_gguf(base: Path, tuned: Path, delta: Path) -> None:
     """Every code is the base's: the files differ in the values that the delta names, and nowhere else."""
     before, after = np.fromfile(base, np.uint8), np.fromfile(tuned, np.uint8)
     index, allowed = GGUFFormat().index(base), np.zeros(len(before), bool)
-    for key in zoquant.delta.read_delta(delta).values:
+    for key in read_delta(delta).values:
         span = index[key]
         places = span.offset + np.add.outer(*(np.arange(n) * s for n, s in zip(span.shape, span.strides, strict=True)))
         allowed[places] = allowed[places + 1] = True
@@ -130,7 +132,7 @@ def test_the_index_names_what_diffusers_holds(pipeline: Path, tmp_path: Path, st
     packed = torch.from_numpy(np.fromfile(path, np.uint8))
     for view in views:
         if view.name in index:
-            assert same_bits(view.read(), zoquant.checkpoint.values_at(packed, index[view.name]).float()), view.name
+            assert same_bits(view.read(), values_at(packed, index[view.name]).float()), view.name
 
 
 def test_a_delta_of_the_modulations_is_refused(pipeline: Path, tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from safetensors.torch import save_file
 
     save_file({"proj_out.weight": torch.zeros(2, 2)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    monkeypatch.setattr("zoquant.folder.diffusion.find_spec", lambda _: None)
+    monkeypatch.setattr("zoquant.checkpoint.folder.diffusion.find_spec", lambda _: None)
     with pytest.raises(UnsupportedLayoutError, match="pip install diffusers"):
         zoquant.load(tmp_path)
 

@@ -15,7 +15,7 @@ from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.report import write_report
 from zoquant.report.heat import layer_and_kind
 from zoquant.report.markup import escaped, tag
-from zoquant.report.recorded import thinned
+from zoquant.report.run_reading import thinned
 from zoquant.report.svg import tick_text, ticks
 
 EMPTY = {"meta"}

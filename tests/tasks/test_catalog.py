@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from zoquant.errors import DataError
-from zoquant.rows import Row, read_rows
 from zoquant.tasks import Classification, Cloze, Generation, MultipleChoice, Prompt, TaskSettings
 from zoquant.tasks.catalog import CATALOG
+from zoquant.tasks.rows import Row, read_rows
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent / "data"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.test_masked import CLOZE, model_of, words
-from tests.tasks.test_masked import ROWS as MASKED_ROWS
-from tests.test_cli import Shell, folder, shell
+from tests.cli.test_cli import Shell, folder, shell
+from tests.tasks.kinds.test_masked import CLOZE, model_of, words
+from tests.tasks.kinds.test_masked import ROWS as MASKED_ROWS
 from tests.tiny import LABELS, write_rows
 
 __all__ = ["folder", "shell"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import write_checkpoint
-from zoquant.rewards import Generated
+from zoquant.tasks.rewards import Generated
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

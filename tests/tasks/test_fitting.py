@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
-from tests.tasks import test_choice, test_generation, test_masked
+from tests.tasks.kinds import test_choice, test_generation, test_masked
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.errors import DoesNotFitError
-from zoquant.finetune import Source, evaluate, finetune
 from zoquant.native import QuantEmbedding
-from zoquant.settings import Settings
 from zoquant.tasks import Classification, LanguageModeling, MaskedClassification, Task, TaskSettings, Template
 from zoquant.tasks.fitting import in_groups
-from zoquant.tasks.language import text_sequences
+from zoquant.tasks.kinds.language import text_sequences
 from zoquant.tasks.template import parse_words
+from zoquant.training.finetune import Source, evaluate, finetune
+from zoquant.training.settings import Settings
 
 CPU = torch.device("cpu")
 tokenizer = test_masked.tokenizer

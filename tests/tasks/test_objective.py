@@ -14,12 +14,12 @@ import torch
 
 from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError, RewardError
-from zoquant.rewards import Generated, OutsideReward
-from zoquant.run_folder import RunFolder
-from zoquant.settings import Settings
 from zoquant.tasks import Classification, Generation, Prompt, Template
 from zoquant.tasks.objective import WithObjective, with_objective
-from zoquant.trainer import Job, run
+from zoquant.tasks.rewards import Generated, OutsideReward
+from zoquant.training.run_folder import RunFolder
+from zoquant.training.settings import Settings
+from zoquant.training.trainer import Job, run
 
 CPU = torch.device("cpu")
 QUESTIONS = [{"q": f"what {'is ' * i}it", "label": "rain"} for i in range(4)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from zoquant.errors import DataError
-from zoquant.finetune import Source, evaluate
-from zoquant.rows import Row
 from zoquant.tasks import TaskSettings
+from zoquant.tasks.rows import Row
 from zoquant.tasks.splits import by_label, drawn, parts_differ, read_parts, read_test
+from zoquant.training.finetune import Source, evaluate
 
 SST2 = TaskSettings("sst2")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView, kept_dtype
+from zoquant.views.tensor_views import TensorView, kept_dtype
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """The dtypes of plain weights; narrower floats are codes, which need a scale beside them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoquant.backends.bit_stream import BitStream
 from zoquant.backends.grids import ScaleGrid, power_of_two
 from zoquant.backends.scaled import POWERS, spec_of
-from zoquant.folder import Folder, Layer
+from zoquant.checkpoint.folder import Folder, Layer
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 from zoquant.native.values import Decode
 

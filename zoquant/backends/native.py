@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.protocol import Grid, ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 
 class NativeBackend:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoquant.checkpoint.folder import FolderFormat
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import FolderFormat
 
 
 class NativeOnlyFormat(FolderFormat):

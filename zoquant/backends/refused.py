@@ -6,8 +6,8 @@ inference.py; fp_quant 0.3.2, module/linear.py.
 
 from pathlib import Path
 
+from zoquant.checkpoint.folder.format import quantization_of
 from zoquant.errors import CheckpointError
-from zoquant.folder.format import quantization_of
 
 _INSTEAD = "Quantize the model in a format that `zoquant backends` lists."
 _NO_SCALE = "its scales are powers of two or float8, behind a Hadamard turn that a GPU computes: no step is small"

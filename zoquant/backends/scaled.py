@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.grids import ScaleGrid, power_of_two
+from zoquant.checkpoint.folder import Folder, Layer, StoredTensor
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder, Layer, StoredTensor
 from zoquant.native import AffineWeight, Codes, FieldSpec, PackedWeight, PlainCodes
 from zoquant.native.values import Decode
 

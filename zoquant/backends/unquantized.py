@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from zoquant.backends.refused import explain
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.checkpoint.folder.checkpoint import CONFIG, HQQ_ARCHIVE
 from zoquant.errors import CheckpointError
-from zoquant.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.folder.checkpoint import CONFIG, HQQ_ARCHIVE
 
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
 """The dtypes of packed words: hqq and quanto save them with a config that says nothing of quantization."""

@@ -60,13 +60,13 @@ def backends_command(json: JSON = False) -> None:
 
     Nothing is imported for it. A package adds its own with an entry point.
     """
-    from zoquant.registry import backends, formats
+    from zoquant.registry import list_backends, list_formats
 
     classes = [
         {"class": c.name, "plugin": c.target, "package": c.package, "installed": c.installed}
-        for c in backends().values()
+        for c in list_backends().values()
     ]
-    files = [{"format": c.name, "plugin": c.target, "package": c.package} for c in formats().values()]
+    files = [{"format": c.name, "plugin": c.target, "package": c.package} for c in list_formats().values()]
     if json:
         show_json({"backends": classes, "formats": files})
         return
@@ -81,7 +81,7 @@ def inspect_command(path: Annotated[Path, typer.Argument(help="A checkpoint.")],
 
     Example: `zoquant inspect model.gguf`
     """
-    from zoquant.inspection import inspect
+    from zoquant.checkpoint.inspection import inspect
 
     found = inspect(path)
     if json:
@@ -123,7 +123,7 @@ def eval_command(
     Example: `zoquant eval model.gguf --data test.jsonl --template "{sentence} It was {label}"
     --labels "0=terrible,1=great" --delta run`
     """
-    from zoquant.finetune import evaluate, evaluation_summary
+    from zoquant.training.finetune import evaluate, evaluation_summary
 
     chosen = config_of(given)
     found = evaluate(
@@ -149,7 +149,7 @@ def export_command(
 
     Example: `zoquant export model.gguf --delta run/delta.safetensors --out tuned.gguf`
     """
-    from zoquant.export import export
+    from zoquant.checkpoint.export import export
 
     path = export(base, delta=delta, out=out)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -172,10 +172,10 @@ def replay_command(
 
     Example: `zoquant replay model.gguf run/trajectory.safetensors --out delta.safetensors --steps 200`
     """
-    from zoquant.delta import save_delta
-    from zoquant.files import refuse_existing
-    from zoquant.recorded import recorded_views
-    from zoquant.trajectory import Trajectory, replay
+    from zoquant.checkpoint.replay_views import recorded_views
+    from zoquant.files.atomic_files import refuse_existing
+    from zoquant.record.delta import save_delta
+    from zoquant.record.trajectory import Trajectory, replay
 
     refuse_existing(out)
     recorded = Trajectory.load(trajectory)

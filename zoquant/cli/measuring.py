@@ -30,8 +30,8 @@ def bench_command(
 
     Example: `zoquant bench model.gguf --peers --derivatives --out benchmarks/results`
     """
-    from zoquant.bench.run import bench, save
-    from zoquant.bench.table import COLUMNS, rows
+    from zoquant.cli.bench.run import bench, save
+    from zoquant.cli.bench.table import COLUMNS, rows
 
     if out is not None and not out.is_dir():
         raise ValueError(f"{out}: is no folder, expected the one that the results go to. Make it first.")

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from zoquant.calibration import Numbers
 from zoquant.cli.show import console, number, percent, score
-from zoquant.run_folder import Progress
+from zoquant.optim.calibration import Numbers
 from zoquant.tasks import Evaluation
-from zoquant.trainer import Report
+from zoquant.training.run_folder import Progress
+from zoquant.training.trainer import Report
 
 _PLAIN_EVERY = 25
 _SMOOTHING = 0.95

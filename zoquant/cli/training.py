@@ -9,8 +9,8 @@ from zoquant.cli.app import JSON, app
 from zoquant.cli.flags import config_of, with_flags
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import mebibytes, score, show_json, show_pairs
-from zoquant.config import keys
-from zoquant.stopwatch import step_time
+from zoquant.training.config import keys
+from zoquant.training.stopwatch import step_time
 
 
 @app.command("train")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from zoquant.distributed.exchange import gathered
 from zoquant.errors import RankError
-from zoquant.optim import ZOSGD
-from zoquant.update import Step
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.record.mover import Step
 
 _STRETCH = 256
 _MASK = (1 << 64) - 1

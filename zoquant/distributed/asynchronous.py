@@ -17,10 +17,10 @@ from torch.distributed.distributed_c10d import Store
 
 from zoquant.distributed.log import LoggedStep, StepLog
 from zoquant.errors import BaseMismatchError
-from zoquant.noise import child_seed
-from zoquant.objective import Closure, mean_loss
-from zoquant.optim import ZOSGD
-from zoquant.update import Step
+from zoquant.kernels.noise.definition import child_seed
+from zoquant.optim.closures import Closure, mean_loss
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.record.mover import Step
 
 _RESTORED = 0xFFFFFFFF  # stands for the worker of a step that was put into the log from a trajectory
 

@@ -6,8 +6,8 @@ from typing import Any
 from zoquant.distributed.agreement import Agreement, digest
 from zoquant.distributed.exchange import broadcast, gathered
 from zoquant.errors import RankError
-from zoquant.optim import ZOSGD
-from zoquant.update import Step
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.record.mover import Step
 
 
 def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from zoquant.distributed.exchange import broadcast
 from zoquant.distributed.optimizer import DistributedZO
-from zoquant.optim import ZOSGD
+from zoquant.optim.optimizer import ZOSGD
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _AUDIT_EVERY = 100

@@ -16,8 +16,8 @@ from typing import Any
 from torch.distributed.distributed_c10d import Store
 
 from zoquant.errors import BaseMismatchError, RankError
-from zoquant.plain_json import parse_json
-from zoquant.update import Step
+from zoquant.files.plain_json import parse_json
+from zoquant.record.mover import Step
 
 _HEAD = struct.Struct("<IId")
 _PAIR = struct.Struct("<Qd")

@@ -14,9 +14,9 @@ from zoquant.distributed.exchange import bits_of, gathered, losses_of
 from zoquant.distributed.joining import join
 from zoquant.distributed.sharing import Cell, Sharing
 from zoquant.errors import LossError, RankError, RankMemoryError
-from zoquant.memory import is_out_of_memory
-from zoquant.objective import Closure, loss_of, mean_loss
-from zoquant.optim import ZOSGD, StepResult
+from zoquant.files.memory import is_out_of_memory
+from zoquant.optim.closures import Closure, loss_of, mean_loss
+from zoquant.optim.optimizer import ZOSGD, StepResult
 
 _HEAD = 3  # numbers of a row before the losses: how this rank fared, and its two marks
 _FINE, _NO_MEMORY, _FAILED = range(3)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from zoquant.estimators import Point
+from zoquant.optim.estimators import Point
 
 AXES = ("data", "probe", "sign")
 """The axes of a mesh along which ranks do different cells; ranks along any other axis do the same cells together."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from zoquant.errors import LossError
-from zoquant.objective import Closure
-from zoquant.optim import ZOSGD, Evaluation, StepResult
+from zoquant.optim.closures import Closure
+from zoquant.optim.optimizer import ZOSGD, Evaluation, StepResult
 
 _LOSSES_IN_A_ROW = 3
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from zoquant.settings import Settings
+from zoquant.training.settings import Settings
 
 
 def refuse_settings(who: str, settings: Settings, elsewhere: Mapping[str, str]) -> None:

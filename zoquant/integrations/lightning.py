@@ -12,16 +12,16 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import attach
-from zoquant.bound import Views
-from zoquant.calibration import Calibration
-from zoquant.delta import Delta
 from zoquant.errors import CheckpointError
-from zoquant.fingerprint import check_base
 from zoquant.integrations.draws import Draws
 from zoquant.integrations.elsewhere import check_subspace, refuse_settings
-from zoquant.optim import ZOSGD, StepResult
-from zoquant.settings import Settings
+from zoquant.optim.calibration import Calibration
+from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.record.delta import Delta
+from zoquant.training.settings import Settings
+from zoquant.views.attach import attach
+from zoquant.views.fingerprint import check_base
+from zoquant.views.model_views import Views
 
 __all__ = ["Settings", "ZOModule"]
 

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from zoquant.attach import attach
-from zoquant.bound import Views
-from zoquant.calibration import Calibration
-from zoquant.delta import save_delta
 from zoquant.errors import CheckpointError
 from zoquant.integrations.arguments import check_arguments
 from zoquant.integrations.deferred import DeferredStep
 from zoquant.integrations.draws import Draws
 from zoquant.integrations.elsewhere import check_subspace, refuse_settings
-from zoquant.optim import ZOSGD
-from zoquant.settings import Settings
-from zoquant.trajectory import Trajectory
+from zoquant.optim.calibration import Calibration
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.record.delta import save_delta
+from zoquant.record.trajectory import Trajectory
+from zoquant.training.settings import Settings
+from zoquant.views.attach import attach
+from zoquant.views.model_views import Views
 
 __all__ = ["Settings", "ZOTrainer"]
 

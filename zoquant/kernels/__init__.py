@@ -1,7 +1,7 @@
 """Compiled kernels for the CPU: optional, built on first use.
 
 Decoding and noise give the bits of the torch code. The matrix product gives those of no torch code: see
-`zoquant.kernels.matmul`.
+`zoquant.kernels.products.matmul`.
 """
 
 from zoquant.kernels.build import library, status

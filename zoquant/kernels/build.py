@@ -21,8 +21,8 @@ from typing import Any
 
 from zoquant.errors import UnsupportedLayoutError
 
-SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
-HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
+SOURCES = tuple(sorted(Path(__file__).parent.rglob("*.cpp")))
+HEADERS = tuple(sorted(Path(__file__).parent.rglob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 SWITCH = "ZOQUANT_KERNELS"

@@ -7,12 +7,15 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from zoquant.kernels import factors, gpu, noise, write
+from zoquant.kernels import gpu
 from zoquant.kernels.build import library
+from zoquant.kernels.noise import compiled as noise
+from zoquant.kernels.products import factors
+from zoquant.kernels.write import compiled as write
 
 
 class NoiseKernels(Protocol):
-    """A module of compiled noise: `zoquant.kernels.noise` for the CPU, `zoquant.kernels.triton_noise` for a GPU."""
+    """A module of compiled noise: `kernels.noise.compiled` for the CPU, `kernels.noise.triton` for a GPU."""
 
     def draw(
         self,
@@ -26,7 +29,7 @@ class NoiseKernels(Protocol):
         delta: Tensor | None = None,
         eps: float = 0.0,
     ) -> Tensor:
-        """See `zoquant.kernels.noise.draw`."""
+        """See `zoquant.kernels.noise.compiled.draw`."""
         ...
 
     def accumulate(
@@ -38,7 +41,7 @@ class NoiseKernels(Protocol):
         amounts: Sequence[float],
         delta: Tensor,
     ) -> Tensor:
-        """See `zoquant.kernels.noise.accumulate`."""
+        """See `zoquant.kernels.noise.compiled.accumulate`."""
         ...
 
 

@@ -9,8 +9,8 @@ from types import ModuleType
 import torch
 
 from zoquant.kernels.build import SWITCH
-from zoquant.kernels.operands import Numbers, Operands, Words
-from zoquant.noise import BLOCK, KINDS, gaussian_table, key_hash, reference
+from zoquant.kernels.noise.definition import BLOCK, KINDS, gaussian_table, key_hash, reference
+from zoquant.kernels.products.operands import Numbers, Operands, Words
 
 _TRIED = ("rademacher", "gaussian")
 
@@ -23,18 +23,18 @@ class _NotUsableError(Exception):
 
 
 def noise_kernels(device: torch.device) -> ModuleType | None:
-    """Return `zoquant.kernels.triton_noise` where it computes on a device; None where torch does."""
+    """Return `zoquant.kernels.noise.triton` where it computes on a device; None where torch does."""
     return _found("noise", device)[0]
 
 
 def matmul_kernels(device: torch.device) -> ModuleType | None:
-    """Return `zoquant.kernels.triton_matmul` where it computes on a device; None where torch does."""
+    """Return `zoquant.kernels.products.triton_matmul` where it computes on a device; None where torch does."""
     return _found("matmul", device)[0]
 
 
 def write_kernels(device: torch.device) -> ModuleType | None:
-    """Return `zoquant.kernels.triton_write` where it computes on a device; None where torch does."""
-    return None if noise_kernels(device) is None else import_module("zoquant.kernels.triton_write")
+    """Return `zoquant.kernels.write.triton` where it computes on a device; None where torch does."""
+    return None if noise_kernels(device) is None else import_module("zoquant.kernels.write.triton")
 
 
 def status(device: torch.device) -> str:

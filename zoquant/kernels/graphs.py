@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native.workspace import held
+from zoquant.kernels.workspace import held
 
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 """Shape and dtype of each input."""

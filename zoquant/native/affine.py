@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from zoquant.kernels.operands import Operands
+from zoquant.kernels.products.operands import Operands
+from zoquant.kernels.workspace import scratch
 from zoquant.native.codec import FieldSpec
 from zoquant.native.numbers import numbers_of
 from zoquant.native.packed import PackedWeight, Rows
 from zoquant.native.values import Values
 from zoquant.native.words import Codes
-from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
 

@@ -29,9 +29,10 @@ class Codec(Protocol):
     """Turns packed words and continuous fields into weights. The weights are linear in every field.
 
     A codec may have two attributes more, for compiled code that layers on the CPU take where it is not None:
-    `decode_rows: RowDecoder | None` gives the same bits as `decode`, see `zoquant.kernels.decode.row_decoder`, and
-    `multiply_rows: RowMultiplier | None` multiplies with them, see `zoquant.kernels.matmul.row_multiplier`. With
-    `ggml = True` its codes are those of ggml's layout of its name, which the kernels of a GPU know.
+    `decode_rows: RowDecoder | None` gives the same bits as `decode`, see `zoquant.kernels.products.decode.row_decoder`,
+    and `multiply_rows: RowMultiplier | None` multiplies with them, see
+    `zoquant.kernels.products.matmul.row_multiplier`. With `ggml = True` its codes are those of ggml's layout of its
+    name, which the kernels of a GPU know.
 
     Attributes:
         name: the layout's own name, e.g. `"Q4_1"`.

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from zoquant.kernels.workspace import scratch
 from zoquant.native.codec import FieldSpec
 from zoquant.native.packed import PackedWeight, Rows
-from zoquant.native.workspace import scratch
 
 
 class DenseWeight(PackedWeight):

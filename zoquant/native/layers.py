@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.decode import OUTPUTS, RowDecoder, decodable
-from zoquant.kernels.matmul import Factors, RowMultiplier, multiplies
-from zoquant.kernels.operands import Numbers, Operands, words_of_blocks
+from zoquant.kernels.products.decode import OUTPUTS, RowDecoder, decodable
+from zoquant.kernels.products.matmul import Factors, RowMultiplier, multiplies
+from zoquant.kernels.products.operands import Numbers, Operands, words_of_blocks
+from zoquant.kernels.workspace import scratch
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.on_gpu import decoded
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
 from zoquant.native.pair import halves, pair_product
-from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
 

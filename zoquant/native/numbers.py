@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import torch
 
-from zoquant.kernels.operands import Numbers
+from zoquant.kernels.products.operands import Numbers
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows
 from zoquant.native.values import Place, Values

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zoquant.kernels import words
-from zoquant.kernels.decode import OUTPUTS, checked_rows
-from zoquant.native.workspace import scratch
+from zoquant.kernels.products import words
+from zoquant.kernels.products.decode import OUTPUTS, checked_rows
+from zoquant.kernels.workspace import scratch
 
 if TYPE_CHECKING:
     from zoquant.native.packed import PackedWeight

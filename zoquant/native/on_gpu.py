@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from zoquant.kernels.gpu import matmul_kernels
-from zoquant.kernels.matmul import differentiated
-from zoquant.kernels.operands import Operands, Words
-from zoquant.native.workspace import scratch
+from zoquant.kernels.products.matmul import differentiated
+from zoquant.kernels.products.operands import Operands, Words
+from zoquant.kernels.workspace import scratch
 
 if TYPE_CHECKING:
     from zoquant.native.packed import PackedWeight

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zoquant.kernels.matmul import COLUMNS, Factors, multiplies, multiply_plain, spread
-from zoquant.kernels.operands import Operands
+from zoquant.kernels.products.matmul import COLUMNS, Factors, multiplies, multiply_plain, spread
+from zoquant.kernels.products.operands import Operands
+from zoquant.kernels.workspace import scratch
 from zoquant.native import on_cpu, on_gpu
 from zoquant.native.codec import FieldSpec
 from zoquant.native.scaling import scale_output, scaled_input
-from zoquant.native.workspace import scratch
 from zoquant.protocol import Grid
 
 TILE = 1 << 20

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from zoquant.kernels.matmul import spread
-from zoquant.native.workspace import scratch
+from zoquant.kernels.products.matmul import spread
+from zoquant.kernels.workspace import scratch
 
 
 def scaled_input(x: Tensor, factors: Tensor, block: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from zoquant.kernels.operands import Operands, Vectors
+from zoquant.kernels.products.operands import Operands, Vectors
 from zoquant.native.codec import FieldSpec
 from zoquant.native.numbers import READ, numbers_of
 from zoquant.native.packed import PackedWeight, Rows

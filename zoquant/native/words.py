@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.operands import Words
+from zoquant.kernels.products.operands import Words
+from zoquant.kernels.workspace import scratch
 from zoquant.native.packed import Rows
-from zoquant.native.workspace import scratch
 
 
 class Codes(nn.Module, ABC):

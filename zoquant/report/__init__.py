@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoquant.files import refuse_existing, write_text
+from zoquant.files.atomic_files import refuse_existing, write_text
 from zoquant.report.page import page
-from zoquant.report.recorded import Recorded
+from zoquant.report.run_reading import Recorded
 
 __all__ = ["write_report"]
 

@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Sequence
 
-from zoquant.plot import smaller, smoothed
 from zoquant.report.markup import Markup, figure, joined, numbers, shown, tag
-from zoquant.report.recorded import Recorded, finite, metrics_of, thinned
+from zoquant.report.run_reading import Recorded, finite, metrics_of, thinned
 from zoquant.report.svg import COLORS, DASHES, Point, Series, histogram, line_chart
+from zoquant.training.plot import smaller, smoothed
 
 _BINS = 31
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from zoquant.delta import read_delta
+from zoquant.record.delta import read_delta
 from zoquant.report.markup import Markup, figure, numbers, scrolling, shown, tag
 from zoquant.report.svg import label, picture
 

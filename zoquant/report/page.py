@@ -9,7 +9,7 @@ from typing import Any
 from zoquant.report.charts import derivative_figure, key_of, loss_figure, metric_figures, step_figures
 from zoquant.report.heat import heat_map
 from zoquant.report.markup import Markup, figure, joined, shown, table, tag
-from zoquant.report.recorded import Recorded, Sample, finite, number_in
+from zoquant.report.run_reading import Recorded, Sample, finite, number_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """A browser that keeps to it loads nothing, whatever the page holds."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zoquant.errors import DataError
-from zoquant.rows import Row
+from zoquant.tasks.rows import Row
 
 Kind = Literal["classification", "choice", "generation", "masked", "text", "chat"]
 

@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoquant.errors import DataError
-from zoquant.nearest import one_of
-from zoquant.rewards import Generated, Reward
-from zoquant.tasks.classification import Classification
+from zoquant.errors import DataError, one_of
 from zoquant.tasks.evaluation import Evaluation
-from zoquant.tasks.generation import Generation
-from zoquant.tasks.masked import MaskedClassification
+from zoquant.tasks.kinds.classification import Classification
+from zoquant.tasks.kinds.generation import Generation
+from zoquant.tasks.kinds.masked import MaskedClassification
 from zoquant.tasks.metrics import METRICS
+from zoquant.tasks.rewards import Generated, Reward
 from zoquant.tasks.task import Task
 
 Objective = Callable[[nn.Module, Any], float]

@@ -7,16 +7,15 @@ from typing import Annotated, Any, get_args
 import torch
 from torch import nn
 
-from zoquant.errors import DataError
-from zoquant.nearest import one_of
-from zoquant.rows import Row
+from zoquant.errors import DataError, one_of
 from zoquant.tasks.catalog import CATALOG, Definition, Kind
-from zoquant.tasks.choice import MultipleChoice, options_of, right_options
-from zoquant.tasks.classification import Classification
 from zoquant.tasks.encoding import longest
-from zoquant.tasks.generation import Generation
-from zoquant.tasks.language import LanguageModeling, chat_sequences, text_sequences
-from zoquant.tasks.masked import Cloze, MaskedClassification
+from zoquant.tasks.kinds.choice import MultipleChoice, options_of, right_options
+from zoquant.tasks.kinds.classification import Classification
+from zoquant.tasks.kinds.generation import Generation
+from zoquant.tasks.kinds.language import LanguageModeling, chat_sequences, text_sequences
+from zoquant.tasks.kinds.masked import Cloze, MaskedClassification
+from zoquant.tasks.rows import Row
 from zoquant.tasks.task import Task
 from zoquant.tasks.template import LABEL, Prompt, Template
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoquant.errors import DataError
-from zoquant.rows import Row, has_splits, read_rows
+from zoquant.tasks.rows import Row, has_splits, read_rows
 from zoquant.tasks.spec import TaskSettings
 
 _TRAIN, _TEST, _A_LABEL = 1000, 1000, 512

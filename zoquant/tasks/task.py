@@ -46,6 +46,6 @@ class PerExample(Task[B], Protocol[B]):
     def losses(self, model: nn.Module, batch: B) -> Tensor:
         """Return the loss of each example, float `[examples]`.
 
-        Two examples share a row of the model's input only within `zoquant.packing.sharing`, which tells a probe whose
-        tokens are whose.
+        Two examples share a row of the model's input only within `zoquant.tasks.packing.sharing`, which tells a probe
+        whose tokens are whose.
         """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 
 from zoquant.errors import DataError
-from zoquant.rows import Row
+from zoquant.tasks.rows import Row
 
 LABEL = "{label}"
 

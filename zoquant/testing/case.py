@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoquant.attach import attach, claimed
-from zoquant.bound import Views
-from zoquant.optim import ZOSGD
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.protocol import ROLES, Backend, Role, ScaleView
 from zoquant.testing.results import ConformanceError
+from zoquant.views.attach import attach, claimed
+from zoquant.views.model_views import Views
 
 MakeModule = Callable[[], nn.Module]
 

@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from zoquant.attach import claimed
+from zoquant.checkpoint.export import export
 from zoquant.errors import BaseMismatchError, CheckpointError
-from zoquant.export import export
 from zoquant.testing.backends import check_backend
 from zoquant.testing.format_case import FormatCase, end_of
 from zoquant.testing.results import ConformanceError
+from zoquant.views.attach import claimed
 
 _CUTS = 24
 

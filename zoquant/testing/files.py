@@ -6,11 +6,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from zoquant.checkpoint import checksums_of, holds, read_base
-from zoquant.delta import save_delta
+from zoquant.checkpoint.export import export
+from zoquant.checkpoint.file_views import checksums_of, holds, read_base
 from zoquant.errors import ZoquantError
-from zoquant.export import export
 from zoquant.protocol import Checksum, Span
+from zoquant.record.delta import save_delta
 from zoquant.testing.case import values_of
 from zoquant.testing.format_case import FormatCase, end_of, span_bytes
 from zoquant.testing.results import ConformanceError

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoquant.bound import Views
-from zoquant.checkpoint import files_of
-from zoquant.delta import save_delta
+from zoquant.checkpoint.file_views import files_of
 from zoquant.protocol import PLAIN_ROLES, ROLES, Format, Span
+from zoquant.record.delta import save_delta
 from zoquant.testing.case import attached
+from zoquant.views.model_views import Views
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
-from zoquant.delta import load_delta, save_delta
 from zoquant.errors import BaseMismatchError
+from zoquant.record.delta import load_delta, save_delta
 from zoquant.testing.case import BackendCase, attached, opened, other_values, train, values_of
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import same_bits

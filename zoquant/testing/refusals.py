@@ -39,7 +39,7 @@ def check_attach_imports_nothing(case: BackendCase) -> None:
     """Attaching imports no quantization library but those whose classes the model holds."""
     model = case.model()
     used = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    claimed = {name.partition(".")[0] for name in registry.backends()}
+    claimed = {name.partition(".")[0] for name in registry.list_backends()}
     forbidden = (LIBRARIES | claimed) - used - {"zoquant", "torch"}
     with _forbidden(forbidden) as imported:
         failure = _attach(model)
@@ -76,7 +76,7 @@ def _refused(layer: Layer, name: str, value: Tensor, expected: type[Exception]) 
         raise ConformanceError(
             f"{layer.name(view)}: write() took a value of shape {tuple(value.shape)} with "
             f"{int((~torch.isfinite(value)).sum())} numbers that are not finite, expected {expected.__name__}. Call "
-            "zoquant.views.check_value first."
+            "zoquant.views.tensor_views.check_value first."
         )
     if any(not same_bits(values, before[key]) for key, values in values_of(layer.views).items()):
         raise ConformanceError(f"{layer.name(view)}: write() raised, and changed values nevertheless.")

@@ -7,13 +7,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from zoquant.bound import Views
-from zoquant.delta import load_delta, save_delta
-from zoquant.optim import ZOSGD
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.record.delta import load_delta, save_delta
+from zoquant.record.trajectory import replay
 from zoquant.testing.case import BackendCase, attached, loss_of, opened, opened_inputs, quietly, train, values_of
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import codes_of, same_bits
-from zoquant.trajectory import replay
+from zoquant.views.model_views import Views
 
 
 def check_codes_never_change(case: BackendCase) -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from zoquant.backends.aqlm.live import AQLMBackend
-from zoquant.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import FieldSpec, PackedWeight, Values, VectorWeight
 from zoquant.native.values import per_row
 

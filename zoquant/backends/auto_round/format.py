@@ -9,7 +9,7 @@ from zoquant.backends.awq.format import awq_layers
 from zoquant.backends.gptq.config import GPTQConfig, read_schemes
 from zoquant.backends.gptq.format import gptq_layers
 from zoquant.backends.gptq.words import BITS
-from zoquant.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
 
 _AWQ = "auto_round:auto_awq"
 _MINUS_ONE = {

@@ -12,9 +12,9 @@ from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
 from zoquant.backends.awq.words import BITS
 from zoquant.backends.gptq.config import Scheme, read_schemes
 from zoquant.backends.gptq.format import quantized_paths
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import CheckpointError
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.format import DENSE
 from zoquant.native import AffineWeight
 from zoquant.protocol import Role
 

@@ -13,12 +13,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zoquant.kernels.operands import Shared, Words
+from zoquant.kernels.products.operands import Shared, Words
+from zoquant.kernels.workspace import scratch
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows, fields
 from zoquant.native.values import Place, indices
-from zoquant.native.workspace import scratch
 
 BITS = 4
 _MASK = 15

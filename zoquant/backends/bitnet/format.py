@@ -16,9 +16,9 @@ from torch import Tensor
 from zoquant.backends.bitnet.codes import QUARTERS, QuarterCodes
 from zoquant.backends.grids import ScaleGrid, reciprocal
 from zoquant.backends.scaled import check_grid, check_matrix, spec_of
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.format import DENSE
 from zoquant.native import AffineWeight, PackedWeight
 from zoquant.native.values import Decode
 from zoquant.protocol import Summary

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoquant.backends.bitnet.codes import unpacked
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 
 class BitNetBackend:

@@ -20,8 +20,8 @@ from torch import nn
 
 from zoquant.backends.bitsandbytes.quant_state import PREFIX, QUANT_TYPES, QuantState, read_quant_state
 from zoquant.backends.bitsandbytes.weights import TABLES, NestedAbsmax, eight_bit, four_bit
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import FieldSpec, PackedWeight, Values
 from zoquant.native.values import flat_groups
 

@@ -19,7 +19,7 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import FieldSpec, Values
 from zoquant.native.values import flat_groups
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 
 class FourBitBackend:

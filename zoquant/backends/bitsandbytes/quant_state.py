@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from zoquant.folder import Folder
+from zoquant.checkpoint.folder import Folder
 
 MAX_BYTES = 4096
 BLOCKSIZES = tuple(1 << bits for bits in range(5, 13))

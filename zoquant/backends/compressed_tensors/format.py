@@ -7,8 +7,8 @@ from pathlib import Path
 from zoquant.backends.compressed_tensors.layers import layer_of
 from zoquant.backends.compressed_tensors.scheme import Scheme, activations, read_schemes
 from zoquant.backends.native_only import NativeOnlyFormat
+from zoquant.checkpoint.folder import Folder, Layer, open_folder
 from zoquant.errors import CheckpointError
-from zoquant.folder import Folder, Layer, open_folder
 from zoquant.protocol import Summary
 
 _MARKS = (".weight_packed", ".weight_scale")

@@ -16,8 +16,8 @@ from zoquant.backends.compressed_tensors.words import packed_codes, packed_zeros
 from zoquant.backends.grids import ScaleGrid, reciprocal
 from zoquant.backends.microfloat import COARSE_NOTE, MicrofloatLayer
 from zoquant.backends.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, described, spec_of
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, PackedWeight, Values
 from zoquant.protocol import Role
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoquant.backends.grids import ScaleGrid
+from zoquant.checkpoint.folder import Folder
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder
 
 _STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
 _DENSE = (None, "", "dense")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.scaled import check_matrix, refuse_experts, spec_of
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, Values
 from zoquant.native.packed import Rows
 from zoquant.native.values import indices, per_row

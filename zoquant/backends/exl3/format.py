@@ -11,9 +11,9 @@ import torch
 from zoquant.backends.exl3.trellis import SIDE
 from zoquant.backends.exl3.weight import BLOCK, TrellisWeight
 from zoquant.backends.native_only import NativeOnlyFormat
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
 from zoquant.native import PackedWeight
 
 _TRELLIS = ".trellis"

@@ -16,8 +16,8 @@ from zoquant.backends.grids import ScaleGrid
 from zoquant.backends.microfloat import MicrofloatLayer
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, refuse_experts
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 
 FP8 = torch.float8_e4m3fn
 SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")

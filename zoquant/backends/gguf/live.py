@@ -16,7 +16,7 @@ from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantWeight
 from zoquant.protocol import Grid, ScaleView
-from zoquant.views import BytesView
+from zoquant.views.tensor_views import BytesView
 
 
 class GGUFLinearBackend:

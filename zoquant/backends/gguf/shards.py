@@ -12,7 +12,7 @@ from typing import Any
 
 from zoquant.backends.gguf.header import Header, TensorInfo, read_header
 from zoquant.errors import CheckpointError
-from zoquant.places import refuse_stray
+from zoquant.files.safe_paths import refuse_stray
 
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NO, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"

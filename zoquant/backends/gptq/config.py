@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoquant.backends.gptq.words import BITS
-from zoquant.folder import Folder
+from zoquant.checkpoint.folder import Folder
 
 _MINUS_ONE = {"gptq": True, "gptq_v2": False, "gptq_p": False}
 _PLANAR = "gptq_p"

@@ -7,9 +7,9 @@ import torch
 
 from zoquant.backends.gptq.config import GPTQConfig, Scheme, read_config
 from zoquant.backends.gptq.weight import gptq_weight
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import CheckpointError
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.format import DENSE
 from zoquant.native import AffineWeight
 from zoquant.protocol import Role
 

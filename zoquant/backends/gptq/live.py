@@ -23,7 +23,7 @@ from zoquant.backends.gptq.weight import gptq_weight
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 _IGNORES_G_IDX = "cuda-old"
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import Role
-from zoquant.views import check_value, clamp_to, store
+from zoquant.views.tensor_views import check_value, clamp_to, store
 
 CENTRE = 8
 """aten's int4 product takes `(code − 8) · scale + offset`."""

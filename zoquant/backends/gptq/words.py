@@ -8,11 +8,11 @@ Source: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda.py (`pack`); the same in
 import torch
 from torch import Tensor
 
+from zoquant.kernels.workspace import scratch
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows
 from zoquant.native.values import Place
-from zoquant.native.workspace import scratch
 
 BITS = (2, 3, 4, 8)
 _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}

@@ -22,9 +22,9 @@ from torch import nn
 
 from zoquant.backends.hqq.settings import Matrix, check_numbers, read_matrix, setting
 from zoquant.backends.hqq.weights import HQQWeight, PlaneCodes, QuantizedValues, axis_groups
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.checkpoint.folder.checkpoint import HQQ_ARCHIVE
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
-from zoquant.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.folder.checkpoint import HQQ_ARCHIVE
 from zoquant.native import FieldSpec, PackedWeight, Values
 from zoquant.protocol import Role
 
@@ -74,7 +74,7 @@ class HQQFormat(FolderFormat):
                 transformers 5 loads.
             CheckpointError: the checkpoint is damaged.
         """
-        from zoquant.folder.tokenizer import build_tokenizer
+        from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 
         folder = open_folder(path)
         layers = self.layers(folder)

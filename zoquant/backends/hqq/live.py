@@ -15,7 +15,7 @@ from zoquant.backends.hqq.weights import axis_groups
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native.values import grid_of
 from zoquant.protocol import Grid, Role, ScaleView
-from zoquant.views import MemberView
+from zoquant.views.tensor_views import MemberView
 
 _PARTS: tuple[Role, ...] = ("scale", "zero")
 _ADVICE = {

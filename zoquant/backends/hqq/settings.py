@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from zoquant.backends.hqq.weights import PACKINGS, Packing
-from zoquant.folder import Folder
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder
+from zoquant.checkpoint.folder.format import DENSE
 
 _MAX_BYTES = 64
 _FLOATS = {torch.uint8: (*DENSE, torch.uint8), torch.int32: (*DENSE, torch.int32)}

@@ -15,11 +15,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zoquant.kernels.operands import Shared, Words
+from zoquant.kernels.products.operands import Shared, Words
+from zoquant.kernels.workspace import scratch
 from zoquant.native import AffineWeight, Codes, FieldSpec, Values
 from zoquant.native.packed import Rows
 from zoquant.native.values import Place, flat_blocks, flat_groups, indices
-from zoquant.native.workspace import scratch
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from zoquant.backends.grids import ScaleGrid
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.scaled import check_grid, check_matrix, spec_of
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, PackedWeight, PackedWords
 
 _BITS = (2, 4, 8)

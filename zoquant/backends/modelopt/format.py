@@ -16,9 +16,9 @@ from zoquant.backends.grids import ScaleGrid
 from zoquant.backends.microfloat import MicrofloatLayer
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.scaled import ScaledLayer, check_grid, check_matrix, refuse_experts
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
 
 FP8 = torch.float8_e4m3fn
 _COMPANIONS = ("input_scale", "k_scale", "v_scale")

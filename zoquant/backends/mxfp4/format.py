@@ -18,7 +18,7 @@ from zoquant.backends.microfloat import E2M1
 from zoquant.backends.mxfp4.experts import PARTS, open_experts
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.scaled import POWER_NOTE, described
-from zoquant.folder import Folder, Layer, StoredTensor, open_folder
+from zoquant.checkpoint.folder import Folder, Layer, StoredTensor, open_folder
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 
 _RUN = 32
@@ -48,8 +48,8 @@ class MXFP4Format(NativeOnlyFormat):
         Raises:
             CheckpointError: a file is damaged, or zoquant cannot build the model.
         """
-        from zoquant.folder.model import build_model
-        from zoquant.folder.tokenizer import build_tokenizer
+        from zoquant.checkpoint.folder.model import build_model
+        from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 
         folder = open_folder(path)
         layers = self.layers(folder)

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from zoquant.backends.peft.live import lora_on_native, prompts_on_native
+from zoquant.checkpoint.folder import Folder
+from zoquant.checkpoint.folder.checkpoint import ADAPTER_CONFIG as CONFIG
+from zoquant.checkpoint.folder.checkpoint import ADAPTERS as TENSORS
+from zoquant.checkpoint.folder.checkpoint import CONFIG as MODEL_CONFIG
+from zoquant.checkpoint.folder.checkpoint import holds_only_adapter, read_json
+from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.load import Runtime, load
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
-from zoquant.folder import Folder
-from zoquant.folder.archive import read_archive
-from zoquant.folder.checkpoint import ADAPTER_CONFIG as CONFIG
-from zoquant.folder.checkpoint import ADAPTERS as TENSORS
-from zoquant.folder.checkpoint import CONFIG as MODEL_CONFIG
-from zoquant.folder.checkpoint import holds_only_adapter, read_json
-from zoquant.folder.format import DENSE
-from zoquant.folder.safetensors import read_safetensors
-from zoquant.hub import local_path
-from zoquant.load import Runtime, load
+from zoquant.files.archive import read_archive
+from zoquant.files.hub import local_path
+from zoquant.files.safetensors import read_safetensors
 from zoquant.protocol import Role, Span, Summary
 from zoquant.registry import format_of
 

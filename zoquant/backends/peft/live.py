@@ -17,7 +17,7 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantLinear
 from zoquant.protocol import Backend, ScaleView
 from zoquant.registry import backend_of, plain_backend
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 
 class PeftLayerBackend:

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from zoquant.backends.quanto.weights import SCALE, SHIFT, StackedBits, eight_bit, few_bit
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.checkpoint import read_json
+from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder.model import empty_model
+from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.checkpoint import read_json
-from zoquant.folder.format import DENSE
-from zoquant.folder.model import empty_model
-from zoquant.folder.tokenizer import build_tokenizer
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 

@@ -13,7 +13,7 @@ from zoquant.backends.quanto.weights import StackedBits, eight_bit, few_bit
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 _SERVED = ("WeightQBytesTensor", "WeightQBitsTensor")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
+from zoquant.checkpoint.folder import Folder
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder
 
 INTEGERS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
 FLOATS = ("fp8_e4m3", "fp4", "fp6_e2m3", "fp6_e3m2")

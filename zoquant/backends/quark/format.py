@@ -30,8 +30,8 @@ from zoquant.backends.scaled import (
     refuse_experts,
     spec_of,
 )
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, PlainCodes, Values
 from zoquant.native.values import Place, column_groups, per_row, whole
 from zoquant.protocol import Summary

@@ -14,10 +14,10 @@ from torch import nn
 
 from zoquant.backends.hqq.weights import PlaneCodes
 from zoquant.backends.sinq.weights import PACKINGS, GroupNumbers, SINQWeight
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder.checkpoint import read_json
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.folder import Folder, FolderFormat, Layer
-from zoquant.folder.checkpoint import read_json
-from zoquant.folder.format import DENSE
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 

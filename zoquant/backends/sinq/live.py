@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import Role, ScaleView
-from zoquant.views import MemberView, TensorView
+from zoquant.views.tensor_views import MemberView, TensorView
 
 _PARTS: dict[str, Role] = {"scale": "scale", "zero": "zero", "scale2": "scale"}
 _AUX = ("x", "s", "m")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from zoquant.backends.hqq.weights import PACKINGS as OLDER_PACKINGS
 from zoquant.backends.hqq.weights import Packing
+from zoquant.kernels.workspace import scratch
 from zoquant.native import Codes, FieldSpec, PackedWeight
 from zoquant.native.packed import Rows
 from zoquant.native.values import indices
-from zoquant.native.workspace import scratch
 from zoquant.protocol import Role
 
 PACKINGS: Mapping[str, Packing] = {

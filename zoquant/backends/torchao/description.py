@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.folder import Folder
+from zoquant.checkpoint.folder import Folder
 
 MAX_CHARACTERS = 16384
 NATIVE = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor", "Int4Tensor")

@@ -19,8 +19,8 @@ from torch import nn
 
 from zoquant.backends.torchao.description import Description, read_description
 from zoquant.backends.torchao.weights import blocks, int4_columns
-from zoquant.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 

@@ -14,7 +14,7 @@ from zoquant.backends.torchao.weights import blocks, int4_columns
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 
 class TorchAOBackend:

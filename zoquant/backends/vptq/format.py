@@ -23,9 +23,9 @@ import torch
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.vptq.settings import parts_of
 from zoquant.backends.vptq.weights import ROLES, Part, VPTQWeight
+from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import CheckpointError
-from zoquant.folder import Folder, Layer
-from zoquant.folder.format import DENSE
 from zoquant.native import PackedWeight
 
 

@@ -13,7 +13,7 @@ from zoquant.backends.vptq.settings import parts_of
 from zoquant.backends.vptq.weights import ROLES, VPTQWeight
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
-from zoquant.views import TensorView
+from zoquant.views.tensor_views import TensorView
 
 
 class VPTQBackend:

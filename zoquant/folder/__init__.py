@@ -1,7 +1,0 @@
-"""Checkpoint folders as transformers writes them: config.json and tensors in safetensors files, one or many."""
-
-from zoquant.folder.checkpoint import Folder, open_folder
-from zoquant.folder.format import FolderFormat, Layer
-from zoquant.folder.tensors import StoredTensor
-
-__all__ = ["Folder", "FolderFormat", "Layer", "StoredTensor", "open_folder"]

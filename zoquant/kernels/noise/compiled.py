@@ -1,0 +1,96 @@
+"""The noise of `definition`, compiled: drawn where it is used, and any number of directions in one walk."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zoquant.errors import ShapeError
+from zoquant.kernels.build import kernel
+
+_BLOCK = 128
+_P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
+_DRAW = (_I, _P, _P, _L, _L, _L, _U, _P, _F, _P, _I)
+_ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P, _I)
+
+
+def draw(
+    kind: int,
+    table: Tensor,
+    counters: Tensor,
+    seed: int,
+    start: int,
+    out: Tensor,
+    *,
+    delta: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Write z, or delta + eps · z with the product and the sum rounded each.
+
+    Args:
+        kind: number of the distribution, as `zoquant.kernels.noise.definition.KINDS` counts.
+        table: float32 `[65536]` quantiles; not read for Rademacher noise.
+        counters: int64 `[3, blocks]`: number of a block within its key, low and high half of the key's hash.
+        seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
+        start: first element, a multiple of 128.
+        out: float32 `[n]`, n a multiple of 128, overwritten.
+        delta: float32 `[n]`; None writes z alone.
+        eps: signed length of the probe.
+
+    Returns:
+        `out`.
+    """
+    blocks = counters.shape[1]
+    _check(counters, table, out, *(() if delta is None else (delta,)))
+    if start % _BLOCK or out.numel() % _BLOCK or start < 0 or start + out.numel() > blocks * _BLOCK:
+        raise ShapeError(
+            f"expected a stretch of whole blocks of {_BLOCK} elements within {blocks * _BLOCK}, "
+            f"got {out.numel()} elements from {start}."
+        )
+    if delta is not None and delta.shape != out.shape:
+        raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(delta.shape)}.")
+    source = None if delta is None else delta.data_ptr()
+    place = (blocks, start // _BLOCK, out.numel() // _BLOCK, seed)
+    run = kernel("noise", *_DRAW)
+    run(kind, table.data_ptr(), counters.data_ptr(), *place, source, eps, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def accumulate(
+    kind: int, table: Tensor, counters: Tensor, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor
+) -> Tensor:
+    """Add amount · z(seed) to delta for every direction in turn, each product and each sum rounded to float32.
+
+    Args:
+        kind: number of the distribution, as `draw` takes it.
+        table: quantiles, as `draw` takes them.
+        counters: counters of all blocks, as `draw` takes them.
+        seeds: seeds of the directions, 0 ≤ seed < 2⁶⁴.
+        amounts: what each direction is multiplied with, rounded to float32 first.
+        delta: float32 `[128 · blocks]`, changed in place.
+
+    Returns:
+        `delta`.
+    """
+    _check(counters, table, delta)
+    if delta.numel() != counters.shape[1] * _BLOCK or len(seeds) != len(amounts):
+        raise ShapeError(
+            f"expected {counters.shape[1] * _BLOCK} elements and an amount a seed, got {delta.numel()} elements, "
+            f"{len(seeds)} seeds and {len(amounts)} amounts."
+        )
+    numbers = (ctypes.c_uint64 * len(seeds))(*seeds)
+    factors = (ctypes.c_float * len(amounts))(*amounts)
+    state = (table.data_ptr(), counters.data_ptr(), counters.shape[1])
+    run = kernel("accumulate", *_ACCUMULATE)
+    run(kind, *state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
+    return delta
+
+
+def _check(counters: Tensor, *numbers: Tensor) -> None:
+    for tensor, dtype in ((counters, torch.int64), *((number, torch.float32) for number in numbers)):
+        if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise ShapeError(
+                f"expected a contiguous {dtype} tensor on the CPU, got {tensor.dtype} on {tensor.device}, "
+                f"strides {tensor.stride()}."
+            )

@@ -1,0 +1,161 @@
+"""The noise of `definition` on a GPU: drawn where it is used, and any number of directions in one launch.
+
+The functions are those of `zoquant.kernels.noise.compiled`, for tensors of a GPU. A row of a tile is a block of 128
+elements. Every product and every sum is rounded on its own: fusion is switched off at each launch. Triton is imported
+with this module, so `zoquant.kernels.gpu` alone imports it, where a GPU asks for it.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10), as
+triton.language.philox has it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zoquant.errors import ShapeError
+from zoquant.kernels.noise.definition import BITS, BLOCK, KINDS
+from zoquant.kernels.triton_launch import launch
+
+ROWS = 16
+"""Blocks that one program handles: 2,048 elements."""
+
+
+@triton.jit
+def random_bits(counters, blocks, row, here, seed, STREAM: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr):
+    """Return the random bits of each element, uint32 `[ROWS, 128]`: BITS of them. One call of Philox gives 128 bits."""
+    index = tl.load(counters + row, mask=here, other=0)
+    low = tl.load(counters + blocks + row, mask=here, other=0)
+    high = tl.load(counters + 2 * blocks + row, mask=here, other=0)
+    call = (index[:, None] * BITS + tl.arange(0, BITS)[None, :]).to(tl.uint32)
+    none = call * 0
+    w0, w1, w2, w3 = tl.philox(
+        seed, call, none + STREAM, none + low[:, None].to(tl.uint32), none + high[:, None].to(tl.uint32)
+    )
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [ROWS, 4 * BITS])
+    shifts = (tl.arange(0, 32 // BITS) * BITS).to(tl.uint32)
+    return tl.reshape((words[:, :, None] >> shifts[None, None, :]) & ((1 << BITS) - 1), [ROWS, 128])
+
+
+@triton.jit
+def noise_of(table, counters, blocks, row, here, seed, KIND: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr):
+    """Return z, float32 `[ROWS, 128]`: a set bit is +1, and 16 bits are looked up in the table."""
+    bits = random_bits(counters, blocks, row, here, seed, KIND, BITS, ROWS)
+    if BITS == 1:
+        z = bits.to(tl.float32) * 2 - 1
+    else:
+        z = tl.load(table + bits)
+    return z
+
+
+@triton.jit(do_not_specialize=["blocks", "first", "count", "seed"])
+def _draw(
+    table, counters, blocks, first, count, seed, delta, eps, out,
+    KIND: tl.constexpr, BITS: tl.constexpr, PROBE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = row < count
+    z = noise_of(table, counters, blocks, first + row, here, seed, KIND, BITS, ROWS)
+    place, kept = row[:, None] * 128 + tl.arange(0, 128)[None, :], here[:, None]
+    if PROBE:
+        z = tl.load(delta + place, mask=kept) + z * eps
+    tl.store(out + place, z, mask=kept)
+
+
+@triton.jit(do_not_specialize=["blocks", "directions"])
+def _accumulate(
+    table, counters, blocks, seeds, amounts, directions, delta,
+    KIND: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = row < blocks
+    place, kept = row[:, None] * 128 + tl.arange(0, 128)[None, :], here[:, None]
+    total = tl.load(delta + place, mask=kept)
+    for number in range(directions):
+        z = noise_of(table, counters, blocks, row, here, tl.load(seeds + number), KIND, BITS, ROWS)
+        total += z * tl.load(amounts + number)
+    tl.store(delta + place, total, mask=kept)
+
+
+def draw(
+    kind: int,
+    table: Tensor,
+    counters: Tensor,
+    seed: int,
+    start: int,
+    out: Tensor,
+    *,
+    delta: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Write z, or delta + eps · z with the product and the sum rounded each. See `zoquant.kernels.noise.compiled.draw`.
+
+    Raises:
+        ShapeError: a tensor is not contiguous or of another dtype, or the stretch is not one of whole blocks.
+    """
+    source = out if delta is None else delta
+    _check(counters, out, source)
+    blocks, count = counters.shape[1], out.numel() // BLOCK
+    if start % BLOCK or out.numel() % BLOCK or not 0 <= start <= start + out.numel() <= blocks * BLOCK:
+        raise ShapeError(
+            f"expected a stretch of whole blocks of {BLOCK} elements within {blocks * BLOCK}, got {out.numel()} "
+            f"elements from {start}."
+        )
+    if source.shape != out.shape:
+        raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(source.shape)}.")
+    launch(
+        _draw, grid(count), out.device,
+        table, counters, blocks, start // BLOCK, count, signed(seed), source, float(eps), out, **settings(kind),
+        PROBE=delta is not None,
+    )  # fmt: skip
+    return out
+
+
+def accumulate(
+    kind: int, table: Tensor, counters: Tensor, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor
+) -> Tensor:
+    """Add amount · z(seed) to delta for every direction in turn. See `zoquant.kernels.noise.compiled.accumulate`.
+
+    Raises:
+        ShapeError: a tensor is not contiguous or of another dtype, or sizes differ.
+    """
+    _check(counters, delta)
+    blocks = counters.shape[1]
+    if delta.numel() != blocks * BLOCK or len(seeds) != len(amounts):
+        raise ShapeError(
+            f"expected {blocks * BLOCK} elements and an amount a seed, got {delta.numel()} elements, "
+            f"{len(seeds)} seeds and {len(amounts)} amounts."
+        )
+    if len(seeds) == 1:
+        return draw(kind, table, counters, seeds[0], 0, delta, delta=delta, eps=amounts[0])
+    numbers = torch.tensor([signed(seed) for seed in seeds], device=delta.device, dtype=torch.int64)
+    factors = torch.tensor(amounts, device=delta.device, dtype=torch.float32)
+    directions = (numbers, factors, len(seeds))
+    launch(_accumulate, grid(blocks), delta.device, table, counters, blocks, *directions, delta, **settings(kind))
+    return delta
+
+
+def settings(kind: int) -> dict[str, int | bool]:
+    """Return what a launch is compiled for: the distribution, and no fused multiply-add."""
+    return {"KIND": kind, "BITS": BITS[KINDS[kind]], "ROWS": ROWS, "enable_fp_fusion": False}
+
+
+def grid(blocks: int) -> tuple[int]:
+    """Return how many programs handle so many blocks."""
+    return (-(-blocks // ROWS),)
+
+
+def signed(seed: int) -> int:
+    """Return a seed as the int64 of the same bits."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _check(counters: Tensor, *numbers: Tensor) -> None:
+    for tensor, dtype in ((counters, torch.int64), *((number, torch.float32) for number in numbers)):
+        if tensor.dtype != dtype or tensor.device != counters.device or not tensor.is_contiguous():
+            raise ShapeError(
+                f"expected a contiguous {dtype} tensor on {counters.device}, got {tensor.dtype} on {tensor.device}, "
+                f"strides {tensor.stride()}."
+            )

@@ -1,0 +1,1 @@
+"""Writing theta into many views at once: the compiled code, for the CPU and in Triton."""

@@ -1,0 +1,171 @@
+"""The delta file: what training added to each view, and the base that it belongs to."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.errors import BaseMismatchError, CheckpointError, NoViewsError, ShapeError, ValueRangeError
+from zoquant.files.atomic_files import load_tensors, save_tensors
+from zoquant.protocol import ROLES
+from zoquant.views.attach import attach
+from zoquant.views.fingerprint import check_base
+from zoquant.views.flat_buffer import SPACES, Space
+from zoquant.views.model_views import Views
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A delta file in memory.
+
+    Attributes:
+        values: float32 by key, in the shape and order of the tensor on disk.
+        base: fingerprint of the base by key.
+        space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
+    """
+
+    values: Mapping[str, Tensor]
+    base: Mapping[str, str]
+    space: Space
+
+    @classmethod
+    def of(cls, views: Views) -> "Delta":
+        """Return the delta that views hold now, as copies on the CPU."""
+        return cls({key: views.delta(key).cpu() for key in views.keys}, views.fingerprints(), views.space)
+
+    @classmethod
+    def mean(cls, deltas: Sequence["Delta"]) -> "Delta":
+        """Return the average of several runs on one base: the sum in float64, divided, rounded once.
+
+        Raises:
+            BaseMismatchError: the deltas are of different bases, keys or spaces.
+            ValueError: there is none.
+        """
+        if not deltas:
+            raise ValueError("Delta.mean: got no delta, expected at least one.")
+        for other in deltas[1:]:
+            deltas[0]._check_alike(other)
+        values = {
+            key: (sum(delta.values[key].double() for delta in deltas) / len(deltas)).float()  # type: ignore[union-attr]
+            for key in deltas[0].values
+        }
+        return cls(values, dict(deltas[0].base), deltas[0].space)
+
+    def __sub__(self, other: "Delta") -> "Delta":
+        """Return what was added between two moments: a delta on the same base, rounded once to float32.
+
+        Raises:
+            BaseMismatchError: the deltas are of different bases, keys or spaces.
+        """
+        self._check_alike(other)
+        values = {key: value - other.values[key] for key, value in self.values.items()}
+        return Delta(values, dict(self.base), self.space)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file.
+
+        Raises:
+            WriteError: the file could not be written.
+        """
+        metadata = {"kind": "delta", "version": _VERSION, "space": self.space, "base": dict(self.base)}
+        save_tensors(Path(path), self.values, metadata)
+
+    def _check_alike(self, other: "Delta") -> None:
+        if self.space != other.space:
+            raise BaseMismatchError(f"delta: one is in {self.space} space, the other in {other.space}. Use one space.")
+        check_base("delta", self.base, other.base)
+        check_base("delta", other.base, self.base)
+
+
+def save_delta(path: str | Path, views: Views) -> None:
+    """Write the delta of all views to a safetensors file.
+
+    Args:
+        path: the file; replaced if it exists.
+        views: the views of the trained model.
+
+    Raises:
+        WriteError: the file could not be written.
+    """
+    Delta.of(views).save(path)
+
+
+def read_delta(path: str | Path) -> Delta:
+    """Read a delta file and check it on its own.
+
+    Raises:
+        CheckpointError: not a delta, of a newer version, or truncated.
+        ValueRangeError: a value is NaN or infinite; the first key is named.
+    """
+    values, metadata = load_tensors(Path(path), "delta")
+    base, space, version = metadata.get("base"), metadata.get("space"), metadata.get("version")
+    if version != _VERSION:
+        raise CheckpointError(f"{path}: delta of version {version}, expected {_VERSION}. Update zoquant.")
+    if not isinstance(base, dict) or space not in SPACES or base.keys() != values.keys():
+        raise CheckpointError(f"{path}: the header does not name space and base of every tensor. Is the file whole?")
+    for key, value in values.items():
+        if value.dtype != torch.float32:
+            raise CheckpointError(f"{path}: {key} is {value.dtype}, expected torch.float32. Save the delta again.")
+        if not torch.isfinite(value).all():
+            raise ValueRangeError(f"{path}: {key} holds NaN or infinity, expected finite numbers. Nothing was changed.")
+    return Delta(values, base, cast(Space, space))
+
+
+def load_delta(path: str | Path, views: Views) -> None:
+    """Put a delta on its base: afterwards the model computes with base and delta, whatever it held before.
+
+    Args:
+        path: a file that `save_delta` wrote.
+        views: views of the same base; views that the file does not name go back to their base.
+
+    Raises:
+        BaseMismatchError: the delta was made on another base; the first key that differs is named.
+        CheckpointError, ShapeError, ValueRangeError: the file is damaged. Nothing has changed.
+    """
+    delta = read_delta(path)
+    check_base(str(path), delta.base, views.fingerprints())
+    shapes = {view.name: tuple(view.shape) for view in views}
+    for key, value in delta.values.items():
+        if tuple(value.shape) != shapes[key]:
+            raise ShapeError(f"{path}: {key} has shape {tuple(value.shape)}, expected {shapes[key]}. Nothing changed.")
+    _check_coupled(str(path), delta, views)
+    for buffer in views.buffers:
+        buffer.delta.zero_()
+    views.space = delta.space
+    views.set_delta(delta.values)
+
+
+def put_on(path: str | Path, model: nn.Module) -> None:
+    """Put a delta on a model of its base, opening only the views that it moves.
+
+    Raises:
+        BaseMismatchError: the delta was made on another base; the first key that differs is named.
+        CheckpointError, ShapeError, ValueRangeError: the file is damaged. Nothing has changed.
+    """
+    moved = list(read_delta(path).values)
+    if not moved:
+        return
+    try:
+        views = attach(model, roles=ROLES, include=[glob.escape(key) for key in moved], coupled=False)
+    except NoViewsError as error:
+        raise BaseMismatchError(
+            f"{path}: made on another model: it moves {moved[0]}, and none of its keys exists here. Use the "
+            "checkpoint that the training started from."
+        ) from error
+    load_delta(path, views)
+
+
+def _check_coupled(what: str, delta: Delta, views: Views) -> None:
+    """Refuse a delta that moves views apart which share theirs here."""
+    for keys in views.coupled_keys():
+        found = [delta.values.get(key) for key in keys]
+        if any(value is None for value in found) and any(value is not None for value in found):
+            raise BaseMismatchError(f"{what}: moves only some of {', '.join(keys)}. Attach with coupled=False.")
+        if any(value is not None and not torch.equal(value, cast(Tensor, found[0])) for value in found):
+            raise BaseMismatchError(f"{what}: moves {', '.join(keys)} apart. Attach with coupled=False.")

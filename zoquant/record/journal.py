@@ -1,0 +1,209 @@
+"""The journal: a trajectory that grows by one record a step and is whole after a kill at any byte.
+
+    8 bytes    b"ZOQTRAJ" and the version of this layout, 1
+    4 bytes    n, the length of the header, little endian as all numbers here
+    n bytes    the header: JSON
+    4 bytes    CRC-32 of all bytes before
+    records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
+               where `seeds` in the header is below `probes`, the last derivatives have no seed before them
+
+The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone.
+A record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
+was writing. Every `SYNC_EVERY` records, and when the journal closes, the file is flushed to the disk: a power failure
+loses at most that many steps, which a resumed run does again to the same bytes.
+"""
+
+import json
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import CheckpointError, ValueRangeError
+from zoquant.files.atomic_files import writing
+from zoquant.files.plain_json import parse_json
+from zoquant.record.mover import Step
+
+MAGIC = b"ZOQTRAJ\x01"
+SYNC_EVERY = 25
+MAX_PROBES = 1 << 16
+MAX_BYTES = 1 << 31
+"""Of a journal that is read: it fits in memory, as a trajectory does."""
+
+_LENGTH = struct.Struct("<I")
+
+
+class Journal:
+    """A journal that is open for writing.
+
+    Args:
+        path: the file; whatever stood there is replaced.
+        header: what to write before the records: anything JSON can hold.
+        probes: directions a step.
+        steps: the first steps.
+        seeds: seeds a step: as many as probes, or one.
+
+    Raises:
+        WriteError: the file could not be written.
+    """
+
+    def __init__(
+        self, path: Path, header: dict[str, Any], probes: int, steps: list[Step], *, seeds: int | None = None
+    ) -> None:
+        self.path = path
+        self.count = 0
+        self._seeds = probes if seeds is None else seeds
+        fewer = {"seeds": self._seeds} if self._seeds != probes else {}
+        head = encode_header({**header, "probes": probes, **fewer})
+        self._record = _record(probes, self._seeds)
+        self._salt = zlib.crc32(head[:-4])
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with writing(path):
+            self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                _write(self._file, head + b"".join(self._encode(step) for step in steps))
+                os.fsync(self._file)
+                os.replace(temporary, path)
+            except BaseException:
+                os.close(self._file)
+                temporary.unlink()
+                raise
+
+    def append(self, step: Step) -> None:
+        """Add a record.
+
+        Raises:
+            WriteError: the record could not be written; the journal ends where it ended before.
+        """
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        count = self.count
+        with writing(self.path):
+            try:
+                _write(self._file, self._encode(step))
+                if self.count % SYNC_EVERY == 0:
+                    os.fsync(self._file)
+            except BaseException:
+                self.count = count
+                os.ftruncate(self._file, end)
+                raise
+
+    def close(self) -> None:
+        """Flush the file to the disk and close it."""
+        if self._file >= 0:
+            with writing(self.path):
+                os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _encode(self, step: Step) -> bytes:
+        paired = step.derivatives[: self._seeds]
+        pairs = [part for pair in zip(step.seeds, paired, strict=True) for part in pair]
+        body = self._record.pack(self.count, step.lr, *pairs, *step.derivatives[self._seeds :])
+        self.count += 1
+        return body + _LENGTH.pack(zlib.crc32(body, self._salt))
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file begins like a journal."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC) - 1) == MAGIC[:-1]
+    except OSError:
+        return False
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
+    """Read header and steps. A record at the end that was cut off, or whose bytes never reached the disk, is left out.
+
+    Raises:
+        CheckpointError: the header is not whole, or a record is damaged although a later one is whole.
+        ValueRangeError: a number is NaN or infinite.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: expected a journal of at most {MAX_BYTES} bytes. Check the path.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
+    header, start = _decode_header(path, data)
+    probes, seeds = _counts(path, header)
+    record = _record(probes, seeds)
+    salt, size = zlib.crc32(data[: start - 4]), record.size + 4
+    rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
+    whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
+    good = whole.index(False) if False in whole else len(whole)
+    if any(whole[good:]):
+        raise CheckpointError(
+            f"{path}: the record of step {good} at byte {start + good * size} is damaged, but a later one is whole. "
+            "Use a copy of the file."
+        )
+    return header, [_decode(path, number, record, seeds, row) for number, row in enumerate(rows[:good])]
+
+
+def encode_header(header: dict[str, Any]) -> bytes:
+    """Return the bytes before the records."""
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    head = MAGIC + _LENGTH.pack(len(text)) + text
+    return head + _LENGTH.pack(zlib.crc32(head))
+
+
+def _decode_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
+    fixed = len(MAGIC) + 4
+    if data[: len(MAGIC) - 1] != MAGIC[:-1]:
+        raise CheckpointError(f"{path}: not a journal of a trajectory. Check the path.")
+    if data[len(MAGIC) - 1 : len(MAGIC)] not in (b"", MAGIC[-1:]):
+        raise CheckpointError(
+            f"{path}: journal of version {data[len(MAGIC) - 1]}, expected {MAGIC[-1]}. Update zoquant."
+        )
+    end = fixed + _LENGTH.unpack(data[len(MAGIC) : fixed])[0] if len(data) >= fixed else len(data)
+    if not fixed <= end <= len(data) - 4 or _LENGTH.unpack(data[end : end + 4])[0] != zlib.crc32(data[:end]):
+        raise CheckpointError(f"{path}: the header is damaged. Use a copy of the file, or begin the run again.")
+    try:
+        header = parse_json(data[fixed:end])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is not JSON: {str(error)[:120]}. Begin the run again.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is no JSON object. Begin the run again.")
+    return header, end + 4
+
+
+def _counts(path: Path, header: dict[str, Any]) -> tuple[int, int]:
+    """Return directions and seeds a step, as the header says."""
+    probes = header.get("probes")
+    seeds = header.get("seeds", probes)
+    if type(probes) is not int or type(seeds) is not int or not 0 < probes <= MAX_PROBES or seeds not in (1, probes):
+        raise CheckpointError(
+            f"{path}: the header says {probes!r:.40} probes and {seeds!r:.40} seeds a step, expected 1 to "
+            f"{MAX_PROBES}, and as many seeds or one. Begin the run again."
+        )
+    return probes, seeds
+
+
+def _record(probes: int, seeds: int) -> struct.Struct:
+    return struct.Struct("<Id" + "Qd" * seeds + "d" * (probes - seeds))
+
+
+def _decode(path: Path, number: int, record: struct.Struct, seeds: int, row: bytes) -> Step:
+    found, lr, *rest = record.unpack(row[:-4])
+    pairs, others = rest[: 2 * seeds], rest[2 * seeds :]
+    if found != number:
+        raise CheckpointError(f"{path}: record {number} is of step {found}. Use a copy of the file.")
+    if not all(map(math.isfinite, (lr, *pairs[1::2], *others))):
+        raise ValueRangeError(f"{path}: step {number} holds NaN or infinity, expected finite numbers.")
+    if any(seed >= 1 << 63 for seed in pairs[::2]):
+        raise CheckpointError(f"{path}: step {number} has a seed above 2⁶³. Use a copy of the file.")
+    return Step(tuple(pairs[::2]), (*pairs[1::2], *others), lr)
+
+
+def _write(file: int, data: bytes) -> None:
+    """Hand all bytes to the system; it may take them in parts when the disk is nearly full."""
+    while data:
+        data = data[os.write(file, data) :]

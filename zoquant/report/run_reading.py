@@ -1,0 +1,147 @@
+"""A run as its folder has it, under way or done."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import CheckpointError
+from zoquant.files.plain_json import parse_json
+from zoquant.report.heat import Moves
+from zoquant.training.run_folder import RunFolder
+
+_POINTS = 300
+_LARGEST = 1e100
+_MOST = 1 << 31
+"""Bytes of metrics or samples."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model makes of a prompt after some steps."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the folder of a run holds.
+
+    Attributes:
+        name: name of the folder, or more of its path where two runs have the same.
+        settings: what decides the bytes.
+        summary: what came of it; empty while it is under way.
+        calibration: what was chosen; empty if nothing was.
+        steps: a line of the metrics for each step.
+        evaluations: a line of the metrics for each evaluation.
+        moves: the size of the delta, None without one.
+        samples: generations, in the order of the file.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
+    moves: Moves | None
+    samples: Sequence[Sample]
+
+    @classmethod
+    def read(cls, path: str | Path, name: str) -> "Recorded":
+        """Read a folder.
+
+        Raises:
+            CheckpointError: it is no folder of a run, or a file in it is damaged.
+        """
+        folder = RunFolder(path)
+        if not folder.settings.exists():
+            raise CheckpointError(
+                f"{path}: holds no run, expected {folder.settings.name} in it. Pass the --out of a run."
+            )
+        lines = _lines(folder.metrics)
+        moves = Moves.read(folder.delta) if folder.delta.exists() else None
+        return cls(
+            name=name,
+            settings=folder.read_settings(),
+            summary=folder.read_summary() if folder.summary.exists() else {},
+            calibration=folder.read_calibration() or {},
+            steps=[line for line in lines if finite(line, "loss") is not None],
+            evaluations=[line for line in lines if metrics_of(line)],
+            moves=moves if moves is not None and moves.rms else None,
+            samples=[_sample(folder.samples, number, line) for number, line in enumerate(_lines(folder.samples), 1)],
+        )
+
+    def stepwise(self, name: str) -> list[tuple[float, float]]:
+        """Return a number over the steps."""
+        return [(line["step"], value) for line in self.steps if (value := finite(line, name)) is not None]
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """Return a number over the steps, thinned to some hundreds of points."""
+        return thinned(self.stepwise(name))
+
+    @property
+    def stretch(self) -> int:
+        """How many steps a point of a curve stands for."""
+        return _stretch(len(self.steps))
+
+    def evaluated(self, name: str) -> list[tuple[float, float]]:
+        """Return a number over the evaluations."""
+        return [(line["step"], value) for line in self.evaluations if (value := finite(line, name)) is not None]
+
+
+def finite(line: Mapping[str, Any], name: str) -> float | None:
+    """Return a number of a line, None where there is none, or one that no chart can hold."""
+    return number_in(line.get(name))
+
+
+def number_in(value: Any) -> float | None:
+    """Return a value as a number that a chart can hold, None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if -_LARGEST < value < _LARGEST else None
+
+
+def metrics_of(line: Mapping[str, Any]) -> list[str]:
+    """Return the names of what an evaluation measured, as the metrics file has them: `eval_<name>`."""
+    return [
+        name for name in line if name.startswith("eval_") and name != "eval_examples" and finite(line, name) is not None
+    ]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most some hundreds of points: of each stretch its last x and the mean of its y."""
+    size = _stretch(len(points))
+    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
+
+
+def _stretch(count: int) -> int:
+    return max(1, math.ceil(count / _POINTS))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file with their `step`; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    if path.stat().st_size > _MOST:
+        raise CheckpointError(f"{path}: expected at most {_MOST} bytes. Is it the right file?")
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number}: is not JSON: {error}. Remove the line.") from error
+        if not isinstance(value, dict) or finite(value, "step") is None:
+            raise CheckpointError(f"{path}, line {number}: expected an object with a step. Remove the line.")
+        found.append(value)
+    return found
+
+
+def _sample(path: Path, number: int, line: Mapping[str, Any]) -> Sample:
+    if not isinstance(line.get("prompt"), str) or not isinstance(line.get("text"), str):
+        raise CheckpointError(f"{path}, line {number}: expected prompt and text, each a text. Remove the line.")
+    return Sample(int(line["step"]), line["prompt"], line["text"])

@@ -1,6 +1,0 @@
-"""Rows of data: from files, from folders of splits, from the Hugging Face Hub."""
-
-from zoquant.rows.read import has_splits, read_rows
-from zoquant.rows.row import Row, row_of
-
-__all__ = ["Row", "has_splits", "read_rows", "row_of"]

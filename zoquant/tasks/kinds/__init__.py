@@ -1,0 +1,1 @@
+"""The kinds of tasks: classification, multiple choice, generation, masked words, plain text and chats."""

@@ -1,0 +1,195 @@
+"""Classification by label words: a template turns a row into a prompt, the model chooses among the words.
+
+Source: MeZO (arXiv 2305.17333, appendix E.2): the loss is the cross-entropy over the label words' scores.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.errors import DataError
+from zoquant.tasks.encoding import Encoder, padded
+from zoquant.tasks.evaluation import Evaluation, Metric
+from zoquant.tasks.fitting import in_groups
+from zoquant.tasks.rows import Row
+from zoquant.tasks.sampling import Draws, by_length
+from zoquant.tasks.scoring import hidden_states, logits_at
+from zoquant.tasks.template import Prompt, Template, label_numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples as token ids, padded at the end.
+
+    Attributes:
+        ids: int64 `[rows, length]`; with label words of one token a row is an example, else an example and a word.
+        lengths: tokens of the prompt, int64 `[examples]`.
+        labels: index of the true label, int64 `[examples]`.
+        rows: tokens of each row.
+        repeated: how often the same examples stand one below the other.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    labels: Tensor
+    rows: tuple[int, ...]
+    repeated: int = 1
+
+    @property
+    def weight(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    def repeat(self, times: int) -> "Batch":
+        """Return the batch so many times one below the other, as `BatchedZO` asks for."""
+        lengths, labels = self.lengths.repeat(times), self.labels.repeat(times)
+        return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times, self.repeated * times)
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Return the first and the second half of the examples."""
+        middle = self.weight // 2
+        return self._part(0, middle), self._part(middle, self.weight)
+
+    def _part(self, start: int, stop: int) -> "Batch":
+        each = len(self.rows) // self.weight
+        rows = slice(start * each, stop * each)
+        return Batch(self.ids[rows], self.lengths[start:stop], self.labels[start:stop], self.rows[rows])
+
+
+class Classification:
+    """Examples of one template, ready to be scored by a causal language model.
+
+    Args:
+        rows: the data.
+        template: the prompt and the label words.
+        tokenizer: a transformers tokenizer.
+        device: where batches go.
+        max_length: most tokens that the model takes; None for no bound.
+        prefix: text before every prompt, e.g. worked examples.
+        calibration: a template without the input, e.g. `"It was {label}"`: in evaluation what a word scores after it is
+            taken off. None for none.
+
+    Raises:
+        DataError: a field is missing, a row has an unknown label, or a label has no row.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        template: Template,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        max_length: int | None = None,
+        prefix: str = "",
+        calibration: str | None = None,
+    ) -> None:
+        template.check(rows, [template.label])
+        self.device = device
+        self.labels = label_numbers(rows, template.words, template.label)
+        encoder = Encoder(tokenizer, max_length, prefix)
+        self.words = [encoder.continuation(template.continuation(value), template.ending) for value in template.words]
+        after = [max(map(len, self.words))] * len(rows)
+        self.prompts = encoder.prompts([template.prompt(row) for row in rows], after)
+        self.empty: list[list[int]] = []
+        if calibration is not None:
+            free = Prompt(calibration)
+            free.check(rows)
+            self.empty = Encoder(tokenizer, max_length).prompts([free.prompt(row) for row in rows], after)
+        self._single = all(len(word) == 1 for word in self.words)
+        self._tokens = torch.tensor([word[0] for word in self.words], device=device)
+        self._draws = Draws(self.labels)
+        if len({tuple(word) for word in self.words}) < len(self.words):
+            raise DataError(f"labels: two of {list(template.words.values())} are the same tokens. Choose other words.")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, examples: Sequence[int]) -> Batch:
+        """Return some examples as a batch."""
+        return self._batch([self.prompts[i] for i in examples], [self.labels[i] for i in examples])
+
+    def batch_of_step(self, seed: int, step: int, size: int) -> Batch:
+        """Return the batch of one training step: a pure function of seed and step, so that a run can go on anywhere.
+
+        Every label has its share of the batch; each goes through its examples in an order drawn anew each epoch.
+        """
+        return self.batch(self._draws.of_step(seed, step, size))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield all examples, sorted by length so that little is padded."""
+        for examples in by_length([len(prompt) for prompt in self.prompts], size):
+            yield self.batch(examples)
+
+    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`."""
+        states = hidden_states(model, batch.ids, batch.rows, batch.repeated)
+        if self._single:
+            last = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
+            return logits_at(model, last, self._tokens)
+        return self._long_scores(model, states, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy over the label words, a scalar."""
+        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the label words of each example, float32 `[examples]`."""
+        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels, reduction="none")
+
+    def accuracy(self, model: nn.Module, batch: Batch) -> float:
+        """Return the share of the examples whose true word scores best."""
+        return float((self.scores(model, batch).argmax(-1) == batch.labels).double().mean())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
+        """Return accuracy and loss over all examples."""
+        right: list[bool] = []
+        losses: list[float] = []
+        offsets = self._offsets(model)
+
+        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
+            batch = self.batch(examples)
+            scores = self.scores(model, batch)
+            if offsets is not None:
+                scores = scores - offsets[examples]
+            lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
+            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
+
+        for _, (hits, lost) in in_groups(by_length([len(prompt) for prompt in self.prompts], batch_size), measure):
+            right += hits
+            losses += lost
+        return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
+
+    def _batch(self, prompts: Sequence[list[int]], labels: Sequence[int]) -> Batch:
+        rows = prompts if self._single else [prompt + word for prompt in prompts for word in self.words]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        where = torch.tensor(labels, device=self.device)
+        return Batch(padded(rows).to(self.device), lengths, where, tuple(map(len, rows)))
+
+    def _offsets(self, model: nn.Module) -> Tensor | None:
+        """Return what the words score without the input, `[examples, labels]`; equal prompts are scored once.
+
+        Source: surface form competition, Holtzman et al. (arXiv 2104.08315), as MeZO's `--sfc` has it.
+        """
+        if not self.empty:
+            return None
+        distinct = sorted({tuple(prompt) for prompt in self.empty})
+        scores = torch.cat([self.scores(model, self._batch([list(prompt)], [0])) for prompt in distinct])
+        place = {prompt: number for number, prompt in enumerate(distinct)}
+        return scores[[place[tuple(prompt)] for prompt in self.empty]]
+
+    def _long_scores(self, model: nn.Module, states: Tensor, batch: Batch) -> Tensor:
+        """Score words of several tokens: the sum of their tokens' log-probabilities."""
+        columns = []
+        for number, word in enumerate(self.words):
+            rows = states[number :: len(self.words)]
+            target = torch.tensor(word, device=states.device)
+            places = batch.lengths[:, None] - 1 + torch.arange(len(word), device=states.device)
+            picked = rows[torch.arange(len(rows), device=states.device)[:, None], places]
+            chances = logits_at(model, picked).log_softmax(-1)
+            columns.append(chances.gather(-1, target.expand(len(rows), -1)[..., None]).sum((1, 2)))
+        return torch.stack(columns, -1)

@@ -1,0 +1,185 @@
+"""Classification by a masked language model: the label word fills the mask.
+
+Source: MeZO (arXiv 2305.17333, appendix E.1), after LM-BFF (Gao et al., arXiv 2012.15723).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.errors import DataError
+from zoquant.tasks.encoding import log, padded
+from zoquant.tasks.evaluation import Evaluation, Metric
+from zoquant.tasks.fitting import in_groups
+from zoquant.tasks.rows import Row
+from zoquant.tasks.sampling import Draws, by_length
+from zoquant.tasks.template import LABEL, Prompt, check_words, label_numbers
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """A text with fields in braces and `{label}` where the mask stands, and the word for each label value.
+
+    Attributes:
+        text: e.g. `"{sentence} It was {label}."`.
+        words: the label's words by its value in the data.
+        label: name of the column that holds the label.
+    """
+
+    text: str
+    words: Mapping[str, str]
+    label: str = "label"
+
+    def __post_init__(self) -> None:
+        if self.text.count(LABEL) != 1:
+            raise DataError(
+                f"template {self.text!r} has no {{label}}, or several. Write e.g. '{{text}} It was {{label}}.'"
+            )
+        check_words(self.words)
+
+    def sides(self, row: Row) -> tuple[str, str]:
+        """Return the texts before and after the mask."""
+        before, after = self.text.split(LABEL)
+        return before.format_map(row), after.format_map(row)
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Some examples as token ids, padded at the end.
+
+    Attributes:
+        ids: int64 `[examples, length]`.
+        seen: 1 for a token, 0 for padding, int64 `[examples, length]`.
+        masks: place of the mask, int64 `[examples]`.
+        labels: index of the true label, int64 `[examples]`.
+    """
+
+    ids: Tensor
+    seen: Tensor
+    masks: Tensor
+    labels: Tensor
+
+    @property
+    def weight(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    def halves(self) -> tuple["MaskedBatch", "MaskedBatch"]:
+        """Return the first and the second half of the examples."""
+        middle = self.weight // 2
+        return self._part(slice(middle)), self._part(slice(middle, None))
+
+    def _part(self, some: slice) -> "MaskedBatch":
+        return MaskedBatch(self.ids[some], self.seen[some], self.masks[some], self.labels[some])
+
+
+class MaskedClassification:
+    """Examples of one cloze, ready to be scored by a masked language model.
+
+    A text that is too long loses the beginning of what stands before the mask, and then the end of what follows it.
+
+    Args:
+        rows: the data.
+        cloze: the text and the label words.
+        tokenizer: a transformers tokenizer with a mask token.
+        device: where batches go.
+        max_length: most tokens that the model takes; None for no bound.
+
+    Raises:
+        DataError: a field is missing, a label is unknown, a label word has several tokens, or there is no mask token.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], cloze: Cloze, tokenizer: Any, device: torch.device, *, max_length: int | None = None
+    ) -> None:
+        if tokenizer.mask_token_id is None:
+            raise DataError("the tokenizer has no mask token. Take a masked model, or --task classification.")
+        Prompt(cloze.text.replace(LABEL, "") + LABEL).check(rows, [cloze.label])
+        self.device = device
+        self.labels = label_numbers(rows, cloze.words, cloze.label)
+        words = [tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for word in cloze.words.values()]
+        for word, ids in zip(cloze.words.values(), words, strict=True):
+            if len(ids) != 1:
+                raise DataError(
+                    f"labels: {word.strip()!r} is {len(ids)} tokens, but a mask is one. Choose another word."
+                )
+        if len({ids[0] for ids in words}) < len(words):
+            raise DataError(f"labels: two of {list(cloze.words.values())} are the same token. Choose other words.")
+        self._tokens = torch.tensor([ids[0] for ids in words], device=device)
+        self._fill = tokenizer.pad_token_id or 0
+        fitted = [_fit(*cloze.sides(row), tokenizer, max_length) for row in rows]
+        self.texts = [ids for ids, _, _ in fitted]
+        self.masks = [place for _, place, _ in fitted]
+        if cut := sum(was for _, _, was in fitted):
+            log.warning(
+                "%d of %d texts are longer than the %s tokens of the model and are cut.", cut, len(rows), max_length
+            )
+        self._draws = Draws(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def batch(self, examples: Sequence[int]) -> MaskedBatch:
+        """Return some examples as a batch."""
+        texts = [self.texts[i] for i in examples]
+        ids, seen = padded(texts, self._fill), padded([[1] * len(text) for text in texts])
+        masks, labels = (torch.tensor([values[i] for i in examples]) for values in (self.masks, self.labels))
+        return MaskedBatch(*(tensor.to(self.device) for tensor in (ids, seen, masks, labels)))
+
+    def batch_of_step(self, seed: int, step: int, size: int) -> MaskedBatch:
+        """Return the batch of one training step: every label has its share."""
+        return self.batch(self._draws.of_step(seed, step, size))
+
+    def scores(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
+        """Return the logits of the label words at the mask: float32 `[examples, labels]`."""
+        whole: Any = model
+        head = getattr(whole, "lm_head", None) or getattr(whole, "cls", None)
+        rows = torch.arange(len(batch.ids), device=batch.ids.device)
+        if head is None:
+            logits = whole(input_ids=batch.ids, attention_mask=batch.seen).logits[rows, batch.masks]
+        else:
+            states = whole.base_model(input_ids=batch.ids, attention_mask=batch.seen).last_hidden_state
+            logits = head(states[rows, batch.masks])
+        found: Tensor = logits[:, self._tokens].float()
+        return found
+
+    def loss(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
+        """Return the mean cross-entropy over the label words, a scalar."""
+        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
+
+    def accuracy(self, model: nn.Module, batch: MaskedBatch) -> float:
+        """Return the share of the examples whose true word scores best."""
+        return float((self.scores(model, batch).argmax(-1) == batch.labels).double().mean())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
+        """Return accuracy and loss over all examples."""
+        right: list[bool] = []
+        losses: list[float] = []
+
+        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
+            batch = self.batch(examples)
+            scores = self.scores(model, batch)
+            lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
+            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
+
+        for _, (hits, lost) in in_groups(by_length([len(text) for text in self.texts], batch_size), measure):
+            right += hits
+            losses += lost
+        return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
+
+
+def _fit(before: str, after: str, tokenizer: Any, max_length: int | None) -> tuple[list[int], int, bool]:
+    """Return the tokens of a text with its mask, the place of the mask, and whether anything was cut off."""
+    text, mask = f"{before}{tokenizer.mask_token}{after}", tokenizer.mask_token_id
+    whole, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    if bare.count(mask) != 1:
+        raise DataError(f"{before[:60]!r} holds a mask token of its own, expected the template's alone. Take it out.")
+    first, place = whole.index(mask) - bare.index(mask), bare.index(mask)
+    head, tail = whole[:first], whole[first + len(bare) :]
+    room = len(bare) if max_length is None else max_length - len(head) - len(tail)
+    start = min(max(len(bare) - room, 0), place)
+    return [*head, *bare[start : start + room], *tail], first + place - start, len(bare) > room

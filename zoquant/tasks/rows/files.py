@@ -1,0 +1,119 @@
+"""Rows of one file: JSONL, CSV, TSV, Parquet or plain text."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import DataError
+from zoquant.files.plain_json import parse_json
+from zoquant.tasks.rows.row import Row, row_of
+
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+MAX_BYTES = 1 << 31
+"""Of a data file: rows are held in memory."""
+
+
+def read_file(file: Path) -> list[Row]:
+    """Read a data file; its ending tells the kind.
+
+    JSONL has one object a line, CSV and TSV a header line, and text a row `text` for each paragraph, with an empty line
+    between two.
+
+    Raises:
+        DataError: the file is missing, empty, of another kind, or a line cannot be read; the line is named.
+    """
+    if file.suffix not in ENDINGS:
+        raise DataError(
+            f"{file}: unknown kind of file {file.suffix!r}, expected one of {', '.join(ENDINGS)}. Rename or convert."
+        )
+    if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_BYTES):
+        raise DataError(f"{file}: expected a file of at most {MAX_BYTES} bytes. Split the data.")
+    rows = _parquet(file) if file.suffix == ".parquet" else _text(file)
+    if not rows:
+        raise DataError(f"{file}: holds no row, expected at least one. Is it the right file?")
+    return rows
+
+
+def _text(file: Path) -> list[Row]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}. Pass a text file in UTF-8.") from error
+    if file.suffix == ".txt":
+        return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
+    return _jsonl(file, text) if file.suffix in (".jsonl", ".json") else _table(file, text)
+
+
+def _jsonl(file: Path, text: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: not JSON: {error}. Put one object on each line.") from error
+        if "\\u" in line:
+            _check_characters(file, number, row)
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number}: expected an object, got {type(row).__name__}.")
+        rows.append(_row(file, number, row))
+    return rows
+
+
+def _row(file: Path, number: int, row: dict[str, Any]) -> Row:
+    try:
+        return row_of(row)
+    except RecursionError as error:
+        raise DataError(f"{file}, line {number}: values are nested too deep. Flatten them.") from error
+
+
+def _check_characters(file: Path, number: int, row: Any) -> None:
+    """Refuse text that UTF-8 cannot hold: half of a pair of surrogates, which JSON lets through."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{file}, line {number}: holds half a character: {error.reason}. Repair the text.") from error
+
+
+def _table(file: Path, text: str) -> list[Row]:
+    lines = io.StringIO(text, newline="")
+    if file.suffix == ".tsv":
+        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.DictReader(lines, strict=True)
+    rows = []
+    try:
+        _check_columns(file, reader.fieldnames or ())
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
+            rows.append(row_of(row))
+    except csv.Error as error:
+        begun = reader.line_num + 1
+        raise DataError(
+            f"{file}, the row from line {begun} on: {error}. Mend its quotes, or save it as JSONL."
+        ) from error
+    return rows
+
+
+def _check_columns(file: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{file}, line 1: the column {twice[0]!r} comes twice, expected it once. Rename or drop one.")
+
+
+def _parquet(file: Path) -> list[Row]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError(f"{file}: Parquet needs pyarrow. Run: pip install 'zoquant[parquet]'.") from error
+    try:
+        rows: list[Row] = parquet.read_table(file).to_pylist()
+    except (OSError, ArrowException, UnicodeDecodeError) as error:  # the last for text and names that are no UTF-8
+        raise DataError(f"{file}: cannot be read: {error}. Is it a whole Parquet file?") from error
+    return [row_of(row) for row in rows]

@@ -1,0 +1,321 @@
+"""The folder of a training run: its files, and what may be gone on with."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zoquant.errors import CheckpointError
+from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
+from zoquant.files.lock import Lock
+from zoquant.files.plain_json import parse_json
+from zoquant.optim.calibration import Numbers
+from zoquant.optim.optimizer import StepResult
+from zoquant.record.rows_and_columns import SUBSPACES, Subspace
+from zoquant.record.trajectory import Trajectory
+from zoquant.tasks import Evaluation
+
+_MOST = 1 << 24
+"""Bytes of settings or of a calibration."""
+SHA256 = "_sha256"
+"""How the name of a setting ends that holds the sha256 of rows."""
+_OF_A_STEP = ("step", "loss", "derivative", "seconds", "overhead")
+"""Numbers that the metrics of a step have."""
+_MOST_LINES = 1 << 31
+"""Bytes of metrics: some millions of steps."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports after each step and each evaluation.
+
+    Attributes:
+        step: steps done.
+        steps: steps in all.
+        result: what the last step saw; None for an evaluation before the first.
+        evaluation: the evaluation made after this step, if any.
+        seconds: time of the step.
+        forward_seconds: mean time of its forwards.
+        calibration: what was chosen before the first step, and why.
+        skipped: why the step was undone and counts for nothing; None for one that was done.
+        overhead: time of the step ÷ time of its forwards.
+        notice: what the run has chosen by itself, and why.
+    """
+
+    step: int
+    steps: int
+    result: StepResult | None
+    evaluation: Evaluation | None
+    seconds: float
+    forward_seconds: float
+    calibration: Numbers | None = None
+    skipped: str | None = None
+    overhead: float = math.nan
+    notice: str | None = None
+
+
+class RunFolder:
+    """The files of a run.
+
+    Attributes:
+        path: the folder.
+        settings, config, calibration, metrics, samples, delta, trajectory, summary, plot, card: its files.
+        best: the delta of the step that did best on held-out data, where there is data to test it on.
+        journal: the trajectory while the run is under way.
+        micro_batches: at which steps batches were halved, if memory ran out.
+        lock: who trains here now; held from `begin` or `resume` to `release`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "settings.json"
+        self.config = self.path / "config.toml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.delta = self.path / "delta.safetensors"
+        self.best = self.path / "best.safetensors"
+        self.trajectory = self.path / "trajectory.safetensors"
+        self.journal = self.path / "trajectory.journal"
+        self.calibration = self.path / "calibration.json"
+        self.summary = self.path / "summary.json"
+        self.plot = self.path / "loss.png"
+        self.card = self.path / "README.md"
+        self.samples = self.path / "samples.jsonl"
+        self.micro_batches = self.path / "micro_batches.json"
+        self.lock = Lock(self.path / "run.lock")
+
+    def begin(self, settings: dict[str, Any], config: str | None = None) -> None:
+        """Make the folder with the settings in it, and the config if there is one, and take its lock.
+
+        There is no folder without settings.
+
+        Raises:
+            OutputExistsError: the folder exists.
+            FolderInUseError: another process was quicker.
+        """
+        refuse_existing(self.path)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(self.path) as folder:
+            write_text(folder / self.settings.name, json.dumps(settings, indent=1) + "\n")
+            if config is not None:
+                write_text(folder / self.config.name, config)
+        self.lock.acquire()
+
+    def release(self) -> None:
+        """Give the lock back: another process may go on here."""
+        self.lock.release()
+
+    def resume(self, settings: dict[str, Any]) -> Trajectory | None:
+        """Take the lock, return the trajectory to go on from, None if there is none yet, and forget later metrics.
+
+        Raises:
+            FolderInUseError: another process trains here.
+            CheckpointError: the folder holds no run, or one of other settings; the first one is named.
+        """
+        self._check_begun()
+        self.lock.acquire()
+        try:
+            return self._resume(settings)
+        except BaseException:
+            self.release()
+            raise
+
+    def _resume(self, settings: dict[str, Any]) -> Trajectory | None:
+        before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
+        for name in after | before:
+            if before.get(name) != after.get(name):
+                raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
+        for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
+            left.unlink()
+        source = self.journal if self.journal.exists() else self.trajectory
+        trajectory = Trajectory.load(source) if source.exists() else None
+        done = 0 if trajectory is None else len(trajectory.steps)
+        for path in (self.metrics, self.samples):
+            kept = [line for line in _read_lines(path) if line["step"] <= done]
+            if path.exists():
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        return trajectory
+
+    def subspace(self) -> Subspace:
+        """Return what the directions of the run in this folder are made of.
+
+        Raises:
+            CheckpointError: the folder holds no run, or its settings are damaged.
+        """
+        self._check_begun()
+        found: Subspace = self.read_settings().get("subspace", "values")
+        if found not in SUBSPACES:
+            raise CheckpointError(
+                f"{self.settings}: subspace is {found!r}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
+            )
+        return found
+
+    def _check_begun(self) -> None:
+        if not self.settings.exists():
+            raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return what decides the bytes of the run, by name.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        return self._read_json(self.settings)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return what the run came to.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        return self._read_json(self.summary)
+
+    def read_calibration(self) -> dict[str, Any] | None:
+        """Return what `save_calibration` wrote, None if there was no calibration.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        if not self.calibration.exists():
+            return None
+        found = self._read_json(self.calibration)
+        if not (_is_rate(found.get("lr")) and _is_rate(found.get("eps")) and found["eps"] > 0) or (
+            found.get("clip") is not None and not (_is_rate(found.get("clip")) and found["clip"] > 0)
+        ):
+            raise CheckpointError(f"{self.calibration}: expected the numbers lr, eps and clip. Begin a new run.")
+        return found
+
+    def save_calibration(self, found: dict[str, Any]) -> None:
+        """Write what the calibration measured and chose."""
+        write_text(self.calibration, json.dumps(found, indent=1) + "\n")
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            size = path.stat().st_size
+            found = parse_json(path.read_bytes()) if size <= _MOST else f"{size} bytes"
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"{path}: cannot be read: expected a JSON object, got {found!r:.80}. Begin a new run."
+            )
+        return found
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of the metrics file; what a kill or a power failure left at its end is left out.
+
+        Raises:
+            CheckpointError: a line is damaged although a later one is whole, or lacks a number that a step has.
+        """
+        lines = _read_lines(self.metrics)
+        for number, line in enumerate(lines, 1):
+            names = _OF_A_STEP if {"loss", "derivative"} & set(line) else ("step",)
+            wrong = [name for name in names if not _is_number(line.get(name))]
+            if wrong:
+                raise CheckpointError(
+                    f"{self.metrics}, line {number}: {wrong[0]} is {line.get(wrong[0])!r:.40}, expected a number. "
+                    "Begin a new run."
+                )
+        return lines
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """Return the lines of the samples file: generations of each evaluation, with its step."""
+        return _read_lines(self.samples)
+
+    def append_metrics(self, progress: Progress) -> None:
+        """Add one line to the metrics file."""
+        line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
+        if progress.result is not None:
+            line |= asdict(progress.result) | {"step": progress.step, "overhead": progress.overhead}
+        if progress.skipped is not None:
+            line["skipped"] = progress.skipped
+        if progress.evaluation is not None:
+            line |= {f"eval_{name}": value for name, value in progress.evaluation.to_dict().items()}
+            self._append_samples(progress.step, progress.evaluation)
+        self._append(self.metrics, line)
+
+    def evaluations(self) -> list[tuple[int, Evaluation]]:
+        """Return the evaluations so far, with the number of steps before each.
+
+        Raises:
+            CheckpointError: a line is damaged.
+        """
+        found = []
+        for number, line in enumerate(self.read_metrics(), 1):
+            if "eval_primary" not in line:
+                continue
+            values = {key.removeprefix("eval_"): value for key, value in line.items()}
+            try:
+                found.append((line["step"], Evaluation.from_dict(values)))
+            except (LookupError, TypeError, ValueError, OverflowError) as error:
+                raise CheckpointError(
+                    f"{self.metrics}, line {number}: the evaluation is damaged: {error!r:.120}. Begin a new run."
+                ) from error
+        return found
+
+    def _append_samples(self, step: int, found: Evaluation) -> None:
+        for sample in found.samples:
+            self._append(self.samples, {"step": step, **asdict(sample)})
+
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the defaults of those that folders did not name at first."""
+    runtime = "native" if settings.get("device") == "cpu" else "auto"
+    return {"runtime": runtime, "activation_dtype": "float32"} | settings
+
+
+def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return what to say of a setting that is another one than that of the run."""
+    if not name.endswith(SHA256):
+        return (
+            f"was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume with the settings of "
+            "the run."
+        )
+    part = name.removesuffix(SHA256)
+    return (
+        f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "
+        f"Has {after.get(part) or after.get('data')} changed? Bring the rows of the run back, or begin a new one."
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file to which one is appended at a time, each with the number of a step.
+
+    Raises:
+        CheckpointError: a line is damaged although a later one is whole, or the file is too large.
+    """
+    try:
+        if not path.exists():
+            return []
+        if path.stat().st_size > _MOST_LINES:
+            raise CheckpointError(f"{path}: expected at most {_MOST_LINES} bytes. Begin a new run.")
+        lines = [_line(text) for text in path.read_bytes().split(b"\n")[:-1]]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+    good = lines.index(None) if None in lines else len(lines)
+    if any(line is not None for line in lines[good:]):
+        raise CheckpointError(f"{path}, line {good + 1}: is damaged, but a later one is whole. Begin a new run.")
+    return [line for line in lines[:good] if line is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

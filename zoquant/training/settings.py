@@ -1,0 +1,131 @@
+"""What decides the bytes of a training run. Every field is a flag of `zoquant train` and a key of its config file."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from zoquant.kernels.noise.definition import Kind, Noise, Unit
+from zoquant.optim.batched import BatchedZO
+from zoquant.optim.calibration import Numbers, by_rule
+from zoquant.optim.estimators import ESTIMATORS, GroupRelative
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.protocol import Role
+from zoquant.record.rows_and_columns import SUBSPACES
+from zoquant.record.rules import RULES
+from zoquant.views.flat_buffer import Space
+from zoquant.views.model_views import Views
+
+Schedule = Literal["constant", "linear", "cosine"]
+AUTO: Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of a run, together with model and data. The text beside a field says what it means."""
+
+    steps: Annotated[int, "Number of steps."] = 300
+    batch_size: Annotated[int, "Examples a step."] = 16
+    micro_batches: Annotated[
+        int, "Forwards that a batch is cut into, a power of 2; processes of torchrun share them."
+    ] = 1
+    lr: Annotated[float | None, "Learning rate at the start; auto: calibrated, or set by rule."] = None
+    eps: Annotated[float | None, "Length of a probe, in units of space; auto: calibrated, or set by rule."] = None
+    clip: Annotated[
+        float | None, "Bound on the derivative, inf for none; auto: none, or calibrated with lr or eps."
+    ] = None
+    subspace: Annotated[
+        Literal["auto", "values", "rows-columns"],
+        "What a direction has numbers for: values; or rows-columns, with a direction for each example; auto chooses.",
+    ] = AUTO
+    schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
+    probes: Annotated[int, "Directions a step."] = 1
+    seed: Annotated[int, "Seed of noise and batches: the same seed gives the same bytes."] = 0
+    noise: Annotated[Kind, "Distribution of the directions: rademacher, gaussian or sphere."] = "rademacher"
+    density: Annotated[float, "Share of the units that a direction moves."] = 1.0
+    unit: Annotated[Unit, "What moves or stays as a whole: element, view or layer."] = "element"
+    space: Annotated[Space, "What delta means: relative or absolute."] = "relative"
+    estimator: Annotated[str, "What is made of the losses: two-point, one-sided, fzoo or group-relative."] = "two-point"
+    rule: Annotated[str, "How deltas move: sgd, momentum, sign or adam."] = "sgd"
+    decay: Annotated[float, "Pull back to the base, per unit of lr."] = 0.0
+    coupled: Annotated[bool, "Move the views of one layer, role and shape together."] = True
+    roles: Annotated[tuple[Role, ...], "What moves: scale, zero, codebook, dense, adapter; may be repeated."] = (
+        "scale",
+    )
+    include: Annotated[
+        tuple[str, ...] | None,
+        "Keys to move, as shell patterns; may be repeated. Not given: all, of rows-columns the upper middle.",
+    ] = None
+    exclude: Annotated[tuple[str, ...] | None, "Keys to leave alone; may be repeated."] = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"steps is {self.steps} and batch_size {self.batch_size}, expected at least 1 each.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more.")
+        if not (1 <= self.micro_batches <= self.batch_size and self.micro_batches.bit_count() == 1):
+            most = f"expected a power of 2 of at most batch_size, {self.batch_size}"
+            raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
+        if self.subspace not in (AUTO, *SUBSPACES):
+            raise ValueError(f"subspace is {self.subspace!r}, expected one of {', '.join((AUTO, *SUBSPACES))}.")
+        for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
+        if self.subspace == "rows-columns":
+            self._check_rows_columns()
+
+    def _check_rows_columns(self) -> None:
+        """Refuse what a direction for each example leaves no choice of."""
+        for name, fits, expected in (
+            ("batch_size", self.batch_size >= 2, "at least 2: a derivative is relative to those of the other examples"),
+            ("estimator", self.estimator in ("two-point", "group-relative"), "group-relative"),
+            ("probes", self.probes == 1, "1: each example has a direction of its own"),
+            ("space", self.space == "relative", "relative"),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, with subspace rows-columns expected {expected}. Or take "
+                    "subspace values."
+                )
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The numbers that are not given: a calibration has to choose them, or for rows and columns a rule."""
+        names = tuple(name for name in ("lr", "eps") if getattr(self, name) is None)
+        if self.subspace == "rows-columns":
+            return names
+        return (*names, "clip") if names and self.clip is None else names
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step relative to the first: a pure function, so that a run goes on anywhere."""
+        left = 1 - step / self.steps
+        if self.schedule == "linear":
+            return left
+        if self.schedule == "cosine":
+            return (1 - math.cos(math.pi * left)) / 2
+        return 1.0
+
+    def by_rule(self) -> Numbers:
+        """Return the numbers of a run on rows and columns: those that are not given are set without a forward."""
+        rates = [self.rate_at(step) for step in range(self.steps)]
+        clip = None if self.clip == math.inf else self.clip
+        return by_rule(RULES[self.rule](), self.batch_size, rates, eps=self.eps, lr=self.lr, clip=clip)
+
+    def optimizer(self, views: Views) -> ZOSGD:
+        """Return the optimizer; numbers that a calibration has to choose stand at its defaults."""
+        if self.subspace == "rows-columns":
+            numbers = self.by_rule()
+            return BatchedZO(
+                views, directions=self.batch_size, lr=numbers.lr, eps=numbers.eps, clip=numbers.clip, seed=self.seed,
+                noise=Noise(self.noise, self.density, self.unit), estimator=GroupRelative(), rule=RULES[self.rule](),
+                decay=self.decay,
+            )  # fmt: skip
+        chosen: dict[str, Any] = {
+            name: getattr(self, name) for name in ("lr", "eps") if getattr(self, name) is not None
+        }
+        return ZOSGD(
+            views, clip=None if self.clip == math.inf else self.clip, seed=self.seed, probes=self.probes,
+            noise=Noise(self.noise, self.density, self.unit), space=self.space, decay=self.decay,
+            estimator=ESTIMATORS[self.estimator](), rule=RULES[self.rule](), **chosen,
+        )  # fmt: skip

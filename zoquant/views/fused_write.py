@@ -1,0 +1,73 @@
+"""Theta from base and delta into every plain view at once, with no scratch memory between.
+
+On a GPU the launches are one for each dtype and kind of sign, whatever the number of views and layers; on a CPU there
+is one walk. Views that are no plain tensors, and values in other dtypes, stay with the torch code of
+`zoquant.views.flat_buffer`, which is the definition.
+"""
+
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoquant.kernels.choice import write_kernels
+from zoquant.kernels.noise.definition import BLOCK
+from zoquant.kernels.write.stretches import Stretch
+from zoquant.views.layout import Chunk, Plane, padded
+from zoquant.views.noise_source import NoiseSource
+
+
+class FusedWriter:
+    """The views of a buffer that compiled code writes by itself.
+
+    Args:
+        chunks: the chunks of the buffer.
+        kernels: `zoquant.kernels.write.triton` or `zoquant.kernels.write.compiled`.
+        device: their device.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], kernels: ModuleType, device: torch.device) -> None:
+        self._kernels = kernels
+        groups: dict[tuple[torch.dtype, bool], list[Any]] = {}
+        for chunk in chunks:
+            for plane in filter(self.holds, chunk.planes):
+                groups.setdefault((plane.base.dtype, plane.keep_sign), []).extend(self._stretches(chunk, plane))
+        with torch.inference_mode(False):
+            self._places = kernels.places_of(groups, device)
+
+    @property
+    def launches(self) -> int:
+        """How many launches a write takes."""
+        return len(self._places)
+
+    def holds(self, plane: Plane) -> bool:
+        """Whether a plane is written here as a whole."""
+        return not plane.others and plane.base.dtype in self._kernels.DTYPES
+
+    def write(self, delta: Tensor, source: NoiseSource | None, *, relative: bool, seed: int, eps: float) -> None:
+        """Write theta, or with a source a probe of it, into every view that is held.
+
+        Args:
+            delta: float32 `[n]`, that of the buffer.
+            source: what draws the direction; None for theta itself.
+            relative: whether theta is base · (1 + delta), or base + delta.
+            seed: seed of the direction.
+            eps: signed length of the probe.
+        """
+        noise = None if source is None else source.definition
+        for places in self._places:
+            self._kernels.write(places, delta, relative=relative, noise=noise, seed=seed, eps=eps)
+
+    def _stretches(self, chunk: Chunk, plane: Plane) -> Iterable[Any]:
+        for target, theta in zip(*plane.plain, strict=True):
+            start = theta.storage_offset()
+            base = plane.base[start : start + padded(target.numel())]
+            yield Stretch(base, target, (chunk.start + start) // BLOCK)
+
+
+def fused_writer(chunks: Sequence[Chunk], device: torch.device) -> FusedWriter | None:
+    """Return what writes the views of a buffer at once; None where the torch code does."""
+    kernels = write_kernels(device)
+    return None if kernels is None else FusedWriter(chunks, kernels, device)
