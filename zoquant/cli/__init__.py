@@ -1,4 +1,7 @@
-"""The command line: `zoquant backends | inspect | train | report | eval | export | replay | bench`."""
+"""What a person types: the commands of `zoquant`.
+
+A command reads its flags and calls one function of a wing below. Begin with `app`.
+"""
 
 from zoquant.cli.app import main
 

@@ -1,7 +1,6 @@
-"""Training by many processes on torch.distributed: losses and seeds travel, nothing else.
+"""Many processes: ranks share out the losses of a step and end with the same bytes.
 
-`DistributedZO` shares out the evaluations of a step among ranks that go in step. `AsyncZO` lets workers on slow links
-go each at its own pace, through a log of steps in a store.
+The step itself stands in `optim`. Begin with `optimizer`.
 """
 
 from zoquant.distributed.asynchronous import AsyncResult, AsyncZO, weight_of

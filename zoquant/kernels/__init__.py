@@ -1,7 +1,7 @@
-"""Compiled kernels for the CPU: optional, built on first use.
+"""Compiled C++ and Triton, each beside its definition in torch; noise.
 
-Decoding and noise give the bits of the torch code. The matrix product gives those of no torch code: see
-`zoquant.kernels.products.matmul`.
+The torch code stays the definition, and computes where nothing could be compiled. Layers stand in `native`. Begin with
+`noise.definition` and `build`.
 """
 
 from zoquant.kernels.build import library, status

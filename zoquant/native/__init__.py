@@ -1,4 +1,7 @@
-"""zoquant's own layers: they hold the file's packed words and values, keep no cache, and run in any mode."""
+"""Layers over packed words: they decode as they multiply, and keep nothing dequantized.
+
+Which file has which words is told by `backends`. Begin with `layers` and `packed`.
+"""
 
 from zoquant.native.affine import AffineWeight
 from zoquant.native.codec import Codec, FieldSpec

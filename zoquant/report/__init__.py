@@ -1,4 +1,7 @@
-"""One HTML page about one run or several: `zoquant report RUN...`. It stands alone: no network, no script."""
+"""A run's folder as a page: one HTML file without scripts.
+
+What a run writes stands in `training.run_folder`. Begin with `page`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Tasks: what the training loop asks for, and a file for each kind of task."""
+"""From data to losses and scores: a file for each kind of task, rows, metrics, objectives.
+
+The loop that asks for them stands in `training`. Begin with `task` and `spec`.
+"""
 
 from zoquant.tasks.evaluation import Evaluation, Metric, Sample
 from zoquant.tasks.kinds.choice import MultipleChoice

@@ -1,4 +1,4 @@
-"""The conformance kit: every law of zoquant, checked on anyone's backend or format.
+"""The kit for those who add a format: every law of zoquant, checked on anyone's backend or format.
 
 In a plugin's own tests, one line each:
 
