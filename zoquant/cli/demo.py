@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from zoquant.checkpoint.export import export
+from zoquant.checkpoint.exporting import export
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import show_error
 from zoquant.cli.training import show_summary

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.checkpoint.load import load
+from zoquant.checkpoint.loading import load
 from zoquant.cli.bench.peers import PEERS, why_not
 from zoquant.cli.bench.probes import default_step, upper
 from zoquant.cli.bench.sample import sample_ids, sample_loss
 from zoquant.errors import ZoquantError
-from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO
 from zoquant.optim.optimizer import ZOSGD
+from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
 from zoquant.views.attach import attach
 
 _SIGNS = 2  # both of them share the forward of the default

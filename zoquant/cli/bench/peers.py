@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.cli.bench.dense import make_dense, shared_copy, why_not_dense
 from zoquant.cli.bench.sample import sample_loss
 from zoquant.cli.bench.textbook import Step, adamw_step, lora, mezo_step, qzo_step

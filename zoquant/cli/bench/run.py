@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.cli.bench.bandwidth import bandwidth
 from zoquant.cli.bench.derivatives import derivatives as agreement
 from zoquant.cli.bench.derivatives import sentences

@@ -14,7 +14,7 @@ import zoquant
 from tests.test_imports import FORBIDDEN
 from tests.toy import ToyFormat
 from zoquant.checkpoint import doctor as doctor_module
-from zoquant.checkpoint.doctor import doctor, extras, library
+from zoquant.checkpoint.diagnosis import doctor, extras, library
 
 
 def test_every_registered_format_and_class_is_there() -> None:
