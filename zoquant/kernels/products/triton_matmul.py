@@ -46,7 +46,7 @@ class Tile:
 def tile_of(tokens: int, rows: int, dtype: torch.dtype) -> Tile:
     """Return the tile of a product: fewer rows where a matrix has few, so that all of a GPU has work.
 
-    It was not tuned on any GPU. What is loaded ahead in float32 is held to what fits the shared memory of consumer cards.
+    It was not tuned on any GPU. What is loaded ahead in float32 fits the shared memory of consumer cards.
     """
     width = min(64, max(16, triton.next_power_of_2(tokens)))
     programs = -(-tokens // width) * rows // 64
