@@ -1,4 +1,4 @@
-"""Triton decodes the bits of the torch code and multiplies with them, once for both halves of a pair.
+"""Triton decodes the bits of the torch code and multiplies with them.
 
 In Triton's interpreter (`make test-triton`), which shows what the kernels compute and nothing of their speed, and on a
 GPU where there is one.
@@ -11,17 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.kernels.interpreter import with_bfloat16
 from tests.kernels.packed import COLUMNS, MATRICES, ROWS, ggml, gptq
-from zoquant import PairedZO, attach
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.errors import ShapeError
 from zoquant.kernels import gpu
 from zoquant.native import PackedWeight, QuantLinear, on_gpu
 from zoquant.native.packed import Rows
-from zoquant.native.pair import pair_product, twin_of
 
 pytest.importorskip("triton", reason="triton is not installed: make test-triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -91,21 +89,6 @@ def test_products_in_every_dtype(device: torch.device, dtype: torch.dtype, monke
     assert distance(y, x, in_torch(weight, monkeypatch), dtype) < 1e-5
 
 
-@layouts
-def test_a_pair_is_two_products(device: torch.device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = MATRICES[name]().to(device)
-    twin = twin_of(weight)
-    for field in twin.fields:
-        twin.value(field.name).mul_(1.25)
-    x = torch.randn(2 * 18, COLUMNS)
-    found = pair_product(x.to(device), weight, twin, torch.float16)
-    for part, rows, packed in zip(found.chunk(2), x.chunk(2), (weight, twin), strict=True):
-        assert distance(part, rows, in_torch(packed, monkeypatch), torch.float16) < 1e-5
-        single = on_gpu.multiplied(rows.to(device), packed, torch.float16)
-        assert single is not None
-        torch.testing.assert_close(part, single, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("tokens", [1, 16, 33, 70, 256])
 def test_any_number_of_tokens(device: torch.device, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gptq().to(device)
@@ -136,27 +119,6 @@ def test_the_same_input_gives_the_same_bits(device: torch.device) -> None:
     assert torch.equal(weight.product(x, torch.bfloat16), first)
 
 
-def test_both_probes_of_a_step(device: torch.device) -> None:
-    model = nn.Sequential(QuantLinear(gptq(), compute_dtype=torch.float32)).to(device)
-    optimizer, seen = PairedZO(attach(model), eps=0.05), []
-    x = torch.randn(3, COLUMNS, device=device)
-
-    def losses(repeat: int) -> Tensor:
-        y: Tensor = model(x.repeat(repeat, 1))
-        seen.append(y)
-        return y.square().mean(1)
-
-    optimizer.step(losses)
-    (y,) = seen
-    found = []
-    for each in optimizer.trajectory.steps[0].seeds:
-        for sign in (1, -1):
-            optimizer.views.reset()
-            optimizer.views.write(seed=each, eps=sign * 0.05)
-            found.append(model(x))
-    torch.testing.assert_close(y, torch.cat(found), rtol=1e-5, atol=1e-5)
-
-
 def test_derivatives_are_left_to_torch(device: torch.device) -> None:
     weight = gptq().to(device)
     x = torch.randn(4, COLUMNS, device=device, requires_grad=True)
@@ -182,8 +144,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     assert operands is not None
     with pytest.raises(ShapeError, match=r"expected x \[tokens, 192\] in float32"):
         multiply(torch.randn(2, 64, device=device), operands, torch.float16)
-    with pytest.raises(ShapeError, match="an even number of tokens for a pair"):
-        multiply(torch.randn(3, COLUMNS, device=device), operands, torch.float16, other=operands)
 
 
 def test_layouts_without_a_kernel_stay_with_torch(device: torch.device) -> None:
