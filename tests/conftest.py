@@ -1,5 +1,6 @@
 """Fixtures: one thread, and the toy format where a test asks for it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import zoquant
 from tests.toy import ToyFormat, ToyModel, toy_model, write_toy
 
-torch.set_num_threads(1)  # these layers are so small that a second thread costs more than it brings
+torch.set_num_threads(int(os.environ.get("ZOQUANT_TEST_THREADS", "1")))  # small layers: a second thread costs more
 hypothesis.settings.register_profile("zoquant", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("zoquant")
 

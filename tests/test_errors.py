@@ -9,7 +9,7 @@ import pytest
 import zoquant
 from zoquant import errors, testing
 
-FAMILY = [cls for _, cls in inspect.getmembers(errors, inspect.isclass)]
+FAMILY = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
 ROOT = Path(zoquant.__file__).parent
 
 

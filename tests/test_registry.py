@@ -85,7 +85,7 @@ def test_two_packages_that_claim_one_class_are_both_named(tmp_path: Path) -> Non
         """
         import zoquant
         from torch import nn
-        for act in (zoquant.backends, lambda: zoquant.attach(nn.Linear(1, 1))):
+        for act in (zoquant.list_backends, lambda: zoquant.attach(nn.Linear(1, 1))):
             try:
                 act()
             except zoquant.errors.RegistryError as error:

@@ -11,7 +11,6 @@ from zoquant.optim.batched import BatchedZO
 from zoquant.optim.calibration import Calibration
 from zoquant.optim.joint import joint_step
 from zoquant.optim.optimizer import ZOSGD, StepResult
-from zoquant.optim.paired import PairedZO
 from zoquant.optim.trunk import Trunk
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.record import rules
@@ -39,7 +38,6 @@ __all__ = [
     "Format",
     "MemberView",
     "Noise",
-    "PairedZO",
     "ReachedExperts",
     "ScaleView",
     "Span",

@@ -67,8 +67,6 @@ def _steps(
     calls: dict[str, Callable[[], Any]] = {
         "forwards": lambda: (loss(), loss()), "step": lambda: optimizer.step(loss),
     }  # fmt: skip
-    if beside:
-        calls["paired step"] = _paired_step(optimizer.views, losses)
     recorded = mean((Graphed(losses[0]), losses[1]))
     refused = _why_not(recorded) if beside and device.type == "cuda" else "no GPU, or not timed"
     if refused is None:
@@ -77,8 +75,6 @@ def _steps(
         }  # fmt: skip
     times = in_turn(calls, rounds)
     found: dict[str, Any] = {"step_seconds": spread(times["step"]), "overhead": ratio(times["step"], times["forwards"])}
-    if "paired step" in times:
-        found["paired_over_step"] = ratio(times["paired step"], times["step"])
     if refused is not None:
         found["not_recorded"] = refused
     else:
@@ -94,15 +90,6 @@ def _why_not(recorded: Callable[[], float]) -> str | None:
     except UnsupportedLayoutError as error:
         return str(error)
     return None
-
-
-def _paired_step(views: zoquant.Views, losses: Loss) -> Callable[[], Any]:
-    """Return a step with both probes in one forward: the batch twice, one below the other."""
-    function, inputs = losses
-    paired = zoquant.PairedZO(views, lr=0.0)
-    return lambda: paired.step(
-        lambda repeat: function(*(each.repeat(repeat, *[1] * (each.dim() - 1)) for each in inputs))
-    )
 
 
 def mean(losses: Loss) -> Callable[[], float]:

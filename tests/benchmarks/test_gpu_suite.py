@@ -52,7 +52,6 @@ def test_the_script_runs_on_a_bare_machine(tmp_path: Path) -> None:
         measured = found["cases"][f"{case.model}, {case.format}"]
         assert {"batch 1", "batch 16"} <= set(measured)
         assert measured["train_peak_gb"] is None
-        assert measured["batch 16"]["paired_over_step"]["median"] > 0
 
 
 def test_a_kernel_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,10 +398,8 @@ def test_optimizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     views = zoquant.attach(model)
     other = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     batched = zoquant.BatchedZO(zoquant.attach(tiny(tmp_path), exclude="*embed_tokens*"), directions=1)
-    paired = zoquant.PairedZO(zoquant.attach(tiny(tmp_path)))
     for optimizers, zo, said in (
         ((other, None), None, "expected a zoquant.ZOSGD"),
-        ((paired, None), None, "PairedZO"),
         ((batched, None), None, "BatchedZO"),
         ((zoquant.ZOSGD(views), None), FIXED, "one of them"),
         ((None, torch.optim.lr_scheduler.StepLR(other, 1)), None, "its optimizer"),

@@ -29,8 +29,8 @@ def test_other_devices_have_none() -> None:
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    for part in ("noise", "decode", "matmul"):
-        monkeypatch.delitem(sys.modules, f"zoquant.kernels.triton_{part}", raising=False)
+    for part in ("noise.triton", "products.triton_decode", "products.triton_matmul"):
+        monkeypatch.delitem(sys.modules, f"zoquant.kernels.{part}", raising=False)
     assert gpu.noise_kernels(CUDA) is None
     assert gpu.status(CUDA).startswith("torch: triton cannot be imported")
 

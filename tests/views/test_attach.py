@@ -250,7 +250,9 @@ def test_layers_that_nobody_claims_are_named() -> None:
 
     model = toy_model()
     model.add_module("stranger", Stranger())
-    with pytest.warns(UserWarning, match=r"no backend claims stranger \(tests\.test_attach\..*Stranger\), which hold"):
+    with pytest.warns(
+        UserWarning, match=r"no backend claims stranger \(tests\.views\.test_attach\..*Stranger\), which hold"
+    ):
         attach(model)
     del model.stranger
     with warnings.catch_warnings():

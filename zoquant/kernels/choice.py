@@ -53,7 +53,7 @@ def noise_kernels(device: torch.device) -> NoiseKernels | None:
 
 
 def write_kernels(device: torch.device) -> ModuleType | None:
-    """Return the module of compiled writes of a device, `write` or `triton_write`; None where torch writes."""
+    """Return the module of compiled writes of a device, `write.compiled` or `write.triton`; None where torch writes."""
     if device.type == "cpu":
         return write if write.ready() else None
     return gpu.write_kernels(device)

@@ -12,6 +12,8 @@ from zoquant.kernels.build import SWITCH
 from zoquant.kernels.noise.definition import BLOCK, KINDS, gaussian_table, key_hash, reference
 from zoquant.kernels.products.operands import Numbers, Operands, Words
 
+_KERNELS = {"noise": "zoquant.kernels.noise.triton", "matmul": "zoquant.kernels.products.triton_matmul"}
+
 _TRIED = ("rademacher", "gaussian")
 
 _BOUND = 1e-5
@@ -61,7 +63,7 @@ def _kernels(part: str, device: torch.device) -> ModuleType:
     if os.environ.get(SWITCH) == "0":
         raise _NotUsableError(f"switched off by {SWITCH}=0")
     try:
-        return import_module(f"zoquant.kernels.triton_{part}")
+        return import_module(_KERNELS[part])
     except ImportError as error:
         raise _NotUsableError(f"triton cannot be imported: {error}") from error
 

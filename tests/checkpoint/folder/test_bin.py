@@ -144,7 +144,7 @@ def test_checksums_that_never_held_stay(tmp_path: Path) -> None:
 
 
 def test_the_kit_sees_a_checksum_that_was_not_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("zoquant.export"), "checksums_of", lambda path, found: ())
+    monkeypatch.setattr(import_module("zoquant.checkpoint.export"), "checksums_of", lambda path, found: ())
     path = hqq_archive(tmp_path)
     case = FormatCase(path, zoquant.registry.format_of(path), torch.float32, steps=3)
     with pytest.raises(ConformanceError, match="holds no longer in the export"):

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.kernels.interpreter import with_bfloat16
 from tests.kernels.packed import COLUMNS, MATRICES, ROWS, ggml, gptq
-from zoquant import PairedZO, attach
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.errors import ShapeError
 from zoquant.kernels import gpu
@@ -134,27 +133,6 @@ def test_the_same_input_gives_the_same_bits(device: torch.device) -> None:
     weight, x = gptq().to(device), torch.randn(20, COLUMNS, device=device)
     first = weight.product(x, torch.bfloat16)
     assert torch.equal(weight.product(x, torch.bfloat16), first)
-
-
-def test_both_probes_of_a_step(device: torch.device) -> None:
-    model = nn.Sequential(QuantLinear(gptq(), compute_dtype=torch.float32)).to(device)
-    optimizer, seen = PairedZO(attach(model), eps=0.05), []
-    x = torch.randn(3, COLUMNS, device=device)
-
-    def losses(repeat: int) -> Tensor:
-        y: Tensor = model(x.repeat(repeat, 1))
-        seen.append(y)
-        return y.square().mean(1)
-
-    optimizer.step(losses)
-    (y,) = seen
-    found = []
-    for each in optimizer.trajectory.steps[0].seeds:
-        for sign in (1, -1):
-            optimizer.views.reset()
-            optimizer.views.write(seed=each, eps=sign * 0.05)
-            found.append(model(x))
-    torch.testing.assert_close(y, torch.cat(found), rtol=1e-5, atol=1e-5)
 
 
 def test_derivatives_are_left_to_torch(device: torch.device) -> None:
