@@ -33,8 +33,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 import zoquant
+from zoquant.cli.bench.machine import machine
 from zoquant.cli.demo import checkpoint
-from zoquant.cli.machine import machine
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.agreement import checksum
 from zoquant.record.mover import Step

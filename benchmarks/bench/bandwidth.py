@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.views.model_views import Views
 
 

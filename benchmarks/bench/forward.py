@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench.dense import make_dense, native_copy, shared_copy, why_not_dense
 from zoquant.checkpoint.load import default_compute_dtype
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.tasks.scoring import hidden_states
 
 _BYTES_A_WEIGHT = 4 + 2  # a dense copy in float32 and one in bfloat16 take turns

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench.peers import PEERS, why_not
 from zoquant.checkpoint.load import load
-from zoquant.cli.measure import default_step, default_views, sample_ids, sample_loss
+from zoquant.cli.bench.measure import default_step, default_views, sample_ids, sample_loss
 from zoquant.errors import ZoquantError
 from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoquant.cli.measure import sample_ids
-from zoquant.cli.timing import ratio, spread
+from zoquant.cli.bench.measure import sample_ids
+from zoquant.cli.bench.timing import ratio, spread
 from zoquant.optim.calibration import PREFERRED
 from zoquant.tasks import Classification, Evaluation, PerExample, Template
 from zoquant.training.automatic import resolve

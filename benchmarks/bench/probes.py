@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench.sample import ends
-from zoquant.cli.measure import default_step, default_views, row_losses
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.measure import default_step, default_views, row_losses
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
 from zoquant.optim.batched import BatchedZO
 from zoquant.views.attach import attach

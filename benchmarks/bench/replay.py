@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zoquant.cli.timing import in_turn, spread
+from zoquant.cli.bench.timing import in_turn, spread
 from zoquant.kernels.noise.definition import step_seed
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.mover import Step

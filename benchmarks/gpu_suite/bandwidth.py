@@ -7,7 +7,7 @@ import torch
 
 import zoquant
 from benchmarks.gpu_suite.weights import gptq
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.native import QuantLinear
 
 

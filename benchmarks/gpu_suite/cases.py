@@ -11,7 +11,7 @@ import zoquant
 from benchmarks.gpu_suite.losses import Loss, row_losses
 from benchmarks.gpu_suite.models import adamw_bytes, build, weights_of
 from benchmarks.gpu_suite.shapes import Case
-from zoquant.cli.timing import in_turn, ratio, seconds, spread
+from zoquant.cli.bench.timing import in_turn, ratio, seconds, spread
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.graphs import Graphed
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_suite.weights import PACKED
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.kernels.gpu import matmul_kernels
 from zoquant.kernels.graphs import Graphed
 from zoquant.native import PackedWeight

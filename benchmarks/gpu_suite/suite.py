@@ -12,7 +12,7 @@ from benchmarks.gpu_suite.checks import check_kernels, multipliers
 from benchmarks.gpu_suite.products import products
 from benchmarks.gpu_suite.shapes import CASES
 from zoquant.backends.native import NativeBackend
-from zoquant.cli.machine import machine
+from zoquant.cli.bench.machine import machine
 from zoquant.native import QuantLinear
 
 PARTS = ("checks", "noise", "products", "cases")

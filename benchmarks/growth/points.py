@@ -75,7 +75,7 @@ def measure(group: Sequence[Point]) -> list[dict[str, Any]]:
     They are measured in turn, so that what slows the machine down for a while does so for all of them.
     """
     from benchmarks.growth.model import random_model
-    from zoquant.cli.timing import in_turn, spread
+    from zoquant.cli.bench.timing import in_turn, spread
     from zoquant.files.memory import peak_rss_bytes
     from zoquant.native import PackedWeight
 
@@ -95,7 +95,7 @@ def _calls(model: nn.Module, point: Point) -> tuple[int, dict[str, Callable[[], 
     """Return how many values a point trains, and what is timed: a forward, a step, and a step without forwards."""
     import zoquant
     from benchmarks.bench.sample import ends, every_layer
-    from zoquant.cli.measure import row_losses, sample_ids, sample_loss
+    from zoquant.cli.bench.measure import row_losses, sample_ids, sample_loss
 
     ids = sample_ids(model, point.batch, LENGTH)
     calls: dict[str, Callable[[], Any]] = {"forward": lambda: sample_loss(model, ids)}
@@ -119,7 +119,7 @@ def run(todo: Sequence[Point], out: Path, *, short: bool = False) -> dict[str, A
     """
     import torch
 
-    from zoquant.cli.machine import machine
+    from zoquant.cli.bench.machine import machine
 
     found: dict[str, Any] = {"kind": "growth", "short": short, "machine": machine(torch.device("cpu")), "points": []}
     if out.exists():

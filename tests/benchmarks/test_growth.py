@@ -15,7 +15,7 @@ from benchmarks.growth import points as growth
 from benchmarks.growth.lines import SWEEPS, fits, line, plot, told
 from benchmarks.growth.model import random_model
 from benchmarks.growth.points import WIDTHS, Point, groups, measure, points, run
-from zoquant.cli.measure import sample_ids, sample_loss
+from zoquant.cli.bench.measure import sample_ids, sample_loss
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import zoquant
 from tests.tiny import write_checkpoint
 from zoquant.cli.app import app
-from zoquant.cli.measure import WAYS, measure
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.measure import WAYS, measure
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ConfigError, UnsupportedLayoutError
 from zoquant.training.finetune import Source
 
@@ -29,7 +29,7 @@ def test_what_is_measured(tmp_path: Path) -> None:
     assert (found["ways"]["values"]["views"], found["ways"]["values"]["trainable"]) == (len(views), views.trainable)
     for each in found["ways"].values():
         assert each["rows"] == 4, "two signs of two examples"
-        assert each["tokens_a_second"]["q3"] == pytest.approx(12 / each["step_seconds"]["q1"])
+        assert 12 / each["step_seconds"]["q3"] <= each["tokens_a_second"]["median"] <= 12 / each["step_seconds"]["q1"]
         assert each["overhead"]["median"] > 0
 
 

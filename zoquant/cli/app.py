@@ -8,7 +8,7 @@ from collections.abc import Callable
 import typer
 
 from zoquant.cli.backends import backends_command
-from zoquant.cli.bench import bench_command
+from zoquant.cli.bench.command import bench_command
 from zoquant.cli.demo import demo_command
 from zoquant.cli.doctor import doctor_command
 from zoquant.cli.evaluate import eval_command

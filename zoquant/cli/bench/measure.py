@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.cli.machine import machine
-from zoquant.cli.timing import in_turn, ratio, spread
+from zoquant.cli.bench.machine import machine
+from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
 from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO

@@ -24,7 +24,7 @@ def bench_command(
 
     Example: `zoquant bench model.gguf --batch-size 8 --length 64`
     """
-    from zoquant.cli.measure import measure
+    from zoquant.cli.bench.measure import measure
 
     for name, value, least in (("--batch-size", batch_size, 1), ("--length", length, 1), ("--rounds", rounds, 2)):
         if value < least:

@@ -1,0 +1,1 @@
+"""Speed and memory of a user's own model: `zoquant bench`. Begin with `command`."""
