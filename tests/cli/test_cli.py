@@ -183,9 +183,7 @@ def test_help_teaches(shell: Shell, command: str) -> None:
     assert len(text) > 300
 
 
-def test_the_package_is_the_command_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_package_is_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["zoquant", "backends", "--json"])
     with pytest.raises(SystemExit) as end:
         runpy.run_module("zoquant", run_name="__main__")
