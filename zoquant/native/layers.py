@@ -123,7 +123,6 @@ class QuantLinear(nn.Module):
 
     Attributes:
         weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
-        factors: factors on what goes into the product and comes out of it, for each block of rows; None for none.
     """
 
     weight: None = None
@@ -132,14 +131,18 @@ class QuantLinear(nn.Module):
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
-        self.factors: Factors | None = None
         self.register_buffer("bias", bias)
         self.compute_dtype = compute_dtype
         self.in_features, self.out_features = packed.columns, packed.rows
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
-        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype, self.factors)
+    def forward(self, x: Tensor, *, factors: Factors | None = None) -> Tensor:
+        """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`.
+
+        Args:
+            x: `[..., in_features]`.
+            factors: on what goes into the product and what comes out of it, for each block of rows; None for none.
+        """
+        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype, factors)
         if self.bias is not None:
             y = (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
