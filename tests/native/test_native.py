@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.cli.test_bench import Operators
+from tests.operators import Operators
 from tests.toy import ToyCodec, toy_layer
 from zoquant.backends.awq.words import gemv_zeros
 from zoquant.backends.bitsandbytes.quant_state import QuantState
