@@ -1,6 +1,6 @@
 """The continuous values of a live model as one vector: found, checked, read, written.
 
-How a step moves them is no matter of this wing: that is `optim`. Begin with `attach`, whose function is `zoquant.attach`.
+How a step moves them is no matter of this wing: that is `optim`. Begin with `attach`; its function is `zoquant.attach`.
 """
 
 from zoquant.views.model_views import BoundView, Views
