@@ -19,7 +19,7 @@ PARSING = {
 NOT_FUZZED = {
     "cli/bench/machine.py": "the machine's own files",
     "kernels/build.py": "the machine's own files, and zoquant's sources",
-    "files/memory.py": "the machine's own files",
+    "training/resident_memory.py": "the machine's own files",
     "report/page.py:page": "zoquant's own style sheet",
     "testing/": "asked by who tests a plugin of their own",
     "distributed/exchange.py": "the ranks of one run trust each other",
@@ -27,7 +27,7 @@ NOT_FUZZED = {
     "tasks/rewards.py": "the answer of a command or a URL that the user has named",
     "tasks/rows/hub.py": "the library datasets reads these",
     "training/run_folder.py:_resume": "what this process itself wrote a line before",
-    "checkpoint/export.py": "writes; the places are those that a format's target has checked",
+    "checkpoint/exporting.py": "writes; the places are those that a format's target has checked",
     "native/words.py": "values that lie in memory already",
     "backends/gguf/blocks/base.py": "values that lie in memory already",
     "tasks/template.py": "the template of who trains; what a config may say of it is refused by test_config",

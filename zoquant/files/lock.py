@@ -1,7 +1,7 @@
 """One process a folder: a lock that the system takes back from a process that is gone, whatever ended it.
 
-The lock is the system's own on an open file (flock, through filelock), so there is nothing to clean up after a kill or a
-power failure, and no clock and no process number decides whether it is free. What stands in it is for people.
+The lock is the system's own on an open file (flock, through filelock), so there is nothing to clean up after a kill or
+a power failure, and no clock and no process number decides whether it is free. What stands in it is for people.
 """
 
 import json
