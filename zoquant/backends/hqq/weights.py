@@ -165,6 +165,6 @@ class HQQWeight(AffineWeight):
     def _levels(self) -> tuple[Values, ...]:
         return tuple(
             level
-            for values in self._values()
+            for values in self.numbers
             for level in ((values.scale, values.zero) if isinstance(values, QuantizedValues) else (values,))
         )
