@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoquant.kernels.products.operands import Shared, Words
 from zoquant.kernels.workspace import scratch
-from zoquant.native import AffineWeight, Codes, FieldSpec, Values
+from zoquant.native import AffineWeight, Codes, Values
 from zoquant.native.packed import Rows
 from zoquant.native.values import Place, flat_blocks, flat_groups, indices
 
@@ -156,15 +156,9 @@ class HQQWeight(AffineWeight):
     """A matrix whose scale and zero point may have a second level."""
 
     @property
-    def fields(self) -> tuple[FieldSpec, ...]:
-        return tuple(values.spec for values in self._levels() if values.spec is not None)
-
-    def value(self, name: str) -> Tensor:
-        return next(values.data for values in self._levels() if values.spec is not None and values.spec.name == name)
-
-    def _levels(self) -> tuple[Values, ...]:
+    def numbers(self) -> tuple[Values, ...]:
         return tuple(
             level
-            for values in self._values()
+            for values in super().numbers
             for level in ((values.scale, values.zero) if isinstance(values, QuantizedValues) else (values,))
         )
