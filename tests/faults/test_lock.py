@@ -76,7 +76,8 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
     """The file that was opened is gone when its lock is free: the new one must be locked instead."""
     first, second = Lock(tmp_path / "run.lock"), Lock(tmp_path / "run.lock")
     first.acquire()
-    lock, tried = fcntl.flock, []
+    lock = fcntl.flock
+    tried: list[int] = []
 
     def taken_away(file: int, how: int) -> None:
         if not tried:
