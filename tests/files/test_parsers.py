@@ -20,7 +20,6 @@ NOT_FUZZED = {
     "cli/bench/machine.py": "the machine's own files",
     "kernels/build.py": "the machine's own files, and zoquant's sources",
     "files/memory.py": "the machine's own files",
-    "report/page.py:page": "zoquant's own style sheet",
     "testing/": "asked by who tests a plugin of their own",
     "distributed/exchange.py": "the ranks of one run trust each other",
     "distributed/joining.py": "what this process itself wrote a line before",
