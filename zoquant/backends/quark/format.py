@@ -33,7 +33,7 @@ from zoquant.backends.quark.words import PER_WORD, NibbleWords, TransposedCodes,
 from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, PlainCodes, Values
-from zoquant.native.values import Place, column_groups, per_row, whole
+from zoquant.native.values import GroupLookup, column_groups, per_row, whole
 from zoquant.protocol import Summary
 
 FP8 = torch.float8_e4m3fn
@@ -96,7 +96,7 @@ class IntegerLayer(StoredMatrix):
             return NibbleWords(stored, self.order, signed=self.spec.dtype == "int4", transposed=transposed)
         return TransposedCodes(stored) if transposed else PlainCodes(stored)
 
-    def _zero_place(self, place: Place) -> Place:
+    def _zero_place(self, place: GroupLookup) -> GroupLookup:
         if INTEGERS[self.spec.dtype] == 8:
             return place
         return nibble_zeros(self.order, self.rows, signed=self.spec.dtype == "int4")

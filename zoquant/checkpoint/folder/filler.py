@@ -10,7 +10,7 @@ from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix
 from zoquant.checkpoint.folder.model_names import ModelNames
 from zoquant.checkpoint.folder.reading import Folder
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
-from zoquant.native.meta import Places, tied
+from zoquant.native.meta import ModuleSlots, tied
 from zoquant.views.checkpoint_names import keep_names
 from zoquant.views.tensor_views import keep_dtype
 
@@ -37,7 +37,7 @@ class Filler:
         self.layers = {self.names.path_of(path): layer for path, layer in layers.items()}
         self.source = self.names.source
         self.replaced: set[str] = set()
-        self.places = Places(model)
+        self.places = ModuleSlots(model)
         self.tied = [*tied(model), *self._tied_in_file()]
 
     def fill(self) -> None:
