@@ -5,7 +5,7 @@ import transformers
 from torch import nn
 
 from zoquant.backends.gguf.blocks import CODECS
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight
 from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoquant.backends.gguf.architectures import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.config import Keys, config_of
 from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import Header, TensorInfo
-from zoquant.backends.gguf.names import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantExperts, QuantLinear
