@@ -13,7 +13,7 @@ from zoquant.protocol import Grid
 GroupLookup = Callable[[Tensor, Rows], Tensor]
 """Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`.
 
-What makes places is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
+What makes lookups is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
 """
 
 Decode = Callable[[Tensor], Tensor]
