@@ -12,15 +12,18 @@ class DenseWeight(PackedWeight):
     """Plain numbers.
 
     Args:
-        weight: `[rows, columns]`, float32, float16 or bfloat16.
+        weight: `[rows, columns]`, float32, float16 or bfloat16, as the file has it.
+        row_order: for every row of the matrix the row of the file, int64 `[rows]`; None when they agree.
     """
 
     weight: Tensor
+    row_order: Tensor | None
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, row_order: Tensor | None = None) -> None:
         super().__init__()
         self.layout = str(weight.dtype).removeprefix("torch.")
         self.register_buffer("weight", weight)
+        self.register_buffer("row_order", row_order)
         self.rows, self.columns = weight.shape
 
     @property
@@ -31,9 +34,9 @@ class DenseWeight(PackedWeight):
         return self.weight
 
     def forward(self, rows: Rows) -> Tensor:
-        """Return some rows as they are stored. Whoever reads the numbers calls the module, so that hooks hear of it."""
+        """Return some rows of the file. Whoever reads the numbers calls the module, so that hooks hear of it."""
         return self.weight[rows]
 
     def decode_rows(self, rows: Rows) -> Tensor:
-        part: Tensor = self(rows)
+        part: Tensor = self(rows if self.row_order is None else self.row_order[rows])
         return scratch(tuple(part.shape), torch.float32, part.device, "decode").copy_(part)
