@@ -10,6 +10,8 @@ from zoquant.kernels.products.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.kernels.products.matmul import Factors, RowMultiplier, multiplies
 from zoquant.kernels.products.operands import Numbers, Operands, words_of_blocks
 from zoquant.kernels.workspace import scratch
+from zoquant.native.backward.matrix import lookup, tracked
+from zoquant.native.backward.matrix import product as tracked_product
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.on_gpu import decoded
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
@@ -139,7 +141,11 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
-        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype, self.factors)
+        flat = x.reshape(-1, self.in_features)
+        if tracked(self.packed, x) and self.factors is None:
+            y = tracked_product(flat, self.packed, self.compute_dtype)
+        else:
+            y = self.packed.product(flat, self.compute_dtype, self.factors)
         if self.bias is not None:
             y = (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
@@ -159,7 +165,10 @@ class QuantLinear(nn.Module):
                 logit of 20 is known to 0.03 or so, which a loss would show.
         """
         shape, x = x.shape[:-1], x.reshape(-1, self.in_features).float()
-        y = product(x, self.packed.decode_rows_to(outputs, dtype))
+        if tracked(self.packed, x):
+            y = tracked_product(x, self.packed, dtype, outputs)
+        else:
+            y = product(x, self.packed.decode_rows_to(outputs, dtype))
         y = y if self.bias is None else y + self.bias[outputs]
         return y.view(*shape, y.shape[-1])
 
@@ -185,7 +194,8 @@ class QuantEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of `ids`, `[..., embedding_dim]`."""
-        rows = self.packed.decode_rows_to(ids.reshape(-1), torch.float32)
+        flat = ids.reshape(-1)
+        rows = lookup(flat, self.packed) if tracked(self.packed) else self.packed.decode_rows_to(flat, torch.float32)
         own = rows.clone() if self.scale is None else rows * self.scale
         return own.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
