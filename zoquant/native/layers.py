@@ -125,7 +125,6 @@ class QuantLinear(nn.Module):
 
     Attributes:
         weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
-        factors: factors on what goes into the product and comes out of it, for each block of rows; None for none.
     """
 
     weight: None = None
@@ -134,18 +133,22 @@ class QuantLinear(nn.Module):
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
-        self.factors: Factors | None = None
         self.register_buffer("bias", bias)
         self.compute_dtype = compute_dtype
         self.in_features, self.out_features = packed.columns, packed.rows
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
+    def forward(self, x: Tensor, *, factors: Factors | None = None) -> Tensor:
+        """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`.
+
+        Args:
+            x: `[..., in_features]`.
+            factors: on what goes into the product and what comes out of it, for each block of rows; None for none.
+        """
         flat = x.reshape(-1, self.in_features)
-        if tracked(self.packed, x) and self.factors is None:
+        if factors is None and tracked(self.packed, x):
             y = tracked_product(flat, self.packed, self.compute_dtype)
         else:
-            y = self.packed.product(flat, self.compute_dtype, self.factors)
+            y = self.packed.product(flat, self.compute_dtype, factors)
         if self.bias is not None:
             y = (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
