@@ -73,18 +73,21 @@ class QuantWeight(PackedWeight):
         found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
         if found is not None:
             return found
-        codes, values, place = self._parts(rows)
+        return self._decoded(*self._parts(rows), dtype).flatten(1)
+
+    def _decoded(self, codes: Tensor, values: Sequence[Tensor], place: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the blocks of words and values at some places, `[n, groups, block]`, in scratch memory."""
         compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
         if compiled is not None and dtype in OUTPUTS and decodable(codes, values):
             count = len(codes) if place is None else len(place)
             out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
             compiled(codes, values, place, out)
-            return out.flatten(1)
+            return out
         if place is not None:
             codes, values = codes[place], [value[place] for value in values]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
         self.codec.decode(codes, [value.float() for value in values], out)
-        return rounded(out.flatten(1), dtype)
+        return rounded(out, dtype)
 
     def product(self, x: Tensor, dtype: torch.dtype, factors: Factors | None = None) -> Tensor:
         """Return `x Wᵀ`, decoded where it is multiplied if that is compiled, see `PackedWeight.product`."""
@@ -93,6 +96,26 @@ class QuantWeight(PackedWeight):
         if compiled is not None and multiplies(x, dtype) and decodable(codes, values):
             return compiled(x, codes, values, place, factors)
         return super().product(x, dtype, factors)
+
+    def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Add the gradient by some fields, see `PackedWeight.add_field_gradients`.
+
+        Weights are linear in all fields of a block together: decoded from a one in a field and zeros in the others,
+        they say what each of them is multiplied with.
+        """
+        if any(self.value(field.name).dim() != 2 for field in self.fields):
+            super().add_field_gradients(rows, gradient, into)
+            return
+        codes, _, place = self._parts(rows)
+        codes = codes if place is None else codes[place]
+        blocks = gradient.view(*codes.shape[:2], self.codec.block)
+        for name, sums in into.items():
+            units = [torch.full(codes.shape[:2], float(field.name == name)).to(codes.device) for field in self.fields]
+            found = self._decoded(codes, units, None, torch.float32).mul_(blocks).sum(-1)
+            if place is None:
+                sums[rows] += found
+            else:
+                sums.index_add_(0, place, found)
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return codes, scale and minimum as a kernel reads them, of a codec that says it has ggml's blocks."""

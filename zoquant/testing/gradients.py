@@ -13,7 +13,7 @@ from zoquant.views.flat_buffer import SPACES, Space
 from zoquant.views.gradients import Gradients
 from zoquant.views.model_views import BoundView, Views
 
-_LENGTH = 0.25
+_LENGTH = 0.03
 """How far a value moves, in units of itself."""
 
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
@@ -35,9 +35,7 @@ def check_gradient_is_that_of_the_forward(case: BackendCase) -> None:
                 _check_layer(path, module, backend, views, deltas, space)
 
 
-def _check_layer(
-    path: str, module: nn.Module, backend: Backend, views: Views, deltas: Gradients, space: Space
-) -> None:
+def _check_layer(path: str, module: nn.Module, backend: Backend, views: Views, deltas: Gradients, space: Space) -> None:
     x = backend.sample_input(module).clone()
     if x.is_floating_point():
         x.requires_grad_()

@@ -1,6 +1,7 @@
 """Which layers have a true backward: zoquant's own, plain ones, and those of a library that shows it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def _check_input(path: str, module: nn.Module, backend: Backend) -> None:
     if not x.is_floating_point():
         return
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), _evaluating(module):
         y: Tensor = module(x)
     asked = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
     found = torch.autograd.grad(y, x, asked, allow_unused=True)[0] if y.requires_grad else None
@@ -76,6 +77,18 @@ def _check_input(path: str, module: nn.Module, backend: Backend) -> None:
     if found is None or not (found.float() - expected).norm() <= _TOLERANCE.get(y.dtype, 5e-2) * expected.norm():
         what = f"{type(module).__name__} gives its input {'no' if found is None else 'a wrong'} gradient"
         raise _error(f"{path} ({backend.name})", what, "zoquant.load(..., runtime='native')")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a layer be in eval mode within a `with`: dropout has no one gradient."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _error(where: str, what: str, instead: str) -> UnsupportedLayoutError:
