@@ -123,7 +123,7 @@ def test_any_optimizer_trains_and_the_files_are_the_same(tmp_path: Path, toy_for
     path = write_toy(tmp_path / "base.toy", toy_model())
     model, _ = zoquant.load(path)
     views, batch = zoquant.attach(model, roles=("scale", "zero")), toy_batch()
-    layers = list(model.layers.values())  # type: ignore[operator, union-attr]
+    layers = list(model.layers.values())  # type: ignore[operator]
     codes = [layer.packed.codes.clone() for layer in layers]
     with zoquant.Gradients(model, views) as deltas:
         optimizer = torch.optim.AdamW(deltas.parameters(), lr=5e-2, weight_decay=0.0)

@@ -13,7 +13,7 @@ from zoquant.kernels.workspace import scratch
 from zoquant.native.backward.matrix import lookup, tracked
 from zoquant.native.backward.matrix import product as tracked_product
 from zoquant.native.codec import Codec, FieldSpec
-from zoquant.native.on_gpu import decoded
+from zoquant.native.compiled import decoded_on_gpu
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
 from zoquant.protocol import Grid
 
@@ -70,7 +70,7 @@ class QuantWeight(PackedWeight):
 
     def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
-        found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        found = decoded_on_gpu(self, rows, dtype)
         if found is not None:
             return found
         return self._decoded(*self._parts(rows), dtype).flatten(1)

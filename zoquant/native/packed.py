@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from zoquant.kernels.products.matmul import COLUMNS, Factors, multiplies, multiply_plain, spread
 from zoquant.kernels.products.operands import Operands
 from zoquant.kernels.workspace import kept, scratch
-from zoquant.native import on_cpu, on_gpu
 from zoquant.native.codec import FieldSpec
+from zoquant.native.compiled import decoded, multiplied
 from zoquant.native.scaling import scale_output, scaled_input
 from zoquant.protocol import Grid
 
@@ -77,8 +77,7 @@ class PackedWeight(nn.Module, ABC):
         Returns:
             `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
-        found = on_gpu.decoded(self, rows, dtype) if isinstance(rows, slice) else None
-        found = on_cpu.decoded(self, rows, dtype) if found is None else found
+        found = decoded(self, rows, dtype)
         return rounded(self.decode_rows(rows), dtype) if found is None else found
 
     def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
@@ -136,7 +135,7 @@ class PackedWeight(nn.Module, ABC):
         if factors is not None and not multiplies(x, dtype):
             y = self.product(scaled_input(x, factors.into, factors.block), dtype)
             return scale_output(y, factors.out, factors.block)
-        found = on_gpu.multiplied(x, self, dtype)
+        found = multiplied(x, self, dtype)
         if found is not None:
             return found
         if factors is not None:
@@ -185,6 +184,8 @@ def product(x: Tensor, tile: Tensor, factors: Factors | None = None) -> Tensor:
     if factors is not None:
         y = product(scaled_input(x, factors.into, factors.block), tile)
         return scale_output(y, factors.out, factors.block)
+    if torch.is_grad_enabled() and x.requires_grad:
+        tile = tile.clone()  # read by backward, when the scratch memory holds rows of other matrices
     return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
 
