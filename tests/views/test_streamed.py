@@ -165,20 +165,6 @@ def test_scales_and_streamed_weights_together() -> None:
     assert torch.equal(*outputs)
 
 
-def test_folding_writes_theta_into_the_weights() -> None:
-    flat, flat_views, model, views = both(small)
-    for each in (flat_views, views):
-        each.add(3, 0.1, "gaussian")
-        each.write()
-    (buffer,) = views.buffers
-    assert isinstance(buffer, StreamedBuffer)
-    buffer.fold()
-    state = flat.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(output(model), output(flat))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
 def test_what_is_read_without_a_call_is_refused() -> None:
     with pytest.raises(UnsupportedLayoutError, match=r"0\.out_proj\.weight: is read by torch\.nn\.MultiheadAttention"):
         zoquant.attach(nn.Sequential(nn.MultiheadAttention(4, 2)), roles=("dense",), streamed=True)

@@ -86,5 +86,5 @@ def _holder(path: Path) -> str:
         with path.open("rb") as file:
             found = json.loads(file.read(_MOST))
         return f"process {int(found['pid'])} on {str(found['host'])[:80]!r} since {str(found['since'])[:40]!r}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "a process that has not said its name"

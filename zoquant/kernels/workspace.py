@@ -22,7 +22,7 @@ class _Own(threading.local):
 _own = _Own()
 
 
-def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str = "") -> Tensor:
+def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str) -> Tensor:
     """Return an uninitialized tensor that the next call with the same slot overwrites, in this thread and stream.
 
     Args:

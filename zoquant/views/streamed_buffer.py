@@ -79,13 +79,6 @@ class StreamedBuffer(FlatBuffer):
         moves = seed is not None or bool(self.delta.any())
         self._pending = (seed, eps, noise) if moves else None
 
-    def fold(self) -> None:
-        """Write theta into the weights themselves and close. The base is gone: load it to train again."""
-        self.write()
-        for index, view in enumerate(self.views):
-            self._theta_into(index, _live(view))
-        self.close()
-
     def close(self) -> None:
         """Take the hooks away: the forwards see the weights as they are stored, and nothing is written any more."""
         self._leave_all()
