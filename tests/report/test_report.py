@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.report.runs import HOSTILE, KINDS, make_run
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.report import write_report
+from zoquant.report.charts import smoothed
 from zoquant.report.heat import layer_and_kind
 from zoquant.report.markup import escaped, tag
 from zoquant.report.run_reading import thinned
@@ -257,3 +258,7 @@ def test_escaping(text: str) -> None:
     shown = escaped(text)
     assert not set(shown) & set("<>\"'\x00")
     assert next(page.all("p")) == {"title": next(page.all("p"))["title"]}
+
+
+def test_smoothing_starts_at_the_first_value() -> None:
+    assert smoothed([2.0, 2.0]) == pytest.approx([2.0, 2.0])

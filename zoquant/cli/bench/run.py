@@ -20,7 +20,7 @@ from zoquant.cli.bench.sample import sample_ids
 from zoquant.cli.bench.scaling import scaling
 from zoquant.cli.bench.steps import overheads
 from zoquant.files.atomic_files import write_text
-from zoquant.training.finetune import Source
+from zoquant.training import Source
 from zoquant.views.attach import attach
 
 _DIRECTIONS = 4
