@@ -83,7 +83,7 @@ def _check(model: nn.Module) -> None:
         return
     whole: Any = model
     ids = ordinary_ids(model, 4)[None]
-    with trial(model):
+    with trial():
         states = getattr(whole.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         own = whole(input_ids=ids, use_cache=False).logits.float()
         if states is None or float((logits_at(model, states) - own).norm() / own.norm()) > _SAME:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.kernels.workspace import held
+from zoquant.kernels import workspace
 
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 """Shape and dtype of each input."""
@@ -71,10 +71,10 @@ class _Recording:
                 for _ in range(_WARM_UP):
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)
-            self._scratch = held(device)
+            self._scratch = held()
             self._graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self._graph):
+                with torch.cuda.graph(self._graph, stream=stream):
                     self._output = function(*self._inputs)
             except RuntimeError as error:
                 raise UnsupportedLayoutError(
@@ -87,3 +87,8 @@ class _Recording:
             own.copy_(given)
         self._graph.replay()
         return self._output.clone()
+
+
+def held() -> list[Tensor]:
+    """Return the scratch memory of this thread as it is now: a recording goes on using what has been outgrown since."""
+    return list(workspace._own.buffers.values())

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_suite.graphs import Graphed, held
 from tests.toy import toy_batch, toy_model
 from zoquant import attach
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.kernels.graphs import Graphed
-from zoquant.kernels.workspace import held, scratch
+from zoquant.kernels.workspace import scratch
 
 
 def test_nothing_is_recorded_without_a_gpu() -> None:
@@ -23,10 +23,10 @@ def test_nothing_is_recorded_without_a_gpu() -> None:
 def test_scratch_memory_that_is_held_is_not_given_away() -> None:
     device = torch.device("cpu")
     first = scratch((8,), torch.int16, device, "graphs")
-    kept = held(device)
+    kept = held()
     scratch((1 << 12,), torch.int16, device, "graphs")
     assert any(each.data_ptr() == first.data_ptr() for each in kept)
-    assert all(each.data_ptr() != first.data_ptr() for each in held(device))
+    assert all(each.data_ptr() != first.data_ptr() for each in held())
 
 
 @pytest.mark.gpu
