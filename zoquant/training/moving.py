@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.default_layers import upper_middle
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.rows_and_columns import Subspace
 from zoquant.tasks import PerExample, Task
 from zoquant.training.settings import AUTO, Settings
@@ -33,13 +33,18 @@ class Moving:
 
     Attributes:
         settings: of the run; `subspace` is none of `"auto"`, and `include` names what moves.
-        views: the views that move.
+        optimizer: what moves it, before its first step.
         why: what `"auto"` came to and why; None if the subspace was given.
     """
 
     settings: Settings
-    views: Views
+    optimizer: ZOSGD
     why: str | None
+
+    @property
+    def views(self) -> Views:
+        """The views that move."""
+        return self.optimizer.views
 
     @classmethod
     def choose(cls, settings: Settings, model: nn.Module, task: Task[Any], begun: Subspace | None = None) -> "Moving":
@@ -64,36 +69,19 @@ class Moving:
         against = None if given else _against(settings, task)
         if subspace == "rows-columns":
             _check(task)
-            chosen = _rows_and_columns(settings, model)
-            views = _attached(chosen, model)
-            return cls(chosen, views, None if given else _told(views))
+            found = _attached(_rows_and_columns(settings, model), model)
+            return found if given else replace(found, why=_told(found.views))
         if subspace is None and against is None:
             try:
-                return cls._tried(_rows_and_columns(settings, model), model, task)
+                found = _attached(_rows_and_columns(settings, model), model)
+                _try(found, model, cast(PerExample[Any], task))
+                return replace(found, why=_told(found.views))
             except NoViewsError:
                 against = "exclude leaves nothing of the layers that would move"
             except (UnsupportedLayoutError, ShapeError) as error:
                 against = str(error)
         why = None if given else f"subspace values: {(against or 'the run was begun with them').rstrip('.')}."
-        return cls(replace(settings, subspace="values"), _attached(settings, model), why)
-
-    @classmethod
-    def _tried(cls, chosen: Settings, model: nn.Module, task: Task[Any]) -> "Moving":
-        """Return what moves on rows and columns, once the model was probed with the first examples. It stays as it was.
-
-        Raises:
-            NoViewsError: nothing would move.
-            UnsupportedLayoutError, ShapeError: a layer cannot be probed from outside.
-        """
-        views, examples = _attached(chosen, model), cast(PerExample[Any], task)
-        batch = examples.batch_of_step(chosen.seed, 0, _TRIED)
-        optimizer = cast(BatchedZO, chosen.optimizer(views))
-
-        def losses(repeat: int) -> Tensor:
-            return examples.losses(model, batch.repeat(repeat))
-
-        optimizer.loss_at(optimizer.plan()[0], losses)  # type: ignore[arg-type]
-        return cls(chosen, views, _told(views))
+        return _attached(replace(settings, subspace="values"), model, why)
 
 
 def _against(settings: Settings, task: Task[Any]) -> str | None:
@@ -145,10 +133,25 @@ def _rows_and_columns(settings: Settings, model: nn.Module) -> Settings:
     return replace(chosen, include=tuple(f"{layer.path}.*" for layer in gridded)) if some else chosen
 
 
-def _attached(settings: Settings, model: nn.Module) -> Views:
-    return attach(
+def _attached(settings: Settings, model: nn.Module, why: str | None = None) -> Moving:
+    views = attach(
         model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
     )
+    return Moving(settings, settings.optimizer(views), why)
+
+
+def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
+    """Probe the model once with the first examples of the run. It stays as it was.
+
+    Raises:
+        UnsupportedLayoutError, ShapeError: a layer cannot be probed from outside.
+    """
+    batch = task.batch_of_step(found.settings.seed, 0, _TRIED)
+
+    def losses(repeat: int) -> Tensor:
+        return task.losses(model, batch.repeat(repeat))
+
+    found.optimizer.loss_at(found.optimizer.plan()[0], losses)  # type: ignore[arg-type]
 
 
 def _told(views: Views) -> str:

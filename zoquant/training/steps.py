@@ -11,7 +11,7 @@ from zoquant.distributed.launch import stepper
 from zoquant.optim.batched import BatchedZO
 from zoquant.optim.calibration import Numbers
 from zoquant.optim.closures import Closure, RowLosses, mean_loss
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.optimizer import StepResult
 from zoquant.optim.trunk import Trunk
 from zoquant.tasks import PerExample, Task
 from zoquant.training.micro_batches import MicroBatches
@@ -31,18 +31,15 @@ class Steps:
     Args:
         model: the model.
         train: the examples to learn from.
-        moving: what moves, and the settings.
-        optimizer: of the settings, which holds the steps that an earlier life of the run did.
+        moving: what moves; its optimizer holds the steps that an earlier life of the run did.
         micro_batches: how batches are cut where memory runs out.
     """
 
-    def __init__(
-        self, model: nn.Module, train: Task[Any], moving: Moving, optimizer: ZOSGD, micro_batches: MicroBatches
-    ) -> None:
-        self.optimizer, self.watch = optimizer, Stopwatch()
+    def __init__(self, model: nn.Module, train: Task[Any], moving: Moving, micro_batches: MicroBatches) -> None:
+        self.optimizer, self.watch = moving.optimizer, Stopwatch()
         self._model, self._train, self._settings = model, train, moving.settings
         self._micro_batches = micro_batches
-        self._stepper = stepper(optimizer)
+        self._stepper = stepper(moving.optimizer)
         self._trunk = Trunk(model, moving.views)
         self._lr = 0.0
 

@@ -44,14 +44,13 @@ def run(job: Job, *, resume: bool = False, on_progress: OnProgress = lambda _: N
     folder, settings = job.folder, job.settings
     begun = folder.subspace() if resume and settings.subspace == AUTO else None
     moving = Moving.choose(settings, job.model, job.train, begun)
-    optimizer = moving.settings.optimizer(moving.views)
     facts = asdict(moving.settings) | job.identity
     try:
         if not resume:
             folder.begin(facts, job.config)
         elif (trajectory := folder.resume(facts)) is not None:
-            optimizer.resume(trajectory)
-        steps = Steps(job.model, job.train, moving, optimizer, MicroBatches(folder.micro_batches))
+            moving.optimizer.resume(trajectory)
+        steps = Steps(job.model, job.train, moving, MicroBatches(folder.micro_batches))
         return _Run(job, moving, steps, on_progress).go()
     finally:
         folder.release()

@@ -149,9 +149,7 @@ def test_halves_of_a_batch_have_its_loss(loaded: tuple[Any, Any], labels: str) -
 
 
 @pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
-def test_sfc_takes_off_what_the_words_score_without_the_input(
-    loaded: tuple[Any, Any], labels: str
-) -> None:
+def test_sfc_takes_off_what_the_words_score_without_the_input(loaded: tuple[Any, Any], labels: str) -> None:
     model, tokenizer = loaded
     data = task(tokenizer, labels)
     template = Template.parse(TEMPLATE, labels)
