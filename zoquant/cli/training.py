@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.app import JSON, app
-from zoquant.cli.flags import config_of, with_flags
+from zoquant.cli.flags import JSON, config_of, with_flags
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import mebibytes, score, show_json, show_pairs
 from zoquant.training import finetune
@@ -14,7 +13,6 @@ from zoquant.training.config import keys
 from zoquant.training.outcome import step_time
 
 
-@app.command("train")
 @with_flags(*keys())
 def train_command(
     given: dict[str, Any],

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench.peers import PEERS, why_not
 from zoquant.checkpoint.load import load
-from zoquant.cli.bench.peers import PEERS, why_not
-from zoquant.cli.bench.probes import default_step, upper
-from zoquant.cli.bench.sample import sample_ids, sample_loss
+from zoquant.cli.bench.measure import default_step, default_views, sample_ids, sample_loss
 from zoquant.errors import ZoquantError
 from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO
@@ -102,7 +101,7 @@ def _use(way: str, model: nn.Module, ids: Tensor) -> str | None:
             optimizer.step(lambda: sample_loss(model, ids))
     elif way == "default":
         try:
-            step = default_step(model, ids, BatchedZO(upper(model), directions=len(ids), lr=0.0))
+            step = default_step(model, ids, BatchedZO(default_views(model), directions=len(ids), lr=0.0))
         except ZoquantError as error:
             return str(error)
         for _ in range(_STEPS):

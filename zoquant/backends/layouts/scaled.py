@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoquant.backends.grids import ScaleGrid, power_of_two
+from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
 from zoquant.checkpoint.folder import Folder, Layer, StoredTensor
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight, Codes, FieldSpec, PackedWeight, PlainCodes

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoquant.cli.bench.sample import sample_loss
+from zoquant.cli.bench.measure import sample_loss
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.optim.estimators import ESTIMATORS, Estimator
 from zoquant.optim.optimizer import ZOSGD

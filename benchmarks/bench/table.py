@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from zoquant.cli.bench.target import Side, Target
+from benchmarks.bench.target import Side, Target
 
 COLUMNS = ("figure", "measured", "target", "verdict")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoquant.backends.bit_stream import BitStream
-from zoquant.backends.grids import ScaleGrid, power_of_two
-from zoquant.backends.scaled import POWERS, spec_of
+from zoquant.backends.layouts.bit_stream import BitStream
+from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
+from zoquant.backends.layouts.scaled import POWERS, spec_of
 from zoquant.checkpoint.folder import Folder, Layer
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 from zoquant.native.values import Decode

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench.dense import make_dense, shared_copy, why_not_dense
+from benchmarks.bench.textbook import Step, adamw_step, lora, mezo_step, qzo_step
 from zoquant.checkpoint.load import default_compute_dtype
-from zoquant.cli.bench.dense import make_dense, shared_copy, why_not_dense
-from zoquant.cli.bench.sample import sample_loss
-from zoquant.cli.bench.textbook import Step, adamw_step, lora, mezo_step, qzo_step
+from zoquant.cli.bench.measure import sample_loss
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.native import PackedWeight
 from zoquant.views.attach import attach

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.bench.dense import native_copy
 from zoquant.cli import demo
-from zoquant.cli.bench.dense import native_copy
 from zoquant.kernels.noise.definition import step_seed
 from zoquant.optim.estimators import TwoPoint
 from zoquant.optim.optimizer import ZOSGD

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from zoquant.cli.app import JSON, app
+from zoquant.cli.flags import JSON
 from zoquant.cli.show import show_json, show_pairs, show_rows
 
 
-@app.command("doctor")
 def doctor_command(json: JSON = False) -> None:
     """Say for every format which library is found here, which runtimes will work, and what to install.
 

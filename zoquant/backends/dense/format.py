@@ -15,7 +15,7 @@ _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3f
 """The dtypes of packed words: hqq and quanto save them with a config that says nothing of quantization."""
 
 
-class UnquantizedFormat(FolderFormat):
+class DenseFormat(FolderFormat):
     """A folder with config.json and plain numbers in float32, float16 or bfloat16."""
 
     name = "dense"

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from zoquant.cli.bench.sample import every_layer, sample_ids, sample_loss
+from benchmarks.bench.sample import every_layer
+from zoquant.cli.bench.measure import sample_ids, sample_loss
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.optim.optimizer import ZOSGD
 

@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.cli.bench.sample import ends, row_losses
+from benchmarks.bench.sample import ends
+from zoquant.cli.bench.measure import default_step, default_views, row_losses
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
 from zoquant.optim.batched import BatchedZO
-from zoquant.optim.default_layers import upper_middle
-from zoquant.optim.trunk import Trunk
-from zoquant.views.attach import attach, claimed
-from zoquant.views.model_views import Views
+from zoquant.views.attach import attach
 
 
 def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
         views = attach(model, exclude=ends(model))
         together = BatchedZO(views, directions=directions, split=False, lr=0.0)
         each = BatchedZO(views, directions=len(ids), lr=0.0)
-        default = BatchedZO(upper(model), directions=len(ids), lr=0.0)
+        default = BatchedZO(default_views(model), directions=len(ids), lr=0.0)
         return {
             "together": _against_inference(model, ids, rounds, together, step_of(model, ids, together)),
             "each": _against_inference(model, ids, rounds, each, step_of(model, ids, each)),
@@ -44,27 +42,9 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
         return {"skipped": str(error)}
 
 
-def upper(model: nn.Module) -> Views:
-    """Return the views that move where nobody says which: those of the layers from half to four fifths of the depth."""
-    return attach(model, include=upper_middle(path for path, _, _ in claimed(model)))
-
-
 def step_of(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
     """Return what does a step on a batch."""
     return lambda: optimizer.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
-
-
-def default_step(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
-    """Return what does a step on a batch in which the layers below the views run once."""
-    trunk, step = Trunk(model, optimizer.views), step_of(model, ids, optimizer)
-    with trunk.shared(), torch.no_grad():
-        row_losses(model, ids[:1])  # shows which layers can be left out
-
-    def shared() -> None:
-        with trunk.shared(optimizer.repeat):
-            step()
-
-    return shared
 
 
 def _against_inference(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoquant.cli.bench.sample import sample_ids
+from zoquant.cli.bench.measure import sample_ids
 from zoquant.cli.bench.timing import ratio, spread
 from zoquant.optim.calibration import PREFERRED
 from zoquant.tasks import Classification, Evaluation, PerExample, Template

@@ -1,25 +1,23 @@
-"""All that `zoquant bench` measures of a checkpoint."""
+"""All that `make bench` measures of a checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench.bandwidth import bandwidth
+from benchmarks.bench.derivatives import derivatives as agreement
+from benchmarks.bench.derivatives import sentences
+from benchmarks.bench.forward import native_against_dense
+from benchmarks.bench.leak import leak
+from benchmarks.bench.peak import peaks, peaks_of_peers
+from benchmarks.bench.peers import peers as measure_peers
+from benchmarks.bench.pipeline import pipeline, reviews
+from benchmarks.bench.probes import batched
+from benchmarks.bench.replay import replay_rate
+from benchmarks.bench.scaling import scaling
+from benchmarks.bench.steps import overheads
 from zoquant.checkpoint.load import default_compute_dtype
-from zoquant.cli.bench.bandwidth import bandwidth
-from zoquant.cli.bench.derivatives import derivatives as agreement
-from zoquant.cli.bench.derivatives import sentences
-from zoquant.cli.bench.forward import native_against_dense
-from zoquant.cli.bench.leak import leak
-from zoquant.cli.bench.machine import file_name, machine
-from zoquant.cli.bench.peak import peaks, peaks_of_peers
-from zoquant.cli.bench.peers import peers as measure_peers
-from zoquant.cli.bench.pipeline import pipeline, reviews
-from zoquant.cli.bench.probes import batched
-from zoquant.cli.bench.replay import replay_rate
-from zoquant.cli.bench.sample import sample_ids
-from zoquant.cli.bench.scaling import scaling
-from zoquant.cli.bench.steps import overheads
-from zoquant.files.atomic_files import write_text
+from zoquant.cli.bench.machine import machine
+from zoquant.cli.bench.measure import sample_ids
 from zoquant.training import Source
 from zoquant.views.attach import attach
 
@@ -89,14 +87,3 @@ def bench(
         probes = _FEW_PROBES if quick else _PROBES
         found["derivatives"] = agreement(model, sentences(tokenizer, device), batch, probes, dtype)
     return found
-
-
-def save(found: dict[str, Any], folder: Path) -> Path:
-    """Write what `bench` returned to `<folder>/<device>.json` and return the file.
-
-    Raises:
-        WriteError: the file could not be written.
-    """
-    path = folder / f"{file_name(str(found['machine']['processor']))}.json"
-    write_text(path, json.dumps(found, indent=1) + "\n")
-    return path

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.cli.bench.sample import row_losses, sample_loss
+from zoquant.cli.bench.measure import row_losses, sample_loss
 
 _EPS, _LR, _QZO_CLIP = 1e-3, 1e-6, 100.0
 
