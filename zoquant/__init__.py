@@ -4,8 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from zoquant import errors, testing
 from zoquant.backends import plugins
-from zoquant.checkpoint.export import export
-from zoquant.checkpoint.load import load
+from zoquant.checkpoint.exporting import export
+from zoquant.checkpoint.loading import load
 from zoquant.kernels.noise.definition import Noise
 from zoquant.optim import estimators, presets
 from zoquant.optim.batched import BatchedZO
@@ -20,6 +20,7 @@ from zoquant.record.trajectory import Trajectory, replay
 from zoquant.registry import declare, list_backends, list_formats, register, unregister
 from zoquant.views.attach import attach
 from zoquant.views.experts import ReachedExperts
+from zoquant.views.gradients import Gradients
 from zoquant.views.model_views import BoundView, Views
 from zoquant.views.tensor_views import BytesView, MemberView, TensorView
 
@@ -39,6 +40,7 @@ __all__ = [
     "Calibration",
     "Delta",
     "Format",
+    "Gradients",
     "MemberView",
     "Noise",
     "ReachedExperts",

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from zoquant.checkpoint.sha256 import digest_of_rows
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.files.atomic_files import refuse_existing, write_text
 from zoquant.files.hub import local_path
@@ -15,6 +14,7 @@ from zoquant.registry import format_of
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
 from zoquant.tasks.rows import Row
+from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.tasks.splits import Parts, naming, read_parts
 from zoquant.tasks.task import Task
 from zoquant.training.best_step import CAUSAL, MASKED
@@ -129,7 +129,7 @@ def _identity(config: Config, parts: Parts, objective: str | Objective, reward: 
         "compute_dtype": config.compute_dtype,
         "activation_dtype": "float32" if config.activation_dtype == "auto" else config.activation_dtype,
         "device": torch.device(config.device).type,
-        **{f"{name}{SHA256}": digest_of_rows(rows) for name, rows in held.items() if rows is not None},
+        **{f"{name}{SHA256}": rows_sha256(rows) for name, rows in held.items() if rows is not None},
         "protocol": config.protocol,
         "objective": _name(objective),
         "reward": None if reward is None else _name(reward),

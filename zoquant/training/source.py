@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.checkpoint.load import Runtime, default_compute_dtype, default_device, load
+from zoquant.checkpoint.loading import Runtime, default_compute_dtype, default_device, load
 from zoquant.errors import CheckpointError
 
 Opened = tuple[nn.Module, Any, torch.device]

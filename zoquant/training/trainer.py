@@ -6,7 +6,7 @@ from typing import Any
 
 from zoquant.distributed.launch import from_first, is_first
 from zoquant.errors import LossError, RewardError
-from zoquant.files.memory import rss_bytes
+from zoquant.training.resident_memory import rss_bytes
 from zoquant.optim.calibration import Numbers
 from zoquant.optim.optimizer import StepResult
 from zoquant.record.delta import save_delta
