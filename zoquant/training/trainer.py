@@ -6,7 +6,6 @@ from typing import Any
 
 from zoquant.distributed.launch import from_first, is_first
 from zoquant.errors import LossError, RewardError
-from zoquant.training.resident_memory import rss_bytes
 from zoquant.optim.calibration import Numbers
 from zoquant.optim.optimizer import StepResult
 from zoquant.record.delta import save_delta
@@ -18,6 +17,7 @@ from zoquant.training.micro_batches import MicroBatches
 from zoquant.training.moving import Moving
 from zoquant.training.outcome import Outcome
 from zoquant.training.progress import OnProgress, Progress
+from zoquant.training.resident_memory import rss_bytes
 from zoquant.training.settings import AUTO
 from zoquant.training.steps import Steps
 
