@@ -11,8 +11,8 @@ from zoquant.record.delta import Delta, read_delta
 from zoquant.record.mover import Step
 from zoquant.record.rules import Adam
 from zoquant.tasks import Evaluation, Metric
+from zoquant.training import RunFolder
 from zoquant.training.micro_batches import MicroBatches
-from zoquant.training.run_folder import RunFolder
 
 _STEPS = [Step((7 + n, 11 + n), (0.5 + n, -1e-3), 1e-3) for n in range(3)]
 _RUN = Trajectory({"a.d": "00ff", "b.d": "ff00"}, "relative", Noise("sphere", 0.5), True, "fzoo", Adam(), 0.25, _STEPS)
