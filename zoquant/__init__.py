@@ -11,6 +11,7 @@ from zoquant.optim import estimators, presets
 from zoquant.optim.batched import BatchedZO
 from zoquant.optim.calibration import Calibration
 from zoquant.optim.joint import joint_step
+from zoquant.optim.gradient_descent import GradientDescent
 from zoquant.optim.optimizer import ZOSGD, StepResult
 from zoquant.optim.trunk import Trunk
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
@@ -40,6 +41,7 @@ __all__ = [
     "Calibration",
     "Delta",
     "Format",
+    "GradientDescent",
     "Gradients",
     "MemberView",
     "Noise",
