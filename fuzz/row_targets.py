@@ -11,7 +11,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from zoquant.distributed import LoggedStep, StepLog
 from zoquant.errors import ConfigError, DataError, FolderInUseError
 from zoquant.files.lock import Lock
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 from zoquant.tasks.rows import read_rows
 from zoquant.training.config import Config
 

@@ -7,15 +7,15 @@ from zoquant.checkpoint.export import export
 from zoquant.checkpoint.load import load
 from zoquant.kernels.noise.definition import Noise
 from zoquant.optim import estimators, presets
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.calibration import Calibration
-from zoquant.optim.joint import joint_step
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.optim.trunk import Trunk
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.record import rules
 from zoquant.record.delta import Delta, load_delta, save_delta
-from zoquant.record.trajectory import Trajectory, replay
+from zoquant.record.replay import replay
+from zoquant.record.trajectory import Trajectory
 from zoquant.registry import list_backends, list_formats, register, unregister
 from zoquant.views.attach import attach
 from zoquant.views.experts import ReachedExperts
@@ -30,7 +30,6 @@ except PackageNotFoundError:  # a checkout that is on the path, not installed
 __all__ = [
     "ZOSGD",
     "Backend",
-    "BatchedZO",
     "BoundView",
     "BytesView",
     "Calibration",
@@ -51,7 +50,6 @@ __all__ = [
     "errors",
     "estimators",
     "export",
-    "joint_step",
     "list_backends",
     "list_formats",
     "load",

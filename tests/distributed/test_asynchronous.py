@@ -17,8 +17,8 @@ from tests.distributed.processes import closures, held, spread, toy_views
 from tests.toy import ToyModel
 from zoquant.distributed import AsyncZO, LoggedStep, StepLog, weight_of
 from zoquant.errors import BaseMismatchError, LossError, RankError
-from zoquant.record.mover import Step
 from zoquant.record.rules import Momentum
+from zoquant.record.step import Step
 
 STEPS = 30
 

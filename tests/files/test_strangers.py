@@ -28,7 +28,7 @@ from zoquant.files.safe_paths import refuse_stray
 from zoquant.files.safetensors import read_safetensors
 from zoquant.record.delta import read_delta
 from zoquant.record.journal import encode_header, read_journal
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 from zoquant.registry import format_of
 from zoquant.tasks.rows import read_rows
 from zoquant.training.plot import plot_run

@@ -18,9 +18,9 @@ from zoquant import ZOSGD, BatchedZO, Trajectory, Views, attach, export, replay,
 from zoquant.errors import BaseMismatchError, LossError, ShapeError, UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise, child_seed, step_seed
 from zoquant.optim.estimators import FZOO, Estimator, GroupRelative, OneSided, RobustClip, TwoPoint
-from zoquant.record.mover import Step
-from zoquant.record.rows_and_columns import FactorMover
+from zoquant.record.rows_and_columns import RowsAndColumnsMover
 from zoquant.record.rules import SGD, Adam, Momentum, Rule, Sign
+from zoquant.record.step import Step
 from zoquant.testing.tensors import same_bits
 from zoquant.views import flat_buffer as buffer
 
@@ -72,7 +72,7 @@ def hooks(model: nn.Module) -> int:
 def test_descends(engine: Engine) -> None:
     model, target = toy_model(dtype=torch.float32), toy_model(dtype=torch.float32)
     away = attach(target, roles=ROLES)
-    FactorMover(away, Noise(), SGD()).advance([Step((9,), (1.0,), 0.3)])
+    RowsAndColumnsMover(away, Noise(), SGD()).advance([Step((9,), (1.0,), 0.3)])
     away.write()
     x = toy_batch(count=COUNT)[0]
     y = target(x)
@@ -270,7 +270,7 @@ def test_every_example_has_a_direction_of_its_own() -> None:
             mover.advance(optimizer.trajectory.steps[:3])
             assert all(same_bits(views.delta(key), at[key]) for key in views.keys)
             moved = mover.buffers[0].delta
-            moved.add_(drawn(mover.factors[0], seed), alpha=eps)  # type: ignore[attr-defined]
+            moved.add_(drawn(mover.vectors[0], seed), alpha=eps)  # type: ignore[attr-defined]
             mover.advance([])
             views.write()
             torch.testing.assert_close(losses_of(written)(1)[number], seen[0][row], rtol=1e-5, atol=1e-6)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from zoquant import Noise, Trajectory
 from zoquant.errors import CheckpointError, WriteError
 from zoquant.record.journal import MAGIC, Journal, encode_header
-from zoquant.record.mover import Step
 from zoquant.record.rules import Adam
+from zoquant.record.step import Step
 
 STEPS = [Step((2**63 - 1 - n, n), (0.5 + n, -1e-300), 1e-3 * n) for n in range(6)]
 RUN = Trajectory({"a.d": "00ff"}, "absolute", Noise("sphere", 0.5), True, "fzoo", Adam(), 0.25, STEPS)

@@ -16,8 +16,8 @@ from zoquant import ZOSGD, Trajectory, Views, attach, replay, save_delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
 from zoquant.files.atomic_files import load_tensors
 from zoquant.kernels.noise.definition import Noise
-from zoquant.record.mover import Step
 from zoquant.record.rules import SGD, Adam, Momentum, Rule, Sign
+from zoquant.record.step import Step
 from zoquant.testing.tensors import same_bits
 
 finite = st.floats(-1e18, 1e18)

@@ -20,7 +20,7 @@ from zoquant.checkpoint.replay_views import recorded_views
 from zoquant.cli import demo
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
 from zoquant.integrations.elsewhere import check_subspace
-from zoquant.optim.calibration import WALK
+from zoquant.optim.choosing import WALK
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import WithObjective
 from zoquant.training.automatic import resolve

@@ -20,7 +20,7 @@ from zoquant.errors import BaseMismatchError
 from zoquant.kernels.noise.definition import child_seed
 from zoquant.optim.closures import Closure, mean_loss
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 _RESTORED = 0xFFFFFFFF  # stands for the worker of a step that was put into the log from a trajectory
 

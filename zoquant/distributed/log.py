@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from zoquant.errors import BaseMismatchError, RankError
 from zoquant.files.plain_json import parse_json
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 _HEAD = struct.Struct("<IId")
 _PAIR = struct.Struct("<Qd")

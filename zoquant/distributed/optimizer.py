@@ -16,7 +16,8 @@ from zoquant.distributed.sharing import Cell, Sharing
 from zoquant.errors import LossError, RankError, RankMemoryError
 from zoquant.files.memory import is_out_of_memory
 from zoquant.optim.closures import Closure, loss_of, mean_loss
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
 
 _HEAD = 3  # numbers of a row before the losses: how this rank fared, and its two marks
 _FINE, _NO_MEMORY, _FAILED = range(3)
@@ -52,7 +53,8 @@ class DistributedZO:
     def __init__(self, optimizer: ZOSGD, mesh: DeviceMesh | None = None, *, audit_every: int = 0) -> None:
         if optimizer.together:
             raise ValueError(
-                f"DistributedZO: optimizer is {type(optimizer).__name__}, whose losses come of one forward. Take ZOSGD."
+                "DistributedZO: optimizer moves rows and columns, whose losses come of one forward. Take a ZOSGD of "
+                "values."
             )
         self.optimizer = optimizer
         self.rank = dist.get_rank()
@@ -83,13 +85,13 @@ class DistributedZO:
         try:
             own = self._measure(closures, shares[self.rank])
         except BaseException as error:
-            self.optimizer.views.write()
+            self.optimizer.restore()
             self._exchange([], shares, _NO_MEMORY if is_out_of_memory(error) else _FAILED)
             raise
         try:
             table = self._table(self._exchange(own, shares), shares)
         except BaseException:
-            self.optimizer.views.write()
+            self.optimizer.restore()
             raise
         self._steps_here += 1
         rows = [[table[Cell(number, batch)] for batch in range(len(closures))] for number in range(self._evaluations)]

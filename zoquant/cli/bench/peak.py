@@ -13,7 +13,6 @@ from zoquant.cli.bench.probes import default_step, upper
 from zoquant.cli.bench.sample import sample_ids, sample_loss
 from zoquant.errors import ZoquantError
 from zoquant.files.memory import peak_rss_bytes, rss_bytes
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.views.attach import attach
 
@@ -102,7 +101,7 @@ def _use(way: str, model: nn.Module, ids: Tensor) -> str | None:
             optimizer.step(lambda: sample_loss(model, ids))
     elif way == "default":
         try:
-            step = default_step(model, ids, BatchedZO(upper(model), directions=len(ids), lr=0.0))
+            step = default_step(model, ids, ZOSGD(upper(model), subspace="rows-columns", probes=len(ids), lr=0.0))
         except ZoquantError as error:
             return str(error)
         for _ in range(_STEPS):

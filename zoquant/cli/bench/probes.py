@@ -1,4 +1,4 @@
-"""Batched probes against plain inference on as many rows."""
+"""Probes of rows and columns against plain inference on as many rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from zoquant.cli.bench.sample import ends, row_losses
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.default_layers import upper_middle
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.optim.trunk import Trunk
 from zoquant.views.attach import attach, claimed
 from zoquant.views.model_views import Views
@@ -32,9 +32,9 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
     """
     try:
         views = attach(model, exclude=ends(model))
-        together = BatchedZO(views, directions=directions, split=False, lr=0.0)
-        each = BatchedZO(views, directions=len(ids), lr=0.0)
-        default = BatchedZO(upper(model), directions=len(ids), lr=0.0)
+        together = _optimizer(views, directions, split=False)
+        each = _optimizer(views, len(ids))
+        default = _optimizer(upper(model), len(ids))
         return {
             "together": _against_inference(model, ids, rounds, together, step_of(model, ids, together)),
             "each": _against_inference(model, ids, rounds, each, step_of(model, ids, each)),
@@ -49,12 +49,16 @@ def upper(model: nn.Module) -> Views:
     return attach(model, include=upper_middle(path for path, _, _ in claimed(model)))
 
 
-def step_of(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
+def _optimizer(views: Views, directions: int, *, split: bool = True) -> ZOSGD:
+    return ZOSGD(views, subspace="rows-columns", probes=directions, split=split, lr=0.0)
+
+
+def step_of(model: nn.Module, ids: Tensor, optimizer: ZOSGD) -> Callable[[], object]:
     """Return what does a step on a batch."""
     return lambda: optimizer.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
 
 
-def default_step(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
+def default_step(model: nn.Module, ids: Tensor, optimizer: ZOSGD) -> Callable[[], object]:
     """Return what does a step on a batch in which the layers below the views run once."""
     trunk, step = Trunk(model, optimizer.views), step_of(model, ids, optimizer)
     with trunk.shared(), torch.no_grad():
@@ -68,7 +72,7 @@ def default_step(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callabl
 
 
 def _against_inference(
-    model: nn.Module, ids: Tensor, rounds: int, optimizer: BatchedZO, step: Callable[[], object]
+    model: nn.Module, ids: Tensor, rounds: int, optimizer: ZOSGD, step: Callable[[], object]
 ) -> dict[str, Any]:
     rows = ids.repeat(optimizer.repeat, 1)
 
