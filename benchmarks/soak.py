@@ -171,7 +171,7 @@ class Soak:
             "--eval-every", str(EVAL_EVERY), "--compute-dtype", "float32", "--device", "cpu", "--json",
             *(["--resume"] if folder.path.exists() else []),
         ]  # fmt: skip
-        program = [sys.executable, "-c", "from zoquant.cli import main; main()", *words]
+        program = [sys.executable, "-c", "from zoquant.cli.app import main; main()", *words]
         return subprocess.Popen(program, stdout=subprocess.DEVNULL).pid
 
     def _moment_of_fork(self, folder: RunFolder, child: int) -> float:

@@ -16,10 +16,10 @@ from docs.matrix import matrix, table
 from docs.results import with_results
 from fuzz.targets import make_target
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.backends.refused import WHY
+from zoquant.backends.refused import METHODS, reason
 from zoquant.checkpoint.doctor import extras, library
 from zoquant.protocol import PLAIN_ROLES, Format, Span
-from zoquant.registry import all_formats, backend_named, format_named, list_backends
+from zoquant.registry import all_formats, format_named, list_backends
 
 ROOT = Path(__file__).parent
 PAGE = ROOT / "formats.md"
@@ -62,9 +62,12 @@ def page() -> str:
 
 
 def _refused() -> str:
-    """Return the folders that nobody reads, each with its reason."""
-    return "## Folders that zoquant refuses\n\n" + table(
-        ["quant_method", "why"], [[f"`{name}`", why] for name, why in WHY.items()]
+    """Return the live classes that are claimed to be refused and the folders that nobody reads, with their reasons."""
+    classes = [[f"`{name}`", why] for name in sorted(list_backends()) if (why := reason(name))]
+    folders = [[f"`{name}`", why] for name, why in METHODS.items()]
+    return (
+        f"## Live classes that zoquant refuses\n\n{table(['class', 'why'], classes)}\n"
+        f"## Folders that zoquant refuses\n\n{table(['quant_method', 'why'], folders)}"
     )
 
 
@@ -112,8 +115,10 @@ def _live_classes() -> dict[str, list[str]]:
     """Return the claimed classes by the name of their backend, that of a format and what follows it left out."""
     classes: defaultdict[str, list[str]] = defaultdict(list)
     names = {each.name for each in all_formats()}
-    for claimed in sorted(list_backends()):
-        name = backend_named(claimed).name
+    for claimed, claim in sorted(list_backends().items()):
+        if reason(claimed):
+            continue
+        name = claim.load().name
         classes[next((known for known in names if name.startswith(f"{known}-")), name)].append(claimed)
     return classes
 
@@ -142,7 +147,7 @@ def _told(text: str | None) -> str:
 
 
 def _others(found: Sequence[Format], live: Mapping[str, Sequence[str]]) -> str:
-    """Return the live classes that belong to no format: zoquant's own layers, and those that are refused."""
+    """Return the live classes that belong to no format, such as zoquant's own layers."""
     names = {each.name for each in found}
     rows = list(_other_rows(names, live))
     return "## Other live classes\n\n" + table(["backend", "what it says", "classes"], rows)
@@ -151,7 +156,7 @@ def _others(found: Sequence[Format], live: Mapping[str, Sequence[str]]) -> str:
 def _other_rows(names: set[str], live: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
     for name, classes in sorted(live.items()):
         if name not in names:
-            told = (inspect.getdoc(type(backend_named(classes[0]))) or "").splitlines()[0]
+            told = (inspect.getdoc(type(list_backends()[classes[0]].load())) or "").splitlines()[0]
             yield [name, told, ", ".join(f"`{each}`" for each in classes)]
 
 

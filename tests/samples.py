@@ -1,9 +1,12 @@
-"""A small sample for every registered backend and format: `tests/testing/test_conformance.py` fails for one without."""
+"""A small sample for every class that is served and every format, and what has to be there for it.
+
+`tests/testing/test_conformance.py` fails for one without.
+"""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -28,7 +31,6 @@ from tests.backends.sinq import samples as sinq
 from tests.backends.torchao import samples as torchao
 from tests.backends.vptq import samples as vptq
 from tests.toy import toy_layer
-from zoquant.backends.gpu_only import WHY
 from zoquant.native import QuantEmbedding
 
 
@@ -44,11 +46,6 @@ def dense_linear() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Linear(16, 24)
-
-
-def gpu_only() -> nn.Module:
-    """Stand for a layer that is refused."""
-    pytest.skip("the layer is refused, as tests/backends/test_gpu_only.py checks")
 
 
 def gguf_file(folder: Path) -> Path:
@@ -79,7 +76,6 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     **gptq.BACKEND_SAMPLES,
     **awq.BACKEND_SAMPLES,
     **bitnet.BACKEND_SAMPLES,
-    **dict.fromkeys(WHY, gpu_only),
     **torchao.BACKEND_SAMPLES,
     **quanto.BACKEND_SAMPLES,
     **quark.BACKEND_SAMPLES,
@@ -109,3 +105,21 @@ FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     **mxfp4.FORMAT_SAMPLES,
     **bitnet.FORMAT_SAMPLES,
 }
+
+GPU = gptq.NEED_GPU | awq.NEED_GPU
+"""Served classes whose kernels run on a GPU alone: no sample."""
+BESIDES: dict[str, str] = {**peft.BESIDES, **quark.BESIDES}
+"""What a sample needs besides the library of its class: the name of another library."""
+
+
+def waits_for(name: str) -> str:
+    """Return what is missing here for the sample of a claimed class or of a format, or nothing.
+
+    Args:
+        name: the dotted class, or the name of the format.
+    """
+    if name in GPU:
+        return "a GPU"
+    library = name.partition(".")[0] if "." in name else ""
+    needed = [library, BESIDES.get(name, "")]
+    return next((each for each in needed if each and each != "zoquant" and find_spec(each) is None), "")

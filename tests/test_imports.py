@@ -23,6 +23,14 @@ def test_importing_zoquant_imports_no_library() -> None:
     assert imported_by("import zoquant, zoquant.testing; zoquant.list_backends(); zoquant.list_formats()") == set()
 
 
+def test_importing_zoquant_imports_no_plugin() -> None:
+    program = (
+        "import sys, zoquant\nprint(*sorted(name for name in sys.modules if name.startswith('zoquant.backends.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["zoquant.backends.plugins"]
+
+
 def test_importing_every_plugin_imports_no_library_of_theirs() -> None:
     """A backend is imported before the library whose classes it serves."""
     targets = {claim.target.partition(":")[0] for claim in zoquant.list_backends().values()}

@@ -108,9 +108,9 @@ def test_two_packages_that_claim_one_class_are_both_named(tmp_path: Path) -> Non
     ],
 )
 def test_a_plugin_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, target: str, reason: str) -> None:
-    claim = Claim(class_name(Layer), target, "broken-plugin 3.0")
-    known = registry._entry_points(registry.BACKENDS)
-    monkeypatch.setattr(registry, "_entry_points", lambda group: {**known, claim.name: claim})
+    claim: Claim[Any] = Claim(class_name(Layer), target, "broken-plugin 3.0")
+    known = registry._lasting(registry.BACKENDS)
+    monkeypatch.setattr(registry, "_lasting", lambda group: {**known, claim.name: claim})
     with pytest.raises(RegistryError) as caught:
         backend_for(Layer)
     assert str(caught.value) == (
@@ -118,6 +118,56 @@ def test_a_plugin_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, targe
         "package."
     )
     assert isinstance(caught.value.__cause__, ImportError | AttributeError)
+
+
+def test_a_claim_gives_its_plugin() -> None:
+    found = zoquant.list_formats()["gguf"].load()
+    assert (found.name, found) == ("gguf", format_named("gguf"))
+    claim = zoquant.list_backends()["torch.nn.Module"]
+    assert claim.load() is claim.load() is registry.plain_backend()
+
+
+def test_every_plugin_of_the_table_is_there() -> None:
+    for name, claim in zoquant.list_formats().items():
+        assert claim.load().name == name
+    for name, served in zoquant.list_backends().items():
+        assert callable(served.load().open), name
+
+
+def test_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    """No metadata of zoquant is on the path, as where a checkout is put on PYTHONPATH, or an old one is there."""
+    program = """
+    from importlib import metadata
+    found = metadata.Distribution.discover
+    def other(**wanted):
+        return (each for each in found(**wanted) if each.metadata["Name"] != "zoquant")
+    metadata.Distribution.discover = staticmethod(other)
+    from torch import nn
+    import zoquant
+    print(zoquant.attach(nn.Linear(3, 2), roles=("dense",)).keys)
+    print(zoquant.list_formats()["gguf"].package, len(zoquant.list_backends()) > 50)
+    """
+    assert python(tmp_path, program).splitlines() == ["('weight', 'bias')", "zoquant 0+checkout True"]
+
+
+def test_metadata_of_zoquant_itself_is_not_read(tmp_path: Path) -> None:
+    """An older install beside newer sources says what the table said once."""
+    install(tmp_path, "zoquant", "0.0", "[zoquant.formats]\ngguf = zoquant.elsewhere:Old\n")
+    assert python(tmp_path, "import zoquant\nprint(zoquant.list_formats()['gguf'].load().name)") == "gguf"
+
+
+def test_an_entry_point_cannot_take_a_name_of_the_table(tmp_path: Path) -> None:
+    install(tmp_path, "other", "0.1", "[zoquant.formats]\ngguf = other:Format\n")
+    program = """
+    import zoquant
+    try:
+        zoquant.list_formats()
+    except zoquant.errors.RegistryError as error:
+        print(error)
+    """
+    said = python(tmp_path, program)
+    assert said.startswith("'gguf' is claimed twice: by zoquant ")
+    assert said.endswith(") and by other 0.1 (other:Format). Uninstall one of them.")
 
 
 def test_own_claims() -> None:

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from zoquant import errors, testing
+from zoquant.backends import plugins
 from zoquant.checkpoint.export import export
 from zoquant.checkpoint.load import load
 from zoquant.kernels.noise.definition import Noise
@@ -16,7 +17,7 @@ from zoquant.record import rules
 from zoquant.record.delta import Delta, load_delta, save_delta
 from zoquant.record.replay import replay
 from zoquant.record.trajectory import Trajectory
-from zoquant.registry import list_backends, list_formats, register, unregister
+from zoquant.registry import declare, list_backends, list_formats, register, unregister
 from zoquant.views.attach import attach
 from zoquant.views.experts import ReachedExperts
 from zoquant.views.model_views import BoundView, Views
@@ -26,6 +27,8 @@ try:
     __version__ = version("zoquant")
 except PackageNotFoundError:  # a checkout that is on the path, not installed
     __version__ = "0+checkout"
+
+declare(f"zoquant {__version__}", backends=plugins.targets(), formats=plugins.FORMATS)
 
 __all__ = [
     "ZOSGD",

@@ -1,6 +1,7 @@
-"""Who serves what: backends claim classes, formats claim files, both through entry points that load on first use.
+"""Who serves what: backends claim classes, formats claim files, and each is imported when it is first used.
 
-A package registers with two lines in its own metadata:
+zoquant's own are in the table of `zoquant.backends.plugins`, which `zoquant/__init__.py` hands over with `declare`.
+Another package registers with two lines in its own metadata:
 
     [project.entry-points."zoquant.backends"]
     "their.module.TheirLinear" = "their_plugin:TheirBackend"
@@ -11,12 +12,12 @@ A package registers with two lines in its own metadata:
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from torch import nn
 
@@ -26,11 +27,15 @@ from zoquant.protocol import Backend, Explains, Format
 BACKENDS = "zoquant.backends"
 FORMATS = "zoquant.formats"
 ANY_MODULE = "torch.nn.Module"
+_PACKAGE = "zoquant"
+
+
+Plugin = TypeVar("Plugin", bound=Backend | Format)
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One registered plugin, known by name and not yet imported.
+class Claim(Generic[Plugin]):
+    """One registered plugin, known by name; `load` imports it.
 
     Attributes:
         name: for a backend the dotted class that it claims, for a format its name.
@@ -41,6 +46,7 @@ class Claim:
     name: str
     target: str
     package: str
+    _plugin: Plugin | None = field(default=None, repr=False, compare=False)
 
     @property
     def installed(self) -> bool:
@@ -48,9 +54,29 @@ class Claim:
         top = self.name.partition(".")[0]
         return "." not in self.name or top in sys.modules or find_spec(top) is not None
 
+    def load(self) -> Plugin:
+        """Return the backend or format, importing its module the first time; the same object every time.
 
-_registered: dict[str, dict[str, tuple[Claim, Any]]] = {BACKENDS: {}, FORMATS: {}}
-_loaded: dict[tuple[str, str], Any] = {}
+        Raises:
+            RegistryError: the plugin cannot be imported.
+        """
+        return cast(Plugin, _imported(self) if self._plugin is None else self._plugin)
+
+
+_own: dict[str, dict[str, Claim[Any]]] = {BACKENDS: {}, FORMATS: {}}
+_registered: dict[str, dict[str, Claim[Any]]] = {BACKENDS: {}, FORMATS: {}}
+
+
+def declare(package: str, *, backends: Mapping[str, str], formats: Mapping[str, str]) -> None:
+    """Take zoquant's own table; every other package uses entry points.
+
+    Args:
+        package: what claims say of who registered them: `zoquant` and its version.
+        backends: `module:attribute` of the plugin of each claimed class.
+        formats: `module:attribute` of the plugin of each format.
+    """
+    for group, targets in ((BACKENDS, backends), (FORMATS, formats)):
+        _own[group] = {name: Claim(name, target, package) for name, target in targets.items()}
 
 
 def register(*, backend: Backend | None = None, claims: str | type | None = None, format: Format | None = None) -> None:
@@ -89,20 +115,20 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def list_backends() -> Mapping[str, Claim]:
-    """Return all backends by the class that they claim. Imports none of them."""
+def list_backends() -> Mapping[str, Claim[Backend]]:
+    """Return all backends by the class that they claim. Imports none of them; `load()` of a claim does."""
     return _claims(BACKENDS)
 
 
-def list_formats() -> Mapping[str, Claim]:
-    """Return all formats by name. Imports none of them."""
+def list_formats() -> Mapping[str, Claim[Format]]:
+    """Return all formats by name. Imports none of them; `load()` of a claim does."""
     return _claims(FORMATS)
 
 
 def backend_for(cls: type) -> Backend | None:
     """Return the backend that claims exactly this class, importing it if need be, or None."""
-    name = class_name(cls)
-    return cast(Backend, _load(BACKENDS, name)) if name in list_backends() else None
+    claim = list_backends().get(class_name(cls))
+    return None if claim is None else claim.load()
 
 
 def backend_named(claimed: str) -> Backend:
@@ -111,9 +137,10 @@ def backend_named(claimed: str) -> Backend:
     Raises:
         RegistryError: nothing claims this name.
     """
-    if claimed not in list_backends():
+    claim = list_backends().get(claimed)
+    if claim is None:
         raise RegistryError(f"no backend claims {claimed!r}. `zoquant backends` lists what is claimed.")
-    return cast(Backend, _load(BACKENDS, claimed))
+    return claim.load()
 
 
 def plain_backend() -> Backend:
@@ -121,7 +148,7 @@ def plain_backend() -> Backend:
 
     That is no module's exact class, so that `backend_of` never returns it.
     """
-    return cast(Backend, _load(BACKENDS, ANY_MODULE))
+    return list_backends()[ANY_MODULE].load()
 
 
 def backend_of(module: nn.Module) -> Backend | None:
@@ -141,9 +168,10 @@ def format_named(name: str) -> Format:
     Raises:
         RegistryError: no format has this name; the message lists those that exist.
     """
-    if name not in list_formats():
-        raise RegistryError(f"unknown format {name!r}, expected one of {', '.join(sorted(list_formats()))}.")
-    return cast(Format, _load(FORMATS, name))
+    claims = list_formats()
+    if name not in claims:
+        raise RegistryError(f"unknown format {name!r}, expected one of {', '.join(sorted(claims))}.")
+    return claims[name].load()
 
 
 def format_of(path: Path) -> Format:
@@ -182,19 +210,22 @@ def _add(group: str, name: str, plugin: Any) -> None:
     if name in known:
         raise RegistryError(f"{name!r} is already claimed by {known[name].package} ({known[name].target}).")
     target = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
-    _registered[group][name] = (Claim(name, target, "this process"), plugin)
+    _registered[group][name] = Claim(name, target, "this process", plugin)
 
 
-def _claims(group: str) -> dict[str, Claim]:
-    return _entry_points(group) | {name: claim for name, (claim, _) in _registered[group].items()}
+def _claims(group: str) -> dict[str, Claim[Any]]:
+    return _lasting(group) | _registered[group]
 
 
 @cache
-def _entry_points(group: str) -> dict[str, Claim]:
-    claims: dict[str, Claim] = {}
+def _lasting(group: str) -> dict[str, Claim[Any]]:
+    """Return what zoquant's own table and the entry points of all other packages claim."""
+    claims = dict(_own[group])
     for point in metadata.entry_points(group=group):
+        if point.dist and point.dist.name == _PACKAGE:  # metadata older than the sources beside it; the table counts
+            continue
         package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
-        claim = Claim(point.name, point.value, package)
+        claim: Claim[Any] = Claim(point.name, point.value, package)
         other = claims.setdefault(claim.name, claim)
         if other != claim:
             raise RegistryError(
@@ -204,17 +235,13 @@ def _entry_points(group: str) -> dict[str, Claim]:
     return claims
 
 
-def _load(group: str, name: str) -> Any:
-    if name in _registered[group]:
-        return _registered[group][name][1]
-    if (group, name) not in _loaded:
-        claim = _claims(group)[name]
-        try:
-            plugin = metadata.EntryPoint(claim.name, claim.target, group).load()
-        except (ImportError, AttributeError) as error:
-            raise RegistryError(
-                f"{name!r}: the plugin {claim.target} of {claim.package} cannot be imported: {error}. "
-                "Reinstall that package."
-            ) from error
-        _loaded[group, name] = plugin()
-    return _loaded[group, name]
+@cache
+def _imported(claim: Claim[Any]) -> Any:
+    try:
+        plugin = metadata.EntryPoint(claim.name, claim.target, "").load()
+    except (ImportError, AttributeError) as error:
+        raise RegistryError(
+            f"{claim.name!r}: the plugin {claim.target} of {claim.package} cannot be imported: {error}. "
+            "Reinstall that package."
+        ) from error
+    return plugin()

@@ -1,4 +1,4 @@
-"""One model: peak memory, step over two forwards, both probes in one forward, and a forward from a graph."""
+"""One model: peak memory, step over two forwards, and a forward from a graph."""
 
 import gc
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import zoquant
+from benchmarks.gpu_suite.graphs import Graphed
 from benchmarks.gpu_suite.losses import Loss, row_losses
 from benchmarks.gpu_suite.models import adamw_bytes, build, weights_of
 from benchmarks.gpu_suite.shapes import Case
 from zoquant.cli.bench.timing import in_turn, ratio, seconds, spread
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.kernels.graphs import Graphed
 
 LENGTH = 64
 

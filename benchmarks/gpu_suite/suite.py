@@ -5,15 +5,12 @@ from typing import Any
 
 import torch
 
-import zoquant
 from benchmarks.gpu_suite.bandwidth import noise_bandwidth
 from benchmarks.gpu_suite.cases import measured
 from benchmarks.gpu_suite.checks import check_kernels, multipliers
 from benchmarks.gpu_suite.products import products
 from benchmarks.gpu_suite.shapes import CASES
-from zoquant.backends.native import NativeBackend
 from zoquant.cli.bench.machine import machine
-from zoquant.native import QuantLinear
 
 PARTS = ("checks", "noise", "products", "cases")
 
@@ -35,8 +32,6 @@ def suite(
         done: is told what there is so far.
     """
     torch.manual_seed(0)
-    if "zoquant.native.layers.QuantLinear" not in zoquant.list_backends():
-        zoquant.register(backend=NativeBackend(), claims=QuantLinear)
     found: dict[str, Any] = {"kind": "gpu-suite", "tiny": tiny, "machine": machine(device)}
     if "checks" in parts:
         found |= {"checks": check_kernels(device), "multipliers": multipliers(device)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.gpu_suite.targets import targets
 
-_RATIOS = ("pair_over_two", "two_over_decoded", "two_over_dense")
+_RATIOS = ("packed_over_decoded", "packed_over_dense")
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -45,9 +45,9 @@ def _case(case: Mapping[str, Any]) -> str:
 
 def _best(each: Mapping[str, Any]) -> str:
     """Return the tile that is faster than the chosen one, if there is any."""
-    tiles = {name: found["median"] for name, found in each["tiles_over_pair"].items()}
+    tiles = {name: found["median"] for name, found in each["tiles"].items()}
     best = min(tiles, key=lambda name: tiles[name], default=None)
-    return f"; {best} would take {tiles[best]:.2f} of the pair" if best is not None and tiles[best] < 1 else ""
+    return f"; {best} would take {tiles[best]:.2f} of the time" if best is not None and tiles[best] < 1 else ""
 
 
 def middle(values: Mapping[str, float]) -> str:

@@ -126,8 +126,8 @@ def test_what_a_quantized_model_leaves_plain() -> None:
     x = torch.ones(1, 8)
     before = model(x)
     views = dense(model, include="0.bias")
-    views[0].write(views[0].read() + 1)
-    assert not torch.equal(model(x), before)
+    views[0].write(views[0].read() + torch.arange(8.0))  # no constant: the norm would take that away
+    assert float((model(x) - before).detach().abs().max()) > 1e-2
 
 
 def test_weight_and_bias_of_one_shape_move_apart() -> None:

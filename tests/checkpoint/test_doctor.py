@@ -96,7 +96,7 @@ def test_a_format_whose_library_is_missing() -> None:
 def test_the_command_imports_no_quantization_library() -> None:
     program = f"""
 import sys
-from zoquant.cli import main
+from zoquant.cli.app import main
 sys.argv = ["zoquant", "doctor", "--json"]
 try:
     main()

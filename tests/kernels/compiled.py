@@ -31,15 +31,15 @@ def type_of(value: object) -> object:
 
 
 def compiled(name: str, capability: int) -> str:
-    """Return shared memory and the number of fused multiply-adds of a pair in bfloat16."""
+    """Return shared memory and the number of fused multiply-adds of a product in bfloat16."""
     operands, kernel = MATRICES[name]().operands(), matmul._multiply
     assert operands is not None
-    tile = matmul.tile_of(64, 1 << 15, torch.bfloat16, pair=True)
-    fixed = {**settings(operands, tile.columns), "PAIR": True, "DTYPE": DTYPES[torch.bfloat16]}
+    tile = matmul.tile_of(64, 1 << 15, torch.bfloat16)
+    fixed = {**settings(operands, tile.columns), "DTYPE": DTYPES[torch.bfloat16]}
     fixed |= {"BLOCK_M": tile.tokens, "BLOCK_N": tile.rows, "BLOCK_K": tile.columns}
     options = {"enable_fp_fusion": fixed.pop("enable_fp_fusion"), "num_warps": tile.warps, "num_stages": tile.stages}
     x, (codes, numbers, table) = torch.empty(0), pointers(operands)
-    given = [x, x, codes, numbers, table, numbers, table, operands.row_order, 1, 1, 1, 1]
+    given = [x, x, codes, numbers, table, operands.row_order, 1, 1, 1, 1]
     types = dict(zip(kernel.arg_names, map(type_of, given), strict=False)) | dict.fromkeys(fixed, "constexpr")
     absent = {argument: None for argument, kind in types.items() if kind == "constexpr" and argument not in fixed}
     source = ASTSource(fn=kernel, signature=types, constexprs={**fixed, **absent})

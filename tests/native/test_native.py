@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.cli.test_bench import Operators
+from tests.operators import Operators
 from tests.toy import ToyCodec, toy_layer
 from zoquant.backends.awq.words import gemv_zeros
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.backends.compressed_tensors.words import packed_zeros
-from zoquant.backends.grids import ScaleGrid
 from zoquant.backends.hqq.weights import QuantizedValues, striped
+from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.backends.quark.words import nibble_zeros
 from zoquant.errors import ShapeError
 from zoquant.native import FieldSpec, QuantEmbedding, QuantLinear, QuantWeight, Values, packed

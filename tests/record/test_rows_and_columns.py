@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tests.toy import registered, toy_layer, toy_model
 from zoquant import attach
-from zoquant.backends.grids import ScaleGrid, reciprocal
 from zoquant.backends.hqq.weights import striped
+from zoquant.backends.layouts.scale_grid import ScaleGrid, reciprocal
 from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise
 from zoquant.native import (

@@ -1,59 +1,69 @@
-"""Every registered backend and format keeps every law. The list is the registry's, never one kept by hand."""
+"""Every class that is served and every format keeps every law. The list is the registry's, never one kept by hand.
+
+Only cases that can run here are made; `test_what_waits_for_something` counts the others. The environment variable
+ZOQUANT_REQUIRE names libraries without which it fails, as the targets of the Makefile have it. Classes that are refused
+have no laws to keep: tests/backends/test_refused.py.
+"""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 import zoquant
-from tests.samples import BACKEND_SAMPLES, FORMAT_SAMPLES
-from zoquant.registry import Claim, format_named
+from tests.samples import BACKEND_SAMPLES, FORMAT_SAMPLES, GPU, waits_for
+from zoquant.backends.refused import reason
 from zoquant.testing import BACKEND_CHECKS, FORMAT_CHECKS, BackendCase, FormatCase
 from zoquant.testing.case import opened_inputs, quietly
 
-REQUIRE_ALL = os.environ.get("ZOQUANT_REQUIRE_ALL") == "1"
+SERVED = [name for name in zoquant.list_backends() if not reason(name)]
+FORMATS = list(zoquant.list_formats())
+WAITING = {name: why for name in [*SERVED, *FORMATS] if (why := waits_for(name))}
+REQUIRED = os.environ.get("ZOQUANT_REQUIRE", "").split()
 
 
-def need(claim: Claim) -> None:
-    """Skip what is not installed, unless everything has to be."""
-    if not claim.installed and not REQUIRE_ALL:
-        pytest.skip(f"the library of {claim.name} is not installed")
+def here(names: list[str]) -> list[str]:
+    """Return the names whose sample can be made here."""
+    return [name for name in names if name not in WAITING]
 
 
-@pytest.mark.parametrize("claim", zoquant.list_backends().values(), ids=zoquant.list_backends())
-def test_every_backend_has_a_sample(claim: Claim) -> None:
-    assert claim.name in BACKEND_SAMPLES, f"add a sample of {claim.name} to tests/samples.py"
+def test_everything_has_a_sample() -> None:
+    assert sorted({*BACKEND_SAMPLES} | GPU) == sorted(SERVED), "add one to tests/samples.py"
+    assert sorted(FORMAT_SAMPLES) == sorted(FORMATS), "add one to tests/samples.py"
 
 
-@pytest.mark.parametrize("claim", zoquant.list_formats().values(), ids=zoquant.list_formats())
-def test_every_format_has_a_sample(claim: Claim) -> None:
-    assert claim.name in FORMAT_SAMPLES, f"add a sample of {claim.name} to tests/samples.py"
+def test_what_waits_for_something() -> None:
+    """Fails for a library that is required; skips with the number of claims that wait for each of the others."""
+    missing = {name: why for name, why in WAITING.items() if why in REQUIRED}
+    assert not missing, "a library of ZOQUANT_REQUIRE is not installed here"
+    if WAITING:
+        counts = Counter(WAITING.values()).most_common()
+        pytest.skip(f"of {len(SERVED) + len(FORMATS)} claims " + ", ".join(f"{n} wait for {why}" for why, n in counts))
 
 
 @pytest.mark.parametrize("check", BACKEND_CHECKS.values(), ids=BACKEND_CHECKS)
-@pytest.mark.parametrize("claim", zoquant.list_backends().values(), ids=zoquant.list_backends())
-def test_backend(claim: Claim, check: zoquant.testing.Check[BackendCase]) -> None:
-    need(claim)
-    native = claim.name.startswith("zoquant.")
-    check.run(BackendCase(BACKEND_SAMPLES[claim.name], steps=1000 if native else 200))
+@pytest.mark.parametrize("name", here(SERVED))
+def test_backend(name: str, check: zoquant.testing.Check[BackendCase]) -> None:
+    native = name.startswith("zoquant.")
+    check.run(BackendCase(BACKEND_SAMPLES[name], steps=1000 if native else 200))
 
 
 @pytest.fixture(scope="module")
 def format_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FormatCase:
-    claim: Claim = request.param
-    need(claim)
-    path: Path = FORMAT_SAMPLES[claim.name](tmp_path_factory.mktemp(claim.name))
-    return FormatCase(path, format_named(claim.name), torch.float32, steps=5)
+    name: str = request.param
+    path: Path = FORMAT_SAMPLES[name](tmp_path_factory.mktemp(name))
+    return FormatCase(path, zoquant.list_formats()[name].load(), torch.float32, steps=5)
 
 
 @pytest.mark.parametrize("check", FORMAT_CHECKS.values(), ids=FORMAT_CHECKS)
-@pytest.mark.parametrize("format_case", zoquant.list_formats().values(), ids=zoquant.list_formats(), indirect=True)
+@pytest.mark.parametrize("format_case", here(FORMATS), indirect=True)
 def test_format(format_case: FormatCase, check: zoquant.testing.Check[FormatCase]) -> None:
     check.run(format_case)
 
 
-@pytest.mark.parametrize("format_case", zoquant.list_formats().values(), ids=zoquant.list_formats(), indirect=True)
+@pytest.mark.parametrize("format_case", here(FORMATS), indirect=True)
 def test_a_run_without_a_number_descends(format_case: FormatCase) -> None:
     """Eps, lr and clip are calibrated; every layer shall give a fifth more than it does."""
     model, views = format_case.open()

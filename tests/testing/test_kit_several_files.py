@@ -13,7 +13,7 @@ import zoquant
 from tests.folders import CONFIG, save_folder, tiny_llama
 from tests.samples import dense_folder
 from tests.toy import ToyFormat, toy_model, write_toy
-from zoquant.backends.unquantized import UnquantizedFormat
+from zoquant.backends.dense.format import DenseFormat
 from zoquant.protocol import Span
 from zoquant.testing import FORMAT_CHECKS, ConformanceError, FormatCase
 
@@ -23,7 +23,7 @@ def fails(name: str, path: Path, format: zoquant.Format, match: str) -> None:
         FORMAT_CHECKS[name].run(FormatCase(path, format, torch.float32, steps=1))
 
 
-class ReadsOnce(UnquantizedFormat):
+class ReadsOnce(DenseFormat):
     """Keeps the first index that it read, whatever becomes of the files."""
 
     first: Mapping[str, Span] | None = None
@@ -33,7 +33,7 @@ class ReadsOnce(UnquantizedFormat):
         return self.first
 
 
-class ChecksOneShard(UnquantizedFormat):
+class ChecksOneShard(DenseFormat):
     """Looks at the first shard alone, and takes the others for what they were."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class ChecksOneShard(UnquantizedFormat):
         return self.first[head]
 
 
-class SwapsShards(UnquantizedFormat):
+class SwapsShards(DenseFormat):
     """Names for every value the place of another one of the same shape and dtype, in the other shard if there is."""
 
     def index(self, path: Path) -> Mapping[str, Span]:
@@ -55,7 +55,7 @@ class SwapsShards(UnquantizedFormat):
         return {**spans, one: spans[other], other: spans[one]}
 
 
-class BeyondItsShard(UnquantizedFormat):
+class BeyondItsShard(DenseFormat):
     """Names a place that lies within the checkpoint's bytes, and beyond those of its own file."""
 
     def index(self, path: Path) -> Mapping[str, Span]:
@@ -114,11 +114,11 @@ def archive(tmp_path: Path) -> Path:
 
 
 def test_an_archive_keeps_its_checksums(archive: Path) -> None:
-    case = FormatCase(archive, UnquantizedFormat(), torch.float32, steps=1)
+    case = FormatCase(archive, DenseFormat(), torch.float32, steps=1)
     assert case.format.checksums(archive)  # type: ignore[attr-defined]
     FORMAT_CHECKS["check_export_changes_only_indexed_bytes"].run(case)
 
 
 def test_checksums_that_no_longer_hold(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["zoquant.checkpoint.export"], "_renew", lambda *_: None)
-    fails("check_export_changes_only_indexed_bytes", archive, UnquantizedFormat(), "holds no longer in the export")
+    fails("check_export_changes_only_indexed_bytes", archive, DenseFormat(), "holds no longer in the export")

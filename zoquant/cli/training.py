@@ -5,15 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.app import JSON, app
-from zoquant.cli.flags import config_of, with_flags
+from zoquant.cli.flags import JSON, config_of, with_flags
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import mebibytes, score, show_json, show_pairs
 from zoquant.training.config import keys
 from zoquant.training.stopwatch import step_time
 
 
-@app.command("train")
 @with_flags(*keys())
 def train_command(
     given: dict[str, Any],

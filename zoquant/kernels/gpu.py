@@ -81,22 +81,19 @@ def _try_noise(kernels: ModuleType, device: torch.device) -> None:
 
 
 def _try_matmul(kernels: ModuleType, device: torch.device) -> None:
-    """Compare small products with their definition, for a pair and in each dtype."""
+    """Compare a small product with its definition, in each dtype."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(-(1 << 31), 1 << 31, (32, 16), generator=generator).to(torch.int32)
-    scales, x = (torch.rand(2, 32, 4, generator=generator) - 0.5).half(), torch.randn(6, 128, generator=generator)
+    scale, x = (torch.rand(32, 4, generator=generator) - 0.5).half(), torch.randn(3, 128, generator=generator)
     codes = (words[:, :, None] >> torch.arange(0, 32, 4) & 15).flatten(1).float()
-    weights = [codes * scale.float().repeat_interleave(32, 1) for scale in scales]
-    pair = [
-        Operands("affine", 32, 128, Words(words.to(device), 16, 1, 4), (Numbers(scale, 4, 1, 32, 4), None, None, None))
-        for scale in scales.to(device)
-    ]
+    weight = codes * scale.float().repeat_interleave(32, 1)
+    numbers = Numbers(scale.to(device), 4, 1, 32, 4)
+    operands = Operands("affine", 32, 128, Words(words.to(device), 16, 1, 4), (numbers, None, None, None))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        found = kernels.multiply(x.to(device), pair[0], dtype, other=pair[1]).cpu()
-        for part, rows, weight in zip(found.chunk(2), x.chunk(2), weights, strict=True):
-            exact = rows.to(dtype).double() @ weight.to(dtype).double().t()
-            if not (part.double() - exact).norm() <= _BOUND * exact.norm():
-                raise _NotUsableError(f"the Triton kernels give other products in {dtype} than the definition")
+        found = kernels.multiply(x.to(device), operands, dtype).cpu()
+        exact = x.to(dtype).double() @ weight.to(dtype).double().t()
+        if not (found.double() - exact).norm() <= _BOUND * exact.norm():
+            raise _NotUsableError(f"the Triton kernels give other products in {dtype} than the definition")
 
 
 _TRIALS: dict[str, Callable[[ModuleType, torch.device], None]] = {"noise": _try_noise, "matmul": _try_matmul}

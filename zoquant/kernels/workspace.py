@@ -1,13 +1,26 @@
-"""Scratch memory that the native layers share: one buffer a device and dtype, never holding anything between calls."""
+"""Scratch memory that the native layers share: one buffer a dtype and purpose, which holds nothing between calls.
+
+Every thread has its own, and so has every stream of a GPU: work that runs at the same time does not meet in it.
+"""
+
+import threading
 
 import torch
 from torch import Tensor
 
-_buffers: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
+
+class _Own(threading.local):
+    """The buffers of one thread, by device, stream of the device, dtype and slot."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[torch.device, int, torch.dtype, str], Tensor] = {}
+
+
+_own = _Own()
 
 
 def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str = "") -> Tensor:
-    """Return an uninitialized tensor that the next call with the same slot overwrites.
+    """Return an uninitialized tensor that the next call with the same slot overwrites, in this thread and stream.
 
     Args:
         shape: shape of the tensor.
@@ -18,15 +31,15 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sl
     size = 1
     for length in shape:
         size *= length
-    key = (device, dtype, slot)
-    buffer = _buffers.get(key)
+    key = (device, _stream(device), dtype, slot)
+    buffer = _own.buffers.get(key)
     if buffer is None or buffer.numel() < size:
         with torch.inference_mode(False):
             buffer = torch.empty(size, dtype=dtype, device=device)
-        _buffers[key] = buffer
+        _own.buffers[key] = buffer
     return buffer[:size].view(shape)
 
 
-def held(device: torch.device) -> list[Tensor]:
-    """Return the scratch memory of a device as it is now: who keeps it can go on using it when it has been outgrown."""
-    return [buffer for (place, _, _), buffer in _buffers.items() if place == device]
+def _stream(device: torch.device) -> int:
+    """Return what tells the present stream of a device from its others; a CPU has one a thread."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import ShapeError, UnsupportedLayoutError
+from zoquant.errors import ShapeError
 from zoquant.native.layers import QuantLinear
 from zoquant.native.packed import TILE
 
@@ -62,15 +62,7 @@ class QuantExperts(nn.Module):
             x: `[tokens, hidden]`.
             chosen: experts of each token, int64 `[tokens, k]`; a number of `count` or more stands for none.
             weights: weight of each of them, `[tokens, k]`.
-
-        Raises:
-            UnsupportedLayoutError: the layer holds both probes of a pair.
         """
-        if any(each.twin is not None for each in (self.gate_proj, self.up_proj, self.down_proj)):
-            raise UnsupportedLayoutError(
-                "QuantExperts: a pair of probes in one forward is told apart by rows of the batch, but an expert "
-                "sees tokens that were gathered. Leave the experts out: attach(model, exclude=...)."
-            )
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
             if expert < self.count:

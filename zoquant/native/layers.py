@@ -13,7 +13,6 @@ from zoquant.kernels.workspace import scratch
 from zoquant.native.codec import Codec, FieldSpec
 from zoquant.native.on_gpu import decoded
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
-from zoquant.native.pair import halves, pair_product
 from zoquant.protocol import Grid
 
 
@@ -124,8 +123,6 @@ class QuantLinear(nn.Module):
 
     Attributes:
         weight: None: there is no matrix in memory. Models that look at its dtype before a product see that, as T5 does.
-        twin: what multiplies the second half of the rows, see `zoquant.native.pair`; None while there is one probe.
-        factors: factors on what goes into the product and comes out of it, for each block of rows; None for none.
     """
 
     weight: None = None
@@ -134,23 +131,21 @@ class QuantLinear(nn.Module):
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
-        self.twin: PackedWeight | None = None
-        self.factors: Factors | None = None
         self.register_buffer("bias", bias)
         self.compute_dtype = compute_dtype
         self.in_features, self.out_features = packed.columns, packed.rows
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`."""
-        y = self._product(x.reshape(-1, self.in_features))
+    def forward(self, x: Tensor, *, factors: Factors | None = None) -> Tensor:
+        """Return `x Wᵀ + b`, `[..., out_features]`, in the dtype of `x`.
+
+        Args:
+            x: `[..., in_features]`.
+            factors: on what goes into the product and what comes out of it, for each block of rows; None for none.
+        """
+        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype, factors)
         if self.bias is not None:
             y = (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
-
-    def _product(self, x: Tensor) -> Tensor:
-        if self.twin is None:
-            return self.packed.product(x, self.compute_dtype, self.factors)
-        return pair_product(x, self.packed, self.twin, self.compute_dtype)
 
     @property
     def qweight(self) -> Tensor:
@@ -167,9 +162,7 @@ class QuantLinear(nn.Module):
                 logit of 20 is known to 0.03 or so, which a loss would show.
         """
         shape, x = x.shape[:-1], x.reshape(-1, self.in_features).float()
-        sides = [(x, self.packed)] if self.twin is None else zip(halves(x), (self.packed, self.twin), strict=True)
-        parts = [product(part, packed.decode_rows_to(outputs, dtype)) for part, packed in sides]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        y = product(x, self.packed.decode_rows_to(outputs, dtype))
         y = y if self.bias is None else y + self.bias[outputs]
         return y.view(*shape, y.shape[-1])
 
@@ -184,31 +177,20 @@ class QuantEmbedding(nn.Module):
         packed: the matrix, one row a token.
         scale: factor on every row, as Gemma has it; None for 1.
         dtype: dtype of what comes out.
-
-    Attributes:
-        twin: where the second half of the ids is looked up, see `zoquant.native.pair`; None while there is one probe.
     """
 
     def __init__(self, packed: PackedWeight, *, scale: float | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.packed = packed
-        self.twin: PackedWeight | None = None
         self.scale = scale
         self.dtype = dtype
         self.num_embeddings, self.embedding_dim = packed.rows, packed.columns
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of `ids`, `[..., embedding_dim]`."""
-        flat = ids.reshape(-1)
-        sides = [(flat, self.packed)] if self.twin is None else zip(halves(flat), (self.packed, self.twin), strict=True)
-        parts = [self._rows(part, packed) for part, packed in sides]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out.to(self.dtype).view(*ids.shape, self.embedding_dim)
-
-    def _rows(self, ids: Tensor, packed: PackedWeight) -> Tensor:
-        """Return rows of a matrix times the scale, in memory of their own."""
-        rows = packed.decode_rows_to(ids, torch.float32)
-        return rows.clone() if self.scale is None else rows * self.scale
+        rows = self.packed.decode_rows_to(ids.reshape(-1), torch.float32)
+        own = rows.clone() if self.scale is None else rows * self.scale
+        return own.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, layout={self.packed.layout}"

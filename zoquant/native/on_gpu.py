@@ -34,27 +34,21 @@ def decoded(weight: "PackedWeight", rows: slice, dtype: torch.dtype) -> Tensor |
     return out
 
 
-def multiplied(
-    x: Tensor, weight: "PackedWeight", dtype: torch.dtype, other: "PackedWeight | None" = None
-) -> Tensor | None:
+def multiplied(x: Tensor, weight: "PackedWeight", dtype: torch.dtype) -> Tensor | None:
     """Return `x Wᵀ` from packed words; None where W is decoded first, a tile at a time.
 
     Args:
         x: `[tokens, columns]`.
         weight: the matrix W.
         dtype: dtype that x and W are rounded to.
-        other: the matrix that multiplies the second half of the tokens, with the same codes; None for W.
     """
     kernels = matmul_kernels(x.device)
     if kernels is None or x.dtype not in kernels.DTYPES or dtype not in kernels.DTYPES or len(x) >= kernels.MANY:
         return None
-    if differentiated(x) or _moves(weight) or (other is not None and _moves(other)):
+    if differentiated(x) or _moves(weight):
         return None
-    operands, others = _read(weight), None if other is None else _read(other)
-    if operands is None or (other is not None and others is None):
-        return None
-    found: Tensor = kernels.multiply(x, operands, dtype, other=others)
-    return found
+    operands = _read(weight)
+    return None if operands is None else kernels.multiply(x, operands, dtype)
 
 
 def _read(weight: "PackedWeight", rows: slice | None = None) -> Operands | None:

@@ -97,9 +97,6 @@ class ProbedLayers:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        for scaling in self._scalings:
-            if isinstance(module := scaling.vectors.layer.module, QuantLinear):
-                module.factors = None  # where the forward ended in an error, no hook has done it
 
     def check(self, losses: int) -> None:
         """Refuse a forward whose rows are not those of the losses, or that went past a layer.
@@ -202,13 +199,13 @@ class _Scaling:
         self.called = True
         columns, block = self.vectors.across(self._ratios[:, self.vectors.columns]), self.rows.block_of(x)
         if isinstance(module, QuantLinear):
-            module.factors = Factors(columns, self._rows(), None if block is None else block.view(-1))
-            return None
+            return args, {
+                **kwargs,
+                "factors": Factors(columns, self._rows(), None if block is None else block.view(-1)),
+            }
         return (scaled_input(x, columns, block), *args[1:]), kwargs
 
     def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(module, QuantLinear):
-            module.factors = None
         if isinstance(module, QuantLinear) or trying():
             return
         if not isinstance(output, Tensor):

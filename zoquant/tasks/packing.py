@@ -139,7 +139,7 @@ def packable(model: nn.Module, length: int) -> bool:
         length: of a row.
     """
     if model not in _packable:
-        with trial(model):
+        with trial():
             _packable[model] = _tried(model)
         if not _packable[model]:
             log.info("%s: sequences cannot share a row; short ones are padded instead", type(model).__name__)

@@ -116,7 +116,8 @@ class Settings:
         if self.subspace == "rows-columns":
             numbers = self.by_rule()
             return ZOSGD(
-                views, subspace="rows-columns", probes=self.batch_size, lr=numbers.lr, eps=numbers.eps, clip=numbers.clip, seed=self.seed,
+                views, subspace="rows-columns", probes=self.batch_size, lr=numbers.lr, eps=numbers.eps,
+                clip=numbers.clip, seed=self.seed,
                 noise=Noise(self.noise, self.density, self.unit), estimator=GroupRelative(), rule=RULES[self.rule](),
                 decay=self.decay,
             )  # fmt: skip

@@ -18,19 +18,13 @@ def trying() -> bool:
 
 
 @contextmanager
-def trial(model: nn.Module) -> Iterator[None]:
-    """Try a model within a `with`: without gradients, hooks of probes and second values of pairs."""
-    paired: list[Any] = [module for module in model.modules() if getattr(module, "twin", None) is not None]
-    twins = [module.twin for module in paired]
+def trial() -> Iterator[None]:
+    """Try a model within a `with`: without gradients and hooks of probes."""
     token = _trying.set(True)
     try:
-        for module in paired:
-            module.twin = None
         with torch.no_grad():
             yield
     finally:
-        for module, twin in zip(paired, twins, strict=True):
-            module.twin = twin
         _trying.reset(token)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tests.backends.awq.layers import auto_awq, gptqmodel_awq
 from tests.backends.awq.reference import random_awq
 from tests.backends.gptq.layers import warm
-from tests.backends.gptq.samples import needs_gpu
 from tests.checkpoint.folder.llama import write_llama
 
 
@@ -31,18 +30,20 @@ def _of_gptqmodel(name: str, **changes: Any) -> Callable[[], nn.Module]:
 _QLINEAR = "gptqmodel.nn_modules.qlinear"
 BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     f"{_QLINEAR}.torch_awq.AwqTorchLinear": _of_gptqmodel("torch_awq.AwqTorchLinear"),
-    f"{_QLINEAR}.gemm_awq.AwqGEMMLinear": needs_gpu,
-    f"{_QLINEAR}.gemm_awq_triton.AwqGEMMTritonLinear": needs_gpu,
-    f"{_QLINEAR}.gemv_awq.AwqGEMVLinear": needs_gpu,
-    f"{_QLINEAR}.gemv_fast_awq.AwqGEMVFastLinear": needs_gpu,
-    f"{_QLINEAR}.gemv_fast_awq.LLMAwqLinear": needs_gpu,
     f"{_QLINEAR}.torch_aten_kernel_awq.TorchAtenAwqLinear": _of_gptqmodel("torch_aten_kernel_awq.TorchAtenAwqLinear"),
     f"{_QLINEAR}.torch_fused_awq.TorchFusedAwqLinear": _of_gptqmodel("torch_fused_awq.TorchFusedAwqLinear"),
     f"{_QLINEAR}.torch_cpu_avx512_awq.TorchCpuAvx512AwqLinear": _of_gptqmodel(
         "torch_cpu_avx512_awq.TorchCpuAvx512AwqLinear", dtype=torch.bfloat16
     ),
     "awq.modules.linear.gemm.WQLinear_GEMM": lambda: auto_awq("gemm.WQLinear_GEMM", "gemm"),
-    "awq.modules.linear.gemv.WQLinear_GEMV": needs_gpu,
-    "awq.modules.linear.gemv_fast.WQLinear_GEMVFast": needs_gpu,
 }
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"awq": awq_folder}
+NEED_GPU = {
+    f"{_QLINEAR}.gemm_awq.AwqGEMMLinear",
+    f"{_QLINEAR}.gemm_awq_triton.AwqGEMMTritonLinear",
+    f"{_QLINEAR}.gemv_awq.AwqGEMVLinear",
+    f"{_QLINEAR}.gemv_fast_awq.AwqGEMVFastLinear",
+    f"{_QLINEAR}.gemv_fast_awq.LLMAwqLinear",
+    "awq.modules.linear.gemv.WQLinear_GEMV",
+    "awq.modules.linear.gemv_fast.WQLinear_GEMVFast",
+}

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gguf
-import pytest
 import torch
 from torch import nn
 
@@ -14,7 +13,8 @@ from zoquant.backends.gguf.blocks import CODECS
 
 def gguf_linear(kind: str = "Q4_1", *, rows: int = 12, groups: int = 2, dtype: torch.dtype = torch.float32) -> Any:
     """Return a layer of random blocks of one type, as `from_single_file` makes it."""
-    utils = pytest.importorskip("diffusers.quantizers.gguf.utils", reason="diffusers is not installed")
+    from diffusers.quantizers.gguf import utils
+
     codec = CODECS[kind]
     blocks = torch.from_numpy(random_blocks(codec, rows, groups)).flatten(1)
     layer = utils.GGUFLinear(groups * codec.block, rows, True, dtype)

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.backends.gptq.layers import auto_gptq_layer, gptqmodel_embedding, gptqmodel_layer, warm
 from tests.backends.gptq.reference import random_gptq
 from tests.checkpoint.folder.llama import write_llama
-from zoquant.backends.hidden import INSTEAD
 
 CONFIG: dict[str, Any] = {
     "quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": False, "checkpoint_format": "gptq",
@@ -41,16 +39,6 @@ def gptq_folder(folder: Path, *, minus_one: bool = True, **changes: Any) -> Path
     return write_llama(folder / "gptq", quantize, config, **changes)
 
 
-def needs_gpu() -> nn.Module:
-    """Stand for a layer whose kernel runs on a GPU alone."""
-    pytest.skip("the kernel runs on a GPU alone")
-
-
-def refused() -> nn.Module:
-    """Stand for a layer whose kernel is refused: tests/backends/test_hidden.py."""
-    pytest.skip("the kernel is refused, as tests/backends/test_hidden.py checks")
-
-
 def _of_gptqmodel(name: str, **changes: Any) -> Callable[[], nn.Module]:
     return lambda: warm(gptqmodel_layer(name, **changes))
 
@@ -62,7 +50,6 @@ def _of_auto_gptq(module: str) -> Callable[[], nn.Module]:
 BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "gptqmodel.nn_modules.qlinear.torch.TorchLinear": _of_gptqmodel("torch.TorchLinear"),
     "gptqmodel.nn_modules.qlinear.torch.TorchQuantEmbeddings": lambda: warm(gptqmodel_embedding()),
-    "gptqmodel.nn_modules.qlinear.tritonv2.TritonV2Linear": needs_gpu,
     "gptqmodel.nn_modules.qlinear.torch_aten_kernel.TorchAtenLinear": _of_gptqmodel(
         "torch_aten_kernel.TorchAtenLinear", act_order=True
     ),
@@ -74,7 +61,9 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     ),
     "auto_gptq.nn_modules.qlinear.qlinear_cuda.QuantLinear": _of_auto_gptq("qlinear_cuda"),
     "auto_gptq.nn_modules.qlinear.qlinear_cuda_old.QuantLinear": _of_auto_gptq("qlinear_cuda_old"),
-    "auto_gptq.nn_modules.qlinear.qlinear_triton.QuantLinear": needs_gpu,
-    **dict.fromkeys(INSTEAD, refused),
 }
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"gptq": gptq_folder}
+NEED_GPU = {
+    "gptqmodel.nn_modules.qlinear.tritonv2.TritonV2Linear",
+    "auto_gptq.nn_modules.qlinear.qlinear_triton.QuantLinear",
+}

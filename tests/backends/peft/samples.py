@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -80,9 +79,7 @@ def copied() -> nn.Module:
 
 def _wrapped(path: str, base: nn.Module, **settings: Any) -> nn.Module:
     module, _, name = path.rpartition(".")
-    kind = getattr(import_module(f"{_BASE}.{module}"), name, None)
-    if kind is None:
-        pytest.skip(f"peft has no {path} without its library")
+    kind = getattr(import_module(f"{_BASE}.{module}"), name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a base that peft does not know, or cannot merge
         return _seeded(lambda: kind(base, "default", r=4, lora_alpha=8, **settings))
@@ -120,7 +117,8 @@ BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
 
 def adapter_folder(folder: Path) -> Path:
     """Write a LoRA of a small llama, whose config names the folder of its base."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = save_folder(tiny_llama(), folder / "base")
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False
@@ -131,4 +129,15 @@ def adapter_folder(folder: Path) -> Path:
     return folder / "adapter"
 
 
+BESIDES = {
+    "peft": "peft",
+    f"{_BASE}.lora.bnb.Linear4bit": "bitsandbytes",
+    f"{_BASE}.lora.bnb.Linear8bitLt": "bitsandbytes",
+    f"{_BASE}.ia3.bnb.Linear4bit": "bitsandbytes",
+    f"{_BASE}.ia3.bnb.Linear8bitLt": "bitsandbytes",
+    f"{_BASE}.lora.aqlm.AqlmLoraLinear": "aqlm",
+    f"{_BASE}.lora.eetq.EetqLoraLinear": "eetq",
+    f"{_BASE}.lora.hqq.HqqLoraLinear": "hqq",
+}
+"""What the file of a peft class needs before it defines the class, and the format its library."""
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"peft": adapter_folder}

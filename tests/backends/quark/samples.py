@@ -144,10 +144,6 @@ def write(folder: Path, *names: str, order: str = "reorder", activations: Any = 
 
 def linear(name: str = "uint4-per_group", rows: int = 96, columns: int = 64) -> nn.Module:
     """Return Quark's own layer, as transformers makes it and fills it from a checkpoint."""
-    import pytest
-
-    pytest.importorskip("onnx", reason="onnx, which Quark imports, is not installed")
-    pytest.importorskip("quark", reason="amd-quark is not installed")
     from quark.torch.export.nn.modules.qparamslinear import QParamsLinear
     from quark.torch.quantization.config.config import QLayerConfig
 
@@ -178,6 +174,7 @@ def linear(name: str = "uint4-per_group", rows: int = 96, columns: int = 64) -> 
 BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "quark.torch.export.nn.modules.qparamslinear.QParamsLinear": linear,
 }
+BESIDES = dict.fromkeys(BACKEND_SAMPLES, "onnx")  # which Quark imports
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {
     "quark": lambda folder: write(
         folder / "quark", "int4-per_group", "uint8-per_channel", "fp8-tensor", "mxfp4", "nvfp4", "int4-sym"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -90,7 +89,6 @@ def edit_meta(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 def linear(bits: int = 4, *, tiles: bool = False, method: str = "sinq", dtype: torch.dtype = torch.float32,
            module: str = "sinqlinear_hf") -> nn.Module:  # fmt: skip
     """Return a layer that sinq itself quantized."""
-    pytest.importorskip("sinq", reason="sinq is not installed")
     from importlib import import_module
 
     library: Any = import_module(f"sinq.{module}")

@@ -40,7 +40,8 @@ COMPILED = """
 import re, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from zoquant.kernels import triton_noise as noise, triton_write as write
+from zoquant.kernels.noise import triton as noise
+from zoquant.kernels.write import triton as write
 POINTERS = {"delta": "*fp32", "out": "*fp32", "table": "*fp32", "amounts": "*fp32", "eps": "fp32", "limit": "fp32",
             "counters": "*i64", "seeds": "*i64", "places": "*i64", "seed": "i64"}
 FIXED = {"KIND": 1, "BITS": 16, "PROBE": True, "ROWS": 16, "RELATIVE": True, "KEEP_SIGN": True,

@@ -1,4 +1,4 @@
-"""Triton decodes the bits of the torch code and multiplies with them, once for both halves of a pair.
+"""Triton decodes the bits of the torch code and multiplies with them.
 
 In Triton's interpreter (`make test-triton`), which shows what the kernels compute and nothing of their speed, and on a
 GPU where there is one.
@@ -20,7 +20,6 @@ from zoquant.errors import ShapeError
 from zoquant.kernels import gpu
 from zoquant.native import PackedWeight, QuantLinear, on_gpu
 from zoquant.native.packed import Rows
-from zoquant.native.pair import pair_product, twin_of
 
 pytest.importorskip("triton", reason="triton is not installed: make test-triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -90,21 +89,6 @@ def test_products_in_every_dtype(device: torch.device, dtype: torch.dtype, monke
     assert distance(y, x, in_torch(weight, monkeypatch), dtype) < 1e-5
 
 
-@layouts
-def test_a_pair_is_two_products(device: torch.device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = MATRICES[name]().to(device)
-    twin = twin_of(weight)
-    for field in twin.fields:
-        twin.value(field.name).mul_(1.25)
-    x = torch.randn(2 * 18, COLUMNS)
-    found = pair_product(x.to(device), weight, twin, torch.float16)
-    for part, rows, packed in zip(found.chunk(2), x.chunk(2), (weight, twin), strict=True):
-        assert distance(part, rows, in_torch(packed, monkeypatch), torch.float16) < 1e-5
-        single = on_gpu.multiplied(rows.to(device), packed, torch.float16)
-        assert single is not None
-        torch.testing.assert_close(part, single, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("tokens", [1, 16, 33, 70, 256])
 def test_any_number_of_tokens(device: torch.device, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gptq().to(device)
@@ -160,8 +144,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     assert operands is not None
     with pytest.raises(ShapeError, match=r"expected x \[tokens, 192\] in float32"):
         multiply(torch.randn(2, 64, device=device), operands, torch.float16)
-    with pytest.raises(ShapeError, match="an even number of tokens for a pair"):
-        multiply(torch.randn(3, COLUMNS, device=device), operands, torch.float16, other=operands)
 
 
 def test_layouts_without_a_kernel_stay_with_torch(device: torch.device) -> None:

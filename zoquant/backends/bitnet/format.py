@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.bitnet.codes import QUARTERS, QuarterCodes
-from zoquant.backends.grids import ScaleGrid, reciprocal
-from zoquant.backends.scaled import check_grid, check_matrix, spec_of
+from zoquant.backends.layouts.scale_grid import ScaleGrid, reciprocal
+from zoquant.backends.layouts.scaled import check_grid, check_matrix, spec_of
 from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
 from zoquant.checkpoint.folder.format import DENSE
 from zoquant.errors import UnsupportedLayoutError

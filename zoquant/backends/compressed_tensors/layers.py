@@ -13,9 +13,17 @@ import torch
 
 from zoquant.backends.compressed_tensors.scheme import Scheme
 from zoquant.backends.compressed_tensors.words import packed_codes, packed_zeros
-from zoquant.backends.grids import ScaleGrid, reciprocal
-from zoquant.backends.microfloat import COARSE_NOTE, MicrofloatLayer
-from zoquant.backends.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, described, spec_of
+from zoquant.backends.layouts.microfloat import COARSE_NOTE, MicrofloatLayer
+from zoquant.backends.layouts.scale_grid import ScaleGrid, reciprocal
+from zoquant.backends.layouts.scaled import (
+    POWER_NOTE,
+    POWERS,
+    ScaledLayer,
+    check_grid,
+    check_matrix,
+    described,
+    spec_of,
+)
 from zoquant.checkpoint.folder import Folder, Layer
 from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, PackedWeight, Values

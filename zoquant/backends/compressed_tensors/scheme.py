@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.backends.grids import ScaleGrid
+from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.checkpoint.folder import Folder
 from zoquant.errors import UnsupportedLayoutError
 

@@ -9,8 +9,8 @@ from functools import cache
 
 from torch import Tensor
 
-from zoquant.backends.bit_stream import BitStream
-from zoquant.backends.grids import ScaleGrid
+from zoquant.backends.layouts.bit_stream import BitStream
+from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.native import Codes, PackedWords, Values
 from zoquant.native.packed import Rows
 from zoquant.native.values import Place, indices

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoquant.backends.layouts.scaled import check_matrix, refuse_experts, spec_of
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.backends.scaled import check_matrix, refuse_experts, spec_of
 from zoquant.checkpoint.folder import Folder, Layer
 from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, Values

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from zoquant.backends.grids import ScaleGrid
-from zoquant.backends.microfloat import MicrofloatLayer
+from zoquant.backends.layouts.microfloat import MicrofloatLayer
+from zoquant.backends.layouts.scale_grid import ScaleGrid
+from zoquant.backends.layouts.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, refuse_experts
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.backends.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, refuse_experts
 from zoquant.checkpoint.folder import Folder, Layer
 from zoquant.checkpoint.folder.format import DENSE
 

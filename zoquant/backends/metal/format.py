@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from zoquant.backends.grids import ScaleGrid
+from zoquant.backends.layouts.scale_grid import ScaleGrid
+from zoquant.backends.layouts.scaled import check_grid, check_matrix, spec_of
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.backends.scaled import check_grid, check_matrix, spec_of
 from zoquant.checkpoint.folder import Folder, Layer
 from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, PackedWeight, PackedWords

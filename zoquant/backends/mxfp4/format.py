@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.backends.grids import ScaleGrid, power_of_two
-from zoquant.backends.microfloat import E2M1
+from zoquant.backends.layouts.microfloat import E2M1
+from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
+from zoquant.backends.layouts.scaled import POWER_NOTE, described
 from zoquant.backends.mxfp4.experts import PARTS, open_experts
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.backends.scaled import POWER_NOTE, described
 from zoquant.checkpoint.folder import Folder, Layer, StoredTensor, open_folder
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 

@@ -17,11 +17,9 @@ from pathlib import Path
 
 import torch
 
-from zoquant.backends.grids import ScaleGrid
-from zoquant.backends.microfloat import MicrofloatLayer
-from zoquant.backends.quark.config import INTEGERS, WeightSpec, order_of, refusal, weight_spec
-from zoquant.backends.quark.words import PER_WORD, NibbleWords, TransposedCodes, nibble_zeros
-from zoquant.backends.scaled import (
+from zoquant.backends.layouts.microfloat import MicrofloatLayer
+from zoquant.backends.layouts.scale_grid import ScaleGrid
+from zoquant.backends.layouts.scaled import (
     POWER_NOTE,
     POWERS,
     ScaledLayer,
@@ -30,6 +28,8 @@ from zoquant.backends.scaled import (
     refuse_experts,
     spec_of,
 )
+from zoquant.backends.quark.config import INTEGERS, WeightSpec, order_of, refusal, weight_spec
+from zoquant.backends.quark.words import PER_WORD, NibbleWords, TransposedCodes, nibble_zeros
 from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
 from zoquant.checkpoint.folder.format import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, PlainCodes, Values

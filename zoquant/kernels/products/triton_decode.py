@@ -1,8 +1,7 @@
 """Packed words to weights on a GPU, the bits of the torch code: what the decoding and the multiplying kernel share.
 
 A tile has `BLOCK_N` rows of the matrix and `BLOCK_K` codes of each, in the order of the words. `unpack_*` reads the
-codes, `decode_*` turns them into float32 weights with one set of numbers: for a pair of probes the codes are read once
-and decoded twice. Every product and every sum is rounded on its own, as torch does it.
+codes, `decode_*` turns them into float32 weights. Every product and every sum is rounded on its own, as torch does it.
 """
 
 from typing import Any

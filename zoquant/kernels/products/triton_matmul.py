@@ -1,4 +1,4 @@
-"""`x Wᵀ` on a GPU from packed words: W is decoded where it is multiplied, once for both probes of a pair.
+"""`x Wᵀ` on a GPU from packed words: W is decoded where it is multiplied.
 
 Weights are decoded in float32 and rounded to the dtype of the product, as in torch; sums are float32 and rounded to
 nothing but the dtype of x. No sum is shared between programs, so the same input gives the same bits. A program holds
@@ -43,16 +43,15 @@ class Tile:
     stages: int = 3
 
 
-def tile_of(tokens: int, rows: int, dtype: torch.dtype, *, pair: bool) -> Tile:
+def tile_of(tokens: int, rows: int, dtype: torch.dtype) -> Tile:
     """Return the tile of a product: fewer rows where a matrix has few, so that all of a GPU has work.
 
-    It was not tuned on any GPU. What is loaded ahead for a pair, and in float32, is held to what fits the shared memory
-    of consumer cards.
+    It was not tuned on any GPU. What is loaded ahead in float32 fits the shared memory of consumer cards.
     """
     width = min(64, max(16, triton.next_power_of_2(tokens)))
     programs = -(-tokens // width) * rows // 64
     columns = 32 if dtype == torch.float32 else 64
-    return Tile(width, 64 if programs >= 256 else 32, columns, stages=2 if pair else 3)
+    return Tile(width, 64 if programs >= 256 else 32, columns)
 
 
 @triton.jit
@@ -65,10 +64,9 @@ def _inputs(x, token, tokens, stride, column, columns, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])
 def _multiply(
-    x, y, codes, numbers, table, others, other_table, row_order, tokens, rows, columns, stride,
+    x, y, codes, numbers, table, row_order, tokens, rows, columns, stride,
     UNPACK: tl.constexpr, DECODE: tl.constexpr, FORM: tl.constexpr, FORMS: tl.constexpr, ORDER: tl.constexpr,
-    RUN: tl.constexpr, PAIR: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    RUN: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(tokens, BLOCK_M)
     token = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -76,7 +74,6 @@ def _multiply(
     here = number < rows
     row = row_of(number, rows, row_order)
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    other_sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for first in range(0, columns, BLOCK_K):
         column = column_of(first + tl.arange(0, BLOCK_K), ORDER)
         found = UNPACK(codes, row, here, first, columns, FORM, BLOCK_N, BLOCK_K)
@@ -85,52 +82,38 @@ def _multiply(
         ).to(DTYPE)  # fmt: skip
         inputs = _inputs(x, token, tokens, stride, column, columns, DTYPE)
         sums = tl.dot(weight, inputs, sums, input_precision="ieee")
-        if PAIR:
-            weight = DECODE(
-                found, others, other_table, row, here, first, columns, FORM, FORMS, ORDER, RUN, BLOCK_N, BLOCK_K
-            ).to(DTYPE)  # fmt: skip
-            inputs = _inputs(x + tokens.to(tl.int64) * stride, token, tokens, stride, column, columns, DTYPE)
-            other_sums = tl.dot(weight, inputs, other_sums, input_precision="ieee")
     place = token.to(tl.int64)[None, :] * rows + number[:, None]
     kept = (token < tokens)[None, :] & here[:, None]
     tl.store(y + place, sums.to(y.dtype.element_ty), mask=kept)
-    if PAIR:
-        tl.store(y + tokens.to(tl.int64) * rows + place, other_sums.to(y.dtype.element_ty), mask=kept)
 
 
-def multiply(
-    x: Tensor, operands: Operands, dtype: torch.dtype, *, other: Operands | None = None, tile: Tile | None = None
-) -> Tensor:
+def multiply(x: Tensor, operands: Operands, dtype: torch.dtype, *, tile: Tile | None = None) -> Tensor:
     """Return `x Wᵀ`, `[tokens, rows]`, in the dtype of x.
 
     Args:
         x: float32, float16 or bfloat16 `[tokens, columns]` on the device of the matrix.
         operands: the matrix W.
         dtype: dtype that x and W are rounded to.
-        other: a matrix of the same codes and layout with other numbers. With it the first half of the tokens is
-            multiplied by W and the second half by `other`; the codes are read once.
         tile: what one program holds; None for `tile_of`.
 
     Raises:
-        ShapeError: x does not fit the matrix, or an odd number of tokens is to be halved.
+        ShapeError: x does not fit the matrix.
     """
-    tokens = len(x) if other is None else len(x) // 2
-    if x.dim() != 2 or x.shape[1] != operands.columns or x.dtype not in DTYPES or (other is not None and len(x) % 2):
+    if x.dim() != 2 or x.shape[1] != operands.columns or x.dtype not in DTYPES:
         raise ShapeError(
-            f"expected x [tokens, {operands.columns}] in float32, float16 or bfloat16"
-            f"{', an even number of tokens for a pair' if other is not None else ''}, got {tuple(x.shape)} {x.dtype}."
+            f"expected x [tokens, {operands.columns}] in float32, float16 or bfloat16, got {tuple(x.shape)} {x.dtype}."
         )
+    tokens = len(x)
     x = x if x.stride(-1) == 1 else x.contiguous()
-    y = torch.empty(len(x), operands.rows, dtype=x.dtype, device=x.device)
+    y = torch.empty(tokens, operands.rows, dtype=x.dtype, device=x.device)
     if not tokens:
         return y
-    tile = tile_of(tokens, operands.rows, dtype, pair=other is not None) if tile is None else tile
+    tile = tile_of(tokens, operands.rows, dtype) if tile is None else tile
     grid = (triton.cdiv(tokens, tile.tokens) * triton.cdiv(operands.rows, tile.rows),)
-    _, *others = pointers(operands if other is None else other)
     launch(
         _multiply, grid, x.device,
-        x, y, *pointers(operands), *others, operands.row_order, tokens, operands.rows, operands.columns, x.stride(0),
-        **settings(operands, tile.columns), PAIR=other is not None, DTYPE=DTYPES[dtype], BLOCK_M=tile.tokens,
-        BLOCK_N=tile.rows, BLOCK_K=tile.columns, num_warps=tile.warps, num_stages=tile.stages,
+        x, y, *pointers(operands), operands.row_order, tokens, operands.rows, operands.columns, x.stride(0),
+        **settings(operands, tile.columns), DTYPE=DTYPES[dtype], BLOCK_M=tile.tokens, BLOCK_N=tile.rows,
+        BLOCK_K=tile.columns, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
