@@ -91,7 +91,7 @@ def _log(folder: Path) -> Path:
     store = HashStore()
     StepLog(store, _HEADER)
     (folder / "header.json").write_bytes(store.get("header"))
-    (folder / "step.txt").write_text(LoggedStep(3, 0, Step((7, 9), (0.5, -1e-3), 1e-3)).encode())
+    (folder / "step.txt").write_text(LoggedStep(3, 0, Step((7, 9), (0.5, -1e-3), (1e-3,))).encode())
     return folder
 
 

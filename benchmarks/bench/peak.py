@@ -100,9 +100,8 @@ def _use(way: str, model: nn.Module, ids: Tensor) -> str | None:
             optimizer.step(lambda: sample_loss(model, ids))
     elif way == "default":
         try:
-            step = default_step(
-                model, ids, ZOSGD(default_views(model), subspace="rows-columns", probes=len(ids), lr=0.0)
-            )
+            optimizer = ZOSGD(default_views(model), subspace="rows-columns", probes=len(ids), lr=0.0)
+            step = default_step(model, ids, optimizer)
         except ZoquantError as error:
             return str(error)
         for _ in range(_STEPS):

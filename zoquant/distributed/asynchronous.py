@@ -72,7 +72,7 @@ class AsyncZO:
     ) -> None:
         if optimizer.together:
             raise ValueError(
-                f"AsyncZO: optimizer is {type(optimizer).__name__}, whose losses come of one forward. Take ZOSGD."
+                "AsyncZO: optimizer moves rows and columns, whose losses come of one forward. Take one of values."
             )
         if not (0 <= worker < _RESTORED and oldest >= 0):
             raise ValueError(f"AsyncZO: worker is {worker} and oldest {oldest}, expected at least 0 each.")

@@ -25,17 +25,18 @@ class Run:
     Attributes:
         views: the views of each group.
         trajectory: the steps.
+        movers: what moves the deltas of each group.
     """
 
     def __init__(self, estimator: str, subspace: Subspace) -> None:
         self.views: list[Views] = []
         self.trajectory = Trajectory((), estimator, subspace)
-        self._movers: list[Mover] = []
+        self.movers: list[Mover] = []
 
     def add(self, views: Views, group: Group, mover: Mover) -> None:
         """Add a group, before the first step."""
         self.views.append(views)
-        self._movers.append(mover)
+        self.movers.append(mover)
         self.trajectory.groups += (group,)
 
     def settle(self) -> None:
@@ -51,7 +52,7 @@ class Run:
     def extend(self, steps: Sequence[Step]) -> None:
         """Do steps: deltas, model and trajectory follow, or after an error none of them."""
         try:
-            for number, mover in enumerate(self._movers):
+            for number, mover in enumerate(self.movers):
                 mover.advance([step.of(number) for step in steps])
             self.restore()
             self.trajectory.steps.extend(steps)
@@ -61,10 +62,10 @@ class Run:
 
     def follow(self, trajectory: Trajectory) -> None:
         """Take over a trajectory: deltas, model, and what the rule remembers, become what its steps leave."""
-        self._movers = trajectory.movers(self.views)
+        self.movers = trajectory.movers(self.views)
         self.trajectory = trajectory
         self.settle()
-        for number, mover in enumerate(self._movers):
+        for number, mover in enumerate(self.movers):
             mover.reset()
             mover.advance([step.of(number) for step in trajectory.steps])
         self.restore()
@@ -83,5 +84,5 @@ class Run:
             split: of rows and columns, whether directions share the examples.
         """
         if self.trajectory.subspace == "values":
-            return WrittenProbes(self.views, [mover.noise for mover in self._movers], points)
-        return ForwardProbes(cast(list[RowsAndColumnsMover], self._movers), probes, points, split)
+            return WrittenProbes(self.views, [mover.noise for mover in self.movers], points)
+        return ForwardProbes(cast(list[RowsAndColumnsMover], self.movers), probes, points, split)

@@ -14,7 +14,7 @@ from zoquant.files.lock import Lock
 from zoquant.files.plain_json import parse_json
 from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
-from zoquant.record.rows_and_columns import SUBSPACES, Subspace
+from zoquant.record.group import SUBSPACES, Subspace
 from zoquant.record.trajectory import Trajectory
 from zoquant.tasks import Evaluation
 

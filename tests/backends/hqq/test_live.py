@@ -12,7 +12,8 @@ from zoquant import ZOSGD, attach
 from zoquant.backends.hqq.live import HQQBackend
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise
-from zoquant.optim.probed_layers import Probing
+from zoquant.optim.probe import Probe
+from zoquant.optim.probed_layers import ProbedLayers
 from zoquant.record.rows_and_columns import RowsAndColumnsMover
 from zoquant.record.rules import SGD
 from zoquant.testing.tensors import same_bits
@@ -180,7 +181,7 @@ def test_a_batched_probe_is_what_written_scales_give(nbits: int, axis: int) -> N
     if axis == 0:  # 48 groups for 16 columns: three rows of the grid
         assert views[0].shape == (1, 48)
     mover, x = RowsAndColumnsMover(views, Noise(), SGD()), HQQBackend().sample_input(layer)[:1]
-    with Probing(mover.vectors, Noise(), [(7, 0.1), (None, 0.0)]), torch.no_grad():
+    with ProbedLayers([mover], [Probe(7, (0.1,)), Probe(None, (0.0,))]), torch.no_grad():
         probed, plain = layer(x.expand(2, -1))
     u = mover.vectors[0].delta
     u.add_(mover.vectors[0].source_of(Noise()).draw(7, 0, torch.empty_like(u)), alpha=0.1)
