@@ -11,7 +11,7 @@ from zoquant.kernels.products.matmul import Factors, RowMultiplier, multiplies
 from zoquant.kernels.products.operands import Numbers, Operands, words_of_blocks
 from zoquant.kernels.workspace import scratch
 from zoquant.native.codec import Codec, FieldSpec
-from zoquant.native.on_gpu import decoded
+from zoquant.native.compiled import decoded_on_gpu
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
 from zoquant.protocol import Grid
 
@@ -68,7 +68,7 @@ class QuantWeight(PackedWeight):
 
     def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
-        found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        found = decoded_on_gpu(self, rows, dtype)
         if found is not None:
             return found
         codes, values, place = self._parts(rows)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from zoquant.kernels.products.matmul import COLUMNS, Factors, multiplies, multiply_plain, spread
 from zoquant.kernels.products.operands import Operands
 from zoquant.kernels.workspace import scratch
-from zoquant.native import on_cpu, on_gpu
 from zoquant.native.codec import FieldSpec
+from zoquant.native.compiled import decoded, multiplied
 from zoquant.native.scaling import scale_output, scaled_input
 from zoquant.protocol import Grid
 
@@ -71,8 +71,7 @@ class PackedWeight(nn.Module, ABC):
         Returns:
             `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
-        found = on_gpu.decoded(self, rows, dtype) if isinstance(rows, slice) else None
-        found = on_cpu.decoded(self, rows, dtype) if found is None else found
+        found = decoded(self, rows, dtype)
         return rounded(self.decode_rows(rows), dtype) if found is None else found
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
@@ -95,7 +94,7 @@ class PackedWeight(nn.Module, ABC):
         if factors is not None and not multiplies(x, dtype):
             y = self.product(scaled_input(x, factors.into, factors.block), dtype)
             return scale_output(y, factors.out, factors.block)
-        found = on_gpu.multiplied(x, self, dtype)
+        found = multiplied(x, self, dtype)
         if found is not None:
             return found
         if factors is not None:

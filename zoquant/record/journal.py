@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoquant.errors import CheckpointError, ValueRangeError
-from zoquant.files.atomic_files import writing
+from zoquant.files.atomic_files import replacing, writing
 from zoquant.files.plain_json import parse_json
 from zoquant.record.step import Step
 
@@ -75,17 +75,10 @@ class Journal:
         head = encode_header({**header, "probes": probes, **fewer})
         self._record = self._layout.record
         self._salt = zlib.crc32(head[:-4])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with replacing(path) as temporary:
+            temporary.write_bytes(head + b"".join(self._encode(step) for step in steps))
         with writing(path):
-            self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
-                _write(self._file, head + b"".join(self._encode(step) for step in steps))
-                os.fsync(self._file)
-                os.replace(temporary, path)
-            except BaseException:
-                os.close(self._file)
-                temporary.unlink()
-                raise
+            self._file = os.open(path, os.O_RDWR)
 
     def append(self, step: Step) -> None:
         """Add a record.

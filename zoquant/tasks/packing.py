@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from zoquant.files.memory import is_out_of_memory
+from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.optim.probed_layers import sharing_rows
 from zoquant.views.dry_run import ordinary_ids, trial
 
