@@ -6,13 +6,12 @@ values, so it makes the run one.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.default_layers import upper_middle
 from zoquant.tasks import PerExample, Task
 from zoquant.training.settings import AUTO, Settings
@@ -124,12 +123,12 @@ def _try(settings: Settings, views: Views, model: nn.Module, task: PerExample[An
         UnsupportedLayoutError, ShapeError: a layer cannot be probed from outside.
     """
     batch = task.batch_of_step(settings.seed, 0, _TRIED)
-    optimizer = cast(BatchedZO, settings.optimizer(views))
+    optimizer = settings.optimizer(views)
 
     def losses(repeat: int) -> Tensor:
         return task.losses(model, batch.repeat(repeat))
 
-    optimizer.loss_at(optimizer.plan()[0], losses)  # type: ignore[arg-type]
+    optimizer.loss_at(optimizer.plan()[0], losses)
 
 
 def _moved(views: Views) -> str:

@@ -12,9 +12,9 @@ from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.files.lock import Lock
 from zoquant.files.plain_json import parse_json
-from zoquant.optim.calibration import Numbers
-from zoquant.optim.optimizer import StepResult
-from zoquant.record.rows_and_columns import SUBSPACES, Subspace
+from zoquant.optim.choosing import Numbers
+from zoquant.optim.measuring import StepResult
+from zoquant.record.group import SUBSPACES, Subspace
 from zoquant.record.trajectory import Trajectory
 from zoquant.tasks import Evaluation
 

@@ -13,10 +13,9 @@ from torch import nn
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.launch import from_first, is_first, stepper
 from zoquant.errors import LossError, RewardError
-from zoquant.optim.batched import BatchedZO
-from zoquant.optim.calibration import Numbers
+from zoquant.optim.choosing import Numbers
 from zoquant.optim.closures import Closure, RowLosses, mean_loss
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.measuring import StepResult
 from zoquant.optim.trunk import Trunk
 from zoquant.record.delta import save_delta
 from zoquant.record.journal import Journal
@@ -261,7 +260,7 @@ class _Run:
 
     def _try_trunk(self) -> None:
         """Show the trunk a forward, so that every step of rows and columns is computed alike, the first one too."""
-        if isinstance(self.optimizer, BatchedZO):
+        if self.optimizer.together:
             batch = self.job.train.batch_of_step(self.job.settings.seed, 0, 1)
             with self.trunk.shared(), torch.no_grad():
                 cast(PerExample[Any], self.job.train).losses(self.job.model, batch)
@@ -275,13 +274,14 @@ class _Run:
         """Do a step whose micro-batches are cut into these parts."""
         self.watch.discard()
         parts = [part for batch in cut for part in batch]
-        if isinstance(self.optimizer, BatchedZO):
-            with self.trunk.shared(self.optimizer.repeat):
-                return self.optimizer.step([self._losses(part) for part in parts], [part.weight for part in parts])
-        closures = [partial(self.watch.forward, partial(self._loss, part)) for part in parts]
+        together = self.optimizer.together
+        closures = [
+            self._losses(part) if together else partial(self.watch.forward, partial(self._loss, part)) for part in parts
+        ]
         weights = None if len(parts) == 1 else [part.weight for part in parts]
-        with self.trunk.shared():
-            return self.stepper.step(closures, weights)
+        with self.trunk.shared(self.optimizer.repeat):
+            result: StepResult = self.stepper.step(closures, weights)
+        return result
 
     def _mean(self, cut: list[list[Any]]) -> Closure:
         """Return what evaluates the loss of a batch whose micro-batches are cut into these parts."""
@@ -305,8 +305,7 @@ class _Run:
     @property
     def _forwards(self) -> int:
         """How many forwards of the batch a step takes."""
-        optimizer = self.optimizer
-        return optimizer.repeat if isinstance(optimizer, BatchedZO) else len(optimizer.plan())
+        return self.optimizer.forwards
 
     def _skip(self, why: str, seconds: float) -> None:
         """Count a step that was undone."""
