@@ -13,7 +13,7 @@ from zoquant.errors import ConfigError, DataError, FolderInUseError
 from zoquant.files.lock import Lock
 from zoquant.record.step import Step
 from zoquant.tasks.rows import read_rows
-from zoquant.training.config import Config
+from zoquant.training import Config
 
 _ROWS = {
     "jsonl": '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n',

@@ -12,8 +12,8 @@ from zoquant.record.group import Group
 from zoquant.record.rules import Adam
 from zoquant.record.step import Step
 from zoquant.tasks import Evaluation, Metric
+from zoquant.training import RunFolder
 from zoquant.training.micro_batches import MicroBatches
-from zoquant.training.run_folder import RunFolder
 
 _STEPS = [Step((7 + n, 11 + n), (0.5 + n, -1e-3), (1e-3,)) for n in range(3)]
 _RUN = Trajectory(

@@ -17,8 +17,8 @@ from zoquant.errors import LossError
 from zoquant.optim.estimators import ESTIMATORS, RobustClip
 from zoquant.record.rules import RULES
 from zoquant.tasks import Batch
-from zoquant.training.automatic import resolve
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
+from zoquant.training.moving import Moving
 
 BATCH = 16
 """Examples of one forward."""
@@ -205,10 +205,10 @@ def _chosen(row: Row, settings: Settings, model: nn.Module, data: Examples) -> t
     """
     if row.method != "default":
         return settings, views_of(model, settings)
-    resolved = resolve(settings, model, data.train)
-    if resolved.settings.subspace != "rows-columns":
-        raise ValueError(f"{row.name}: {resolved.why} Expected rows-columns, which its forwards are counted for.")
-    return resolved.settings, resolved.views
+    moving = Moving.choose(settings, model, data.train)
+    if moving.settings.subspace != "rows-columns":
+        raise ValueError(f"{row.name}: {moving.why} Expected rows-columns, which its forwards are counted for.")
+    return moving.settings, moving.views
 
 
 def views_of(model: nn.Module, settings: Settings) -> Views:

@@ -12,7 +12,7 @@ from zoquant.cli.app import app
 from zoquant.cli.bench.measure import WAYS, measure
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ConfigError, UnsupportedLayoutError
-from zoquant.training.finetune import Source
+from zoquant.training import Source
 
 
 def test_what_is_measured(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.integrations.tasks import HELD_OUT, ROWS, TOKENS, same, tiny, values_
 from zoquant.errors import BaseMismatchError, CheckpointError, LossError, NoViewsError
 from zoquant.integrations.transformers import DELTA, TRAJECTORY, ZOTrainer
 from zoquant.optim.estimators import OneSided
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 
 FIXED = Settings(lr=5e-3, eps=3e-2)
 

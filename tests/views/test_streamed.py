@@ -1,7 +1,7 @@
 """Streamed weights: the bits of a flat buffer, without a second copy of the model."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import zoquant
 from tests.folders import tiny_llama
+from tests.threads import at_once
 from tests.toy import toy_layer
 from zoquant.errors import LossError, UnsupportedLayoutError
 from zoquant.native import DenseWeight, QuantEmbedding, QuantExperts, QuantLinear
@@ -297,18 +298,12 @@ def test_closing_takes_the_hooks_away() -> None:
     assert not torch.equal(output(model), output(small()))
 
 
-def test_another_thread_is_refused() -> None:
-    model = small()
-    views = zoquant.attach(model, roles=("dense",), streamed=True)
-    views.write(seed=1, eps=0.1)
-    expected, found = output(model), []
-
-    def elsewhere(module: nn.Module, args: object) -> None:
-        with ThreadPoolExecutor(1) as pool:
-            found.append(pool.submit(output, model).exception())
-
-    hook = model.get_submodule("1").register_forward_pre_hook(elsewhere)
-    assert torch.equal(output(model), expected)
-    hook.remove()
-    assert [type(error) for error in found] == [UnsupportedLayoutError]
-    assert torch.equal(output(model), expected)
+@pytest.mark.parametrize("native", [False, True])
+def test_threads_take_turns(tmp_path: Path, native: bool) -> None:
+    model: Any = tiny_llama()
+    if native:
+        model.save_pretrained(tmp_path)
+        model = zoquant.load(tmp_path, compute_dtype=torch.float32, device="cpu")[0]
+    zoquant.attach(model, roles=("dense",), streamed=True).write(seed=1, eps=0.1)
+    inputs = [IDS + number for number in range(4)]
+    at_once([partial(lambda ids: model(input_ids=ids).logits, each) for each in inputs])

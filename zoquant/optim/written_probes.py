@@ -44,6 +44,4 @@ class WrittenProbes:
         return loss_of(returned, step)
 
     def share_moved(self, group: int, seed: int, eps: float) -> float:
-        return self.views[group].share_moved(
-            seed, eps, self.noises[group].kind
-        )  # as if it were not sparse
+        return self.views[group].share_moved(seed, eps, self.noises[group].kind)  # as if it were not sparse

@@ -149,16 +149,16 @@ def test_halves_of_a_batch_have_its_loss(loaded: tuple[Any, Any], labels: str) -
 
 
 @pytest.mark.parametrize("labels", [LABELS, "0=bad day,1=good"])
-def test_calibration_takes_off_what_the_words_score_without_the_input(loaded: tuple[Any, Any], labels: str) -> None:
+def test_sfc_takes_off_what_the_words_score_without_the_input(loaded: tuple[Any, Any], labels: str) -> None:
     model, tokenizer = loaded
     data = task(tokenizer, labels)
     template = Template.parse(TEMPLATE, labels)
-    calibrated = Classification(ROWS, template, tokenizer, CPU, calibration="It was {label}")
+    corrected = Classification(ROWS, template, tokenizer, CPU, sfc="It was {label}")
     free = Classification([{"label": "0"}, {"label": "1"}], Template.parse("It was {label}", labels), tokenizer, CPU)
     with torch.no_grad():
         scores = data.scores(model, data.batch(range(12))) - free.scores(model, free.batch([0]))
     right = (scores.argmax(-1) == torch.tensor(data.labels)).double().mean()
-    found = calibrated.evaluate(model)
+    found = corrected.evaluate(model)
     assert found.accuracy == pytest.approx(float(right))
     loss = torch.nn.functional.cross_entropy(scores, torch.tensor(data.labels))
     assert found.loss == pytest.approx(float(loss), rel=1e-3)
