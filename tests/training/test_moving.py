@@ -19,7 +19,7 @@ from zoquant.checkpoint.exporting import export
 from zoquant.checkpoint.replay_views import recorded_views
 from zoquant.cli import demo
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
-from zoquant.integrations.elsewhere import check_subspace
+from zoquant.integrations.refused_settings import check_subspace
 from zoquant.optim.choosing import WALK
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import WithObjective

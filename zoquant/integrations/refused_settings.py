@@ -1,9 +1,9 @@
-"""Settings that are not up to zoquant where another library runs the loop."""
+"""Which settings are refused where another library runs the loop."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 
 
 def refuse_settings(who: str, settings: Settings, elsewhere: Mapping[str, str]) -> None:
