@@ -19,7 +19,7 @@ from zoquant.training import Source
 def test_what_is_measured(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "base.gguf")
     said = CliRunner().invoke(
-        app, ["bench", str(path), "--batch-size", "2", "--length", "3", "--rounds", "2", "--json"]
+        app, ["bench", str(path), "--batch-size", "2", "--length", "3", "--rounds", "3", "--json"]
     )
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
@@ -30,7 +30,7 @@ def test_what_is_measured(tmp_path: Path) -> None:
     assert (found["ways"]["values"]["views"], found["ways"]["values"]["trainable"]) == (len(views), views.trainable)
     for each in found["ways"].values():
         assert each["rows"] == 4, "two signs of two examples"
-        assert 12 / each["step_seconds"]["q3"] <= each["tokens_a_second"]["median"] <= 12 / each["step_seconds"]["q1"]
+        assert each["tokens_a_second"]["median"] == pytest.approx(12 / each["step_seconds"]["median"])
         assert each["overhead"]["median"] > 0
 
 
