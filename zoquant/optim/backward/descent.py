@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import CheckpointError, LossError
+from zoquant.optim.backward.layer_checkpoints import checkpointed
 from zoquant.optim.closures import Closure
-from zoquant.optim.layer_checkpoints import checkpointed
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.measuring import StepResult
 from zoquant.record.rules import Adam, Rule
 from zoquant.views.flat_buffer import Space
 from zoquant.views.gradients import Gradients

@@ -12,8 +12,8 @@ import zoquant
 from tests.tiny import write_checkpoint
 from tests.toy import toy_batch, toy_loss, toy_model
 from zoquant.errors import CheckpointError, LossError, UnsupportedLayoutError
-from zoquant.optim.gradient_descent import GradientDescent
-from zoquant.optim.layer_checkpoints import checkpointed
+from zoquant.optim.backward.descent import GradientDescent
+from zoquant.optim.backward.layer_checkpoints import checkpointed
 from zoquant.record.rules import RULES, Adam
 
 
