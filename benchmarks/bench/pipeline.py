@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from zoquant.cli.bench.measure import sample_ids
 from zoquant.cli.bench.timing import ratio, spread
-from zoquant.optim.calibration import PREFERRED
+from zoquant.optim.choosing import PREFERRED
 from zoquant.tasks import Classification, Evaluation, PerExample, Template
-from zoquant.training.automatic import resolve
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job, run
+from zoquant.training import Job, RunFolder, Settings, run
+from zoquant.training.moving import Moving
 
 _ROWS = 1000
 _WARM_UP = 2
@@ -80,8 +78,8 @@ def pipeline(model: nn.Module, task: PerExample[Any], batch: int, rounds: int) -
         rounds: steps that count; a few before them do not.
     """
     count = _WARM_UP + rounds + 1
-    resolved = resolve(Settings(steps=count, batch_size=batch), model, task)
-    watched, settings = Watched(task), replace(resolved.settings, lr=0.0, eps=PREFERRED)
+    moving = Moving.choose(Settings(steps=count, batch_size=batch), model, task)
+    watched, settings = Watched(task), replace(moving.settings, lr=0.0, eps=PREFERRED)
     with TemporaryDirectory() as folder:
         run(Job(model, watched, None, settings, RunFolder(Path(folder) / "run"), {}))
     asked, made = watched.asked[-rounds - 1 :], watched.made[-rounds - 1 :]
@@ -90,7 +88,7 @@ def pipeline(model: nn.Module, task: PerExample[Any], batch: int, rounds: int) -
     return {
         "rows": len(task),
         "subspace": settings.subspace,
-        "values": resolved.views.trainable,
+        "values": moving.views.trainable,
         "batch_seconds": spread(batches),
         "step_seconds": spread(steps),
         "batch_over_step": ratio(batches, steps),

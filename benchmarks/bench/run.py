@@ -18,7 +18,7 @@ from benchmarks.bench.steps import overheads
 from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.cli.bench.machine import machine
 from zoquant.cli.bench.measure import sample_ids
-from zoquant.training.finetune import Source
+from zoquant.training import Source
 from zoquant.views.attach import attach
 
 _DIRECTIONS = 4

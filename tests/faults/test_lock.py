@@ -14,8 +14,7 @@ import pytest
 from tests.faults.runs import files, job
 from zoquant.errors import FolderInUseError, WriteError
 from zoquant.files.lock import Lock
-from zoquant.training.run_folder import Progress
-from zoquant.training.trainer import run
+from zoquant.training import Progress, run
 
 HOLD = """
 import sys, time
@@ -36,7 +35,7 @@ def test_a_second_run_into_the_folder_is_told_who_is_there(tmp_path: Path) -> No
             run(job(tmp_path / "run"), resume=True)
         refused.append(str(caught.value))
 
-    run(job(tmp_path / "run"), report=second)
+    run(job(tmp_path / "run"), on_progress=second)
     run(job(tmp_path / "alone"))
     assert files(tmp_path / "run") == files(tmp_path / "alone")
     assert len(refused) == 7  # what was chosen, and six steps

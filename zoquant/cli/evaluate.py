@@ -24,7 +24,7 @@ def eval_command(
     Example: `zoquant eval model.gguf --data test.jsonl --template "{sentence} It was {label}"
     --labels "0=terrible,1=great" --delta run`
     """
-    from zoquant.training.finetune import evaluate, evaluation_summary
+    from zoquant.training import evaluate
 
     chosen = config_of(given)
     found = evaluate(
@@ -32,7 +32,7 @@ def eval_command(
         protocol=chosen.protocol, shots=shots, shots_from=shots_from, seed=seed,
     )  # fmt: skip
     if json:
-        show_json(evaluation_summary(found))
+        show_json(found.to_dict())
         return
     pairs: dict[str, Any] = {"found": score(found.to_dict()), "examples": found.examples}
     pairs |= {f"wrote {number}": sample.text for number, sample in enumerate(found.samples[:3], 1)}

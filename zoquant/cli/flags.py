@@ -9,9 +9,8 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from zoquant.tasks import TaskSettings
-from zoquant.training.config import Config, Key, key_of
-from zoquant.training.config_value import AUTO, convert
-from zoquant.training.finetune import Source
+from zoquant.training import Config, Source
+from zoquant.training.config import AUTO, Key, convert, key_of
 
 TASK = tuple(each.name for each in fields(TaskSettings))
 """The keys that say what a task is."""

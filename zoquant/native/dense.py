@@ -34,9 +34,10 @@ class DenseWeight(PackedWeight):
         return self.weight
 
     def forward(self, rows: Rows) -> Tensor:
-        """Return some rows of the file. Whoever reads the numbers calls the module, so that hooks hear of it."""
-        return self.weight[rows]
+        """Return rows of the file, decoded. Whoever reads them calls the module, so that hooks hear of every read."""
+        part = self.weight[rows]
+        return scratch(tuple(part.shape), torch.float32, part.device, "decode").copy_(part)
 
     def decode_rows(self, rows: Rows) -> Tensor:
-        part: Tensor = self(rows if self.row_order is None else self.row_order[rows])
-        return scratch(tuple(part.shape), torch.float32, part.device, "decode").copy_(part)
+        found: Tensor = self(rows if self.row_order is None else self.row_order[rows])
+        return found

@@ -36,11 +36,6 @@ class FusedWriter:
         with torch.inference_mode(False):
             self._tables = kernels.tables_of(groups, device)
 
-    @property
-    def launches(self) -> int:
-        """How many launches a write takes."""
-        return len(self._tables)
-
     def holds(self, plane: Plane) -> bool:
         """Whether a plane is written here as a whole."""
         return not plane.others and plane.base.dtype in self._kernels.DTYPES

@@ -59,6 +59,11 @@ class BoundView:
         self._view = view
 
     @property
+    def local(self) -> str:
+        """The name that the backend has for the view, within its layer."""
+        return self._view.name
+
+    @property
     def role(self) -> Role:
         return self._view.role
 

@@ -10,7 +10,7 @@ A native matrix is a module that is called for each tile that is read: no more t
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import get_ident
+from threading import RLock
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class StreamedBuffer(FlatBuffer):
     """Delta of the plain weights of one device; their base is the model's own storage.
 
     Memory: 4 bytes a value for delta, and a scratch buffer as large as the largest module's own parameters, with those
-    of the modules around it. One forward at a time: a second thread in the model is refused.
+    of the modules around it. Threads in a forward take turns, a module at a time.
 
     Args:
         views: views over parameters or buffers of `model`, each contiguous, with their keys as names.
@@ -57,7 +57,7 @@ class StreamedBuffer(FlatBuffer):
         with torch.inference_mode(False):
             self._scratch = torch.empty(_deepest(model, streamed), dtype=torch.uint8, device=device)
         self._inside: list[tuple[nn.Module, list[StreamedTensor], int]] = []
-        self._thread = get_ident()
+        self._turn = RLock()
         self._hooks = [
             hook
             for module, own in streamed.items()
@@ -78,13 +78,6 @@ class StreamedBuffer(FlatBuffer):
         self._leave_all()
         moves = seed is not None or bool(self.delta.any())
         self._pending = (seed, eps, noise) if moves else None
-
-    def fold(self) -> None:
-        """Write theta into the weights themselves and close. The base is gone: load it to train again."""
-        self.write()
-        for index, view in enumerate(self.views):
-            self._theta_into(index, _live(view))
-        self.close()
 
     def close(self) -> None:
         """Take the hooks away: the forwards see the weights as they are stored, and nothing is written any more."""
@@ -107,12 +100,7 @@ class StreamedBuffer(FlatBuffer):
         """Point the parameters of a module to theta, of which no more is there than the rows that will be read."""
         if self._pending is None:
             return
-        if self._inside and self._thread != get_ident():
-            raise UnsupportedLayoutError(
-                "streamed weights serve one forward at a time, and another thread is in one. Attach with "
-                "streamed=False, or let one thread run the model."
-            )
-        self._thread = get_ident()
+        self._turn.acquire()
         start = self._inside[-1][2] if self._inside else 0
         self._inside.append((module, own, start + sum(_size(base) for _, _, base in own)))
         for index, tensor, base in own:
@@ -123,8 +111,9 @@ class StreamedBuffer(FlatBuffer):
 
     def _leave(self, module: nn.Module) -> None:
         """Point the parameters of a module back to their base."""
-        if self._inside and self._inside[-1][0] is module and self._thread == get_ident():
+        if self._inside and self._inside[-1][0] is module:
             self._leave_last()
+            self._turn.release()
 
     def _leave_last(self) -> None:
         for _, tensor, base in self._inside.pop()[1]:
@@ -134,6 +123,7 @@ class StreamedBuffer(FlatBuffer):
         """Leave what was left behind by what is no Exception, such as KeyboardInterrupt."""
         while self._inside:
             self._leave_last()
+        self._turn = RLock()
 
     def _theta_into(self, index: int, out: Tensor, rows: slice | Tensor | None = None) -> None:
         """Compose a view, or the chunks of it that some of its rows lie in."""

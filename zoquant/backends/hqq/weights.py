@@ -136,7 +136,7 @@ class QuantizedValues(Values):
         device, count = self.data.device, self.data.numel()
         wanted = indices(rows, self.rows, device)
         if len(wanted) * self._index(wanted[:1]).numel() > count:
-            return self.place(self._decoded(torch.arange(count, device=device)), rows).unsqueeze(-1)
+            return self.lookup(self._decoded(torch.arange(count, device=device)), rows).unsqueeze(-1)
         index = self._index(wanted)
         return self._decoded(index.flatten()).view(*index.shape, 1)
 

@@ -1,9 +1,9 @@
-"""Settings that are not up to zoquant where another library runs the loop."""
+"""Which settings are refused where another library runs the loop."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 
 
 def refuse_settings(who: str, settings: Settings, elsewhere: Mapping[str, str]) -> None:
@@ -32,5 +32,5 @@ def check_subspace(settings: Settings) -> None:
     if settings.subspace == "rows-columns":
         raise ValueError(
             "Settings: subspace is 'rows-columns', which needs the loss of each example, but this trainer's loss is "
-            "one number a batch. Leave subspace out, or take zoquant train or zoquant.BatchedZO."
+            "one number a batch. Leave subspace out, or take zoquant train, or zoquant.ZOSGD of rows and columns."
         )

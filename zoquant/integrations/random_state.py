@@ -1,9 +1,9 @@
-"""Random numbers that every evaluation of a step shall see alike."""
+"""The state of random numbers, which every evaluation of a step shall see alike."""
 
 import torch
 
 
-class Draws:
+class RandomState:
     """The state of torch's random generators at one moment.
 
     A loss that draws random numbers, such as the noise of a diffusion model, must draw the same ones at both ends of a

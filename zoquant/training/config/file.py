@@ -1,6 +1,5 @@
 """Config files: TOML and YAML are read, TOML is written."""
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from zoquant.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -16,7 +17,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _MOST = 1 << 16
 """Bytes of a config file."""
 _DEEPEST = 8
@@ -75,8 +75,8 @@ class ConfigFile:
 
     def line_of(self, key: str) -> int | None:
         """Return the number of the line that a key stands on, None where it is not to be found."""
-        name = rf"""(["']?){re.escape(key)}\1"""
-        pattern = re.compile(rf"\s*({name.replace('1', '2')}\s*[=:]|\[\s*{name.replace('1', '3')}\s*\])")
+        name = "|".join(re.escape(f"{quote}{key}{quote}") for quote in ("", '"', "'"))
+        pattern = re.compile(rf"\s*(({name})\s*[=:]|\[\s*({name})\s*\])")
         lines = enumerate(self.text.splitlines(), 1)
         return next((number for number, line in lines if pattern.match(line)), None)
 
@@ -132,35 +132,17 @@ def _inside(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def toml_line(key: str, value: Any) -> str:
-    """Return `key = value` as TOML has it.
+def toml_text(values: Mapping[str, Any]) -> str:
+    """Return values by key as TOML, with the tables at its end.
 
     Args:
-        key: any text.
-        value: text, a number, a bool, a sequence or a mapping of such.
+        values: text, numbers, bools, sequences and mappings of such.
+
+    Raises:
+        ConfigError: a text is none, since it holds half of a character.
     """
-    return f"{_toml_key(key)} = {_toml_value(value)}"
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE.fullmatch(key) else _toml_text(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return _toml_text(value)
-    if isinstance(value, Mapping):
-        inside = ", ".join(toml_line(key, each) for key, each in value.items())
-        return f"{{ {inside} }}" if inside else "{}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml_value, value))}]"
-    return repr(value)
-
-
-def _toml_text(text: str) -> str:
-    """Return text in quotes: JSON's escapes are TOML's, but for the character 127 and halves of a pair."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError(f"{text!r} is not valid text, so no config file can hold it. Rename the file.")
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = tomli_w.dumps(values)
+    for line in text.splitlines():
+        if any("\ud800" <= letter <= "\udfff" for letter in line):
+            raise ConfigError(f"{line!r:.200} is not valid text, so no config file can hold it. Rename the file.")
+    return text

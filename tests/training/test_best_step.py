@@ -12,13 +12,11 @@ from torch import nn
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from tests.toy import toy_batch, toy_loss, toy_model
-from zoquant.record.rows_and_columns import Subspace
+from zoquant.record.group import Subspace
 from zoquant.tasks import Classification, Evaluation, Metric, Template
 from zoquant.testing.tensors import same_bits
-from zoquant.training.best import CAUSAL, MASKED, Choice, holding
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job, run
+from zoquant.training import Job, RunFolder, Settings, run
+from zoquant.training.best_step import CAUSAL, MASKED, BestStep, holding
 
 SETTINGS = Settings(steps=5, batch_size=4, lr=1e-2, eps=3e-2, schedule="constant")
 
@@ -40,11 +38,11 @@ def measured(loss: float, accuracy: float = 0.5) -> Evaluation:
 def test_the_first_of_the_best_after_a_step() -> None:
     found = [(step, measured(loss, share)) for step, loss, share in ((0, 0.0, 1.0), (2, 0.3, 0.4), (4, 0.1, 0.7),
                                                                      (6, 0.1, 0.7), (8, 0.2, 0.6))]  # fmt: skip
-    assert Choice("loss", 5).best(found) == Choice("accuracy", 10).best(found) == 4
-    assert CAUSAL.best([(2, measured(0.1, 0.2)), (4, measured(0.2, 0.9))]) == 2
-    assert MASKED.best([(2, measured(0.1, 0.2)), (4, measured(0.2, 0.9))]) == 4
-    assert CAUSAL.best(found[:1]) is None
-    assert CAUSAL.best([]) is None
+    assert BestStep("loss", 5).among(found) == BestStep("accuracy", 10).among(found) == 4
+    assert CAUSAL.among([(2, measured(0.1, 0.2)), (4, measured(0.2, 0.9))]) == 2
+    assert MASKED.among([(2, measured(0.1, 0.2)), (4, measured(0.2, 0.9))]) == 4
+    assert CAUSAL.among(found[:1]) is None
+    assert CAUSAL.among([]) is None
 
 
 def test_evaluations_of_mezo() -> None:

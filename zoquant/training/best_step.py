@@ -10,8 +10,8 @@ from zoquant.views.model_views import Views
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How the step to test is chosen.
+class BestStep:
+    """How the best step is found.
 
     Attributes:
         metric: what is compared: `"loss"`, of which less is better, or another, of which more is.
@@ -25,16 +25,16 @@ class Choice:
         """Return the steps between two evaluations of a run of so many steps."""
         return max(1, steps // self.evaluations)
 
-    def best(self, found: Sequence[tuple[int, Evaluation]]) -> int | None:
+    def among(self, found: Sequence[tuple[int, Evaluation]]) -> int | None:
         """Return the number of steps after which a run did best, the fewest of several; None before the first step."""
         sign = -1.0 if self.metric == "loss" else 1.0
         scores = {step: sign * evaluation[self.metric] for step, evaluation in found if step > 0}
         return max(scores, key=scores.__getitem__, default=None)
 
 
-CAUSAL = Choice("loss", 5)
+CAUSAL = BestStep("loss", 5)
 """Source: MeZO's `large_models/mezo.sh` at 552cb1b: transformers' best checkpoint is that of the least loss."""
-MASKED = Choice("accuracy", 10)
+MASKED = BestStep("accuracy", 10)
 """Source: MeZO's `medium_models/mezo.sh` and `medium_models/src/trainer.py` at 552cb1b."""
 
 

@@ -18,12 +18,10 @@ from zoquant.checkpoint.sha256 import checkpoint_sha256
 from zoquant.errors import ConfigError
 from zoquant.files.sha256 import file_sha256
 from zoquant.tasks import TaskSettings
-from zoquant.tasks.rewards import OutsideReward
-from zoquant.training.config_file import ConfigFile, toml_line
-from zoquant.training.config_value import AUTO, convert
-from zoquant.training.finetune import Source, finetune
+from zoquant.training.config.file import ConfigFile, toml_text
+from zoquant.training.config.value import AUTO, convert
 from zoquant.training.settings import Settings
-from zoquant.training.trainer import Report
+from zoquant.training.source import Source
 
 T = TypeVar("T", TaskSettings, Settings)
 _DATA = ("data", "eval_data")
@@ -83,6 +81,10 @@ class Config:
     settings: Settings = field(default_factory=Settings)
     sha256: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.eval_every < 0:
+            raise ValueError(f"eval_every is {self.eval_every}, expected 0 or more steps.")
+
     @classmethod
     def of(cls, values: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> "Config":
         """Return the config that some values by key make, with defaults for the others.
@@ -139,20 +141,6 @@ class Config:
         """The model and how its forward is computed."""
         return Source(self.model, self.runtime, self.compute_dtype, self.activation_dtype, self.device)
 
-    def finetune(self, out: str | Path, *, resume: bool = False, report: Report = lambda _: None) -> dict[str, Any]:
-        """Do the run; see `zoquant.training.finetune.finetune`.
-
-        Raises:
-            ConfigError: a file is not the one that `sha256` names.
-            ZoquantError: any of its kinds.
-        """
-        reward = None if self.reward is None else OutsideReward(self.reward, self.reward_timeout)
-        return finetune(
-            self.source, self.data, self.asked, out,
-            settings=self.settings, eval_data=self.eval_data, eval_every=self.eval_every, protocol=self.protocol,
-            objective=self.objective, reward=reward, resume=resume, report=report, config=self,
-        )  # fmt: skip
-
     def resolved(self) -> "Config":
         """Return the config with what `auto` means here, and with the sha256 of every file.
 
@@ -182,16 +170,15 @@ class Config:
 
     def to_toml(self) -> str:
         """Return the text of a TOML file that says all of this; a value of None that is not `auto` is left out."""
-        lines = [
+        head = [
             f"# Made by zoquant {version('zoquant')}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
             f"{platform.machine()}.",
             "# The same run again, to the same bytes: zoquant train --config config.toml --out NEW",
             *([] if self.reward is None else [_SAY_REWARD]),
-            *(toml_line(name, value) for name, value in self._values() if value is not None),
         ]
-        if self.sha256:
-            lines += ["", f"[{_SHA256}]", *(toml_line(name, text) for name, text in self.sha256.items())]
-        return "\n".join(lines) + "\n"
+        values = {name: value for name, value in self._values() if value is not None}
+        tables = {_SHA256: self.sha256} if self.sha256 else {}
+        return "\n".join([*head, toml_text(values | tables)])
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         for name, key in keys().items():

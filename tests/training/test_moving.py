@@ -19,14 +19,12 @@ from zoquant.checkpoint.exporting import export
 from zoquant.checkpoint.replay_views import recorded_views
 from zoquant.cli import demo
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
-from zoquant.integrations.elsewhere import check_subspace
-from zoquant.optim.calibration import WALK
+from zoquant.integrations.refused_settings import check_subspace
+from zoquant.optim.choosing import WALK
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import WithObjective
-from zoquant.training.automatic import resolve
-from zoquant.training.run_folder import Progress, RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job, run
+from zoquant.training import Job, Progress, RunFolder, Settings, run
+from zoquant.training.moving import Moving
 from zoquant.views.checkpoint_names import keep_names
 
 FREE = Settings(steps=6, batch_size=4)
@@ -58,14 +56,14 @@ def files(work: Job) -> tuple[bytes, bytes]:
 
 
 def test_layers_that_are_excluded_leave_values(opened: tuple[nn.Module, Classification]) -> None:
-    resolved = resolve(Settings(exclude=("model.layers.1.*",)), *opened)
+    resolved = Moving.choose(Settings(exclude=("model.layers.1.*",)), *opened)
     assert resolved.settings.subspace == "values"
     assert resolved.why == "subspace values: exclude leaves nothing of the layers that would move."
     assert not any(key.startswith("model.layers.1.") for key in resolved.views.keys)
 
 
 def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Classification]) -> None:
-    resolved = resolve(Settings(), *opened)
+    resolved = Moving.choose(Settings(), *opened)
     assert resolved.settings.subspace == "rows-columns"
     assert resolved.settings.include == ("model.layers.1.*",)
     assert resolved.settings.estimator == "group-relative"
@@ -73,8 +71,8 @@ def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Cl
     assert resolved.why is not None
     assert resolved.why.startswith("subspace rows-columns, with a direction for each example: 7 layers move, model.l")
     assert all(bool((resolved.views.delta(key) == 0).all()) for key in resolved.views.keys)
-    assert resolve(Settings(include=("*.layers.0.*",)), *opened).settings.include == ("*.layers.0.*",)
-    assert resolve(resolved.settings, *opened).settings == resolved.settings
+    assert Moving.choose(Settings(include=("*.layers.0.*",)), *opened).settings.include == ("*.layers.0.*",)
+    assert Moving.choose(resolved.settings, *opened).settings == resolved.settings
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Cl
 )  # fmt: skip
 def test_what_speaks_for_values(given: dict[str, Any], why: str, opened: tuple[nn.Module, Classification]) -> None:
     settings = Settings(**given)
-    resolved = resolve(settings, *opened)
+    resolved = Moving.choose(settings, *opened)
     assert resolved.settings == replace(settings, subspace="values")
     assert resolved.why is not None
     assert resolved.why.startswith("subspace values: ")
@@ -103,19 +101,19 @@ def test_what_speaks_for_values(given: dict[str, Any], why: str, opened: tuple[n
 def test_a_run_of_values_moves_all_values(opened: tuple[nn.Module, Classification]) -> None:
     model, task = opened
     everything = zoquant.attach(model).keys
-    assert resolve(Settings(subspace="values"), model, task).views.keys == everything
-    assert resolve(Settings(subspace="values"), model, task).why is None
-    assert resolve(Settings(lr=1.0), model, task).views.keys == everything
+    assert Moving.choose(Settings(subspace="values"), model, task).views.keys == everything
+    assert Moving.choose(Settings(subspace="values"), model, task).why is None
+    assert Moving.choose(Settings(lr=1.0), model, task).views.keys == everything
 
 
 def test_a_task_without_a_loss_of_each_example(opened: tuple[nn.Module, Classification]) -> None:
     model, task = opened
     other = WithObjective(task, lambda model, batch: -task.accuracy(model, batch))
-    assert resolve(Settings(), model, other).why == (
+    assert Moving.choose(Settings(), model, other).why == (
         "subspace values: WithObjective does not tell the loss of each example."
     )
     with pytest.raises(DataError, match="subspace is 'rows-columns', but WithObjective does not tell the loss of each"):
-        resolve(Settings(subspace="rows-columns"), model, other)
+        Moving.choose(Settings(subspace="rows-columns"), model, other)
 
 
 class OneByOne(Classification):
@@ -128,7 +126,7 @@ class OneByOne(Classification):
 
 def test_a_forward_that_takes_the_batch_apart(job: Callable[..., Job]) -> None:
     work = job(kind=OneByOne)
-    resolved = resolve(Settings(), work.model, work.train)
+    resolved = Moving.choose(Settings(), work.model, work.train)
     assert resolved.settings == Settings(subspace="values")
     assert resolved.why is not None
     assert "its input has 1 rows, expected a multiple of the 2 losses" in resolved.why
@@ -137,13 +135,12 @@ def test_a_forward_that_takes_the_batch_apart(job: Callable[..., Job]) -> None:
 
 def test_a_format_whose_scales_alone_do_not_scale_its_weights(opened: tuple[nn.Module, Classification]) -> None:
     _, task = opened
-    resolved = resolve(Settings(), toy_model(), task)
+    resolved = Moving.choose(Settings(), toy_model(), task)
     assert resolved.settings == Settings(subspace="values")
     assert resolved.why is not None
     assert "is not attached, but its weights are scaled by" in resolved.why
-    chosen = resolve(Settings(subspace="rows-columns"), toy_model(), task)
     with pytest.raises(UnsupportedLayoutError, match="is not attached"):
-        chosen.settings.optimizer(chosen.views)
+        Moving.choose(Settings(subspace="rows-columns"), toy_model(), task)
 
 
 class Unnumbered(nn.Module):
@@ -160,7 +157,7 @@ def test_without_numbers_all_that_has_a_grid_moves(opened: tuple[nn.Module, Clas
     model, task = opened
     unnumbered = Unnumbered(model)
     keep_names(unnumbered, {"up": name})
-    resolved = resolve(Settings(subspace="rows-columns"), unnumbered, task)
+    resolved = Moving.choose(Settings(subspace="rows-columns"), unnumbered, task)
     assert resolved.settings.include == (f"{name}.*",)
     assert resolved.views.keys == (f"{name}.d", f"{name}.m")
 
@@ -169,7 +166,7 @@ def test_the_demo_is_a_run_of_values(opened: tuple[nn.Module, Classification]) -
     model, task = opened
     settings = replace(demo.SETTINGS, include=None)
     assert demo.SETTINGS.subspace == "auto"
-    assert resolve(settings, model, task).settings == replace(settings, subspace="values")
+    assert Moving.choose(settings, model, task).settings == replace(settings, subspace="values")
 
 
 @pytest.mark.parametrize(("schedule", "batch_size"), [("linear", 16), ("constant", 2), ("cosine", 5)])
@@ -201,7 +198,7 @@ def test_what_rows_and_columns_cannot_be(given: dict[str, Any], message: str) ->
 def test_a_run_leaves_its_files_and_says_what_it_chose(job: Callable[..., Job]) -> None:
     seen: list[Progress] = []
     work = job()
-    outcome = run(work, report=seen.append)
+    outcome = run(work, on_progress=seen.append)
     assert outcome.finished
     assert outcome.before is not None
     assert outcome.after is not None
@@ -215,14 +212,14 @@ def test_a_run_leaves_its_files_and_says_what_it_chose(job: Callable[..., Job]) 
     assert (settings["subspace"], settings["include"]) == ("rows-columns", ["model.layers.1.*"])
     recorded = zoquant.Trajectory.load(work.folder.trajectory)
     assert recorded.subspace == "rows-columns"
-    assert (recorded.probes, recorded.steps[0].lr) == (4, found["lr"])
+    assert (recorded.probes, recorded.steps[0].rates[0]) == (4, found["lr"])
     assert any(recorded.steps[0].derivatives)
 
 
 def test_with_all_numbers_given_the_choice_is_still_said(job: Callable[..., Job]) -> None:
     seen: list[Progress] = []
     work = job(settings=replace(FREE, lr=1e-3, eps=1e-2))
-    run(work, report=seen.append)
+    run(work, on_progress=seen.append)
     assert [progress.notice for progress in seen if progress.notice] == ["subspace values: lr is 0.001."]
     assert json.loads(work.folder.settings.read_text())["subspace"] == "values"
 
@@ -238,7 +235,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(stop: int, resumed: Any, job: Ca
             raise SystemExit
 
     with pytest.raises(SystemExit):
-        run(part, report=kill)
+        run(part, on_progress=kill)
     part.folder.trajectory.unlink()
     part.folder.delta.unlink()
     run(job("part", replace(FREE, subspace=resumed)), resume=True)
@@ -302,7 +299,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_halves(job: Callable[..., Job
 
 def test_a_step_is_two_forwards_of_its_batch(job: Callable[..., Job]) -> None:
     seen: list[Progress] = []
-    outcome = run(job(), report=seen.append)
+    outcome = run(job(), on_progress=seen.append)
     for progress in seen:
         if progress.result is not None:
             assert 0 < 2 * progress.forward_seconds <= progress.seconds
