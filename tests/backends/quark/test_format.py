@@ -143,6 +143,13 @@ def test_tensors_that_are_missing(tmp_path: Path, name: str) -> None:
         FORMAT.index(path)
 
 
+def test_zeros_that_the_config_denies(tmp_path: Path) -> None:
+    path = write(tmp_path / "q", "int4-sym")
+    edit_tensors(path, lambda tensors: tensors[f"{Q}.weight_zero_point"].fill_(1))
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight_zero_point': expected zeros of 0, as 'symmetric' says"):
+        zoquant.load(path)
+
+
 def test_static_scales_of_activations_are_left_out(tmp_path: Path) -> None:
     one = torch.tensor(1.0)
     path = write(tmp_path / "q", "fp8-tensor")
