@@ -9,7 +9,7 @@ CASES ?= 1000000
 	fuzz fuzz-short soak audit docs lint format bench growth clean
 
 demo: .venv/installed
-	$(BIN)/python -m zoquant.cli.demo --out runs/demo
+	$(BIN)/zoquant demo --out runs/demo
 
 # A process a core, each with one torch thread.
 test: .venv/installed-dev
@@ -107,7 +107,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/zoquant bench "$$($(BIN)/python -c 'from zoquant.cli.demo import checkpoint; print(checkpoint())')" --peers --derivatives --out benchmarks/results
+	$(BIN)/python -m benchmarks.bench "$$($(BIN)/python -c 'from zoquant.cli.demo import checkpoint; print(checkpoint())')" --peers --derivatives --out benchmarks/results
 
 # Goes on where it stopped; 7 billion weights take 7 GB of memory.
 growth: .venv/installed

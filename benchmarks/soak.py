@@ -31,10 +31,7 @@ from zoquant import Trajectory
 from zoquant.files.atomic_files import write_text
 from zoquant.record.delta import read_delta
 from zoquant.tasks import Classification, Template
-from zoquant.training.finetune import Source
-from zoquant.training.run_folder import Progress, RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job, run
+from zoquant.training import Job, Progress, RunFolder, Settings, Source, run
 
 SETTINGS = Settings(steps=12, batch_size=2, lr=1e-3, eps=1e-2, rule="momentum")
 CALIBRATED = 0.2
@@ -154,7 +151,7 @@ class Soak:
         code = 1
         try:
             job = Job(self.model, self.examples, self.examples, self.settings, folder, {}, EVAL_EVERY)
-            run(job, resume=folder.path.exists(), report=self._note)
+            run(job, resume=folder.path.exists(), on_progress=self._note)
             code = 0
         finally:
             os._exit(code)
@@ -171,7 +168,7 @@ class Soak:
             "--eval-every", str(EVAL_EVERY), "--compute-dtype", "float32", "--device", "cpu", "--json",
             *(["--resume"] if folder.path.exists() else []),
         ]  # fmt: skip
-        program = [sys.executable, "-c", "from zoquant.cli import main; main()", *words]
+        program = [sys.executable, "-c", "from zoquant.cli.app import main; main()", *words]
         return subprocess.Popen(program, stdout=subprocess.DEVNULL).pid
 
     def _moment_of_fork(self, folder: RunFolder, child: int) -> float:

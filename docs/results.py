@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench.table import rows
 from benchmarks.gpu_suite import lines
 from benchmarks.growth import fits, told
 from docs.matrix import table
-from zoquant.cli.bench.table import rows
 
 BEGIN, END = "<!-- make docs: begin -->\n", "<!-- make docs: end -->\n"
 PLOT = Path(__file__).parent / "growth.png"
@@ -22,7 +22,7 @@ def with_results(page: str, folder: Path) -> str:
 
     Args:
         page: text of docs/benchmarks.md.
-        folder: the JSON files of `zoquant bench`, benchmarks.gpu_suite and benchmarks.growth.
+        folder: the JSON files of benchmarks.bench, benchmarks.gpu_suite and benchmarks.growth.
     """
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
@@ -38,7 +38,7 @@ def _results(found: Sequence[Mapping[str, Any]]) -> str:
     suites = [_suite(each) for each in kinds["gpu-suite"] if not each["tiny"]]
     grown = [_growth(each) for each in kinds["growth"] if not each["short"]]
     return "\n".join([
-        *(measured or [_missing("zoquant bench", "`make bench`")]),
+        *(measured or [_missing("Bench", "`make bench`")]),
         *(suites or [_missing("Suite for GPUs", "on a GPU, by `python -m benchmarks.gpu_suite`")]),
         *(grown or [_missing("Growth", "`python -m benchmarks.growth`")]),
     ])  # fmt: skip
@@ -58,7 +58,7 @@ def _bench(found: Mapping[str, Any]) -> str:
     met = sum(aim.verdict == "met" for _, aim in aimed)
     machine = found["machine"]
     return "\n".join([
-        f"## zoquant bench, {machine['processor']}\n",
+        f"## Bench, {machine['processor']}\n",
         f"`{found['checkpoint']}`, {found['batch']} x {found['length']} tokens, {machine['threads']} threads, torch "
         f"{machine['torch']}. Medians over {found['rounds']} rounds, three times as many for a step over its forwards, "
         "quartiles in brackets; one run, contestants in turn. Ratios are taken round by round.\n",

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from zoquant.tasks import TaskSettings
 from zoquant.tasks.rewards import Generated
-from zoquant.training.finetune import Source, finetune
-from zoquant.training.settings import Settings
+from zoquant.training import Config, Settings, finetune
 
 TASK = TaskSettings(
     "generation", "Write {name}, aged {age}, as JSON.\nJSON: {label}", metric="exact-match", max_new_tokens=24
@@ -55,10 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     data = given.out / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     settings = Settings(steps=given.steps, batch_size=6, lr=1e-2, eps=3e-2)
-    finetune(
-        Source(given.model), data, TASK, given.out / "run", settings=settings, eval_data=data, objective="reward",
-        reward=valid_json,
-    )  # fmt: skip
+    config = Config(given.model, str(data), TASK, eval_data=str(data), objective="reward", settings=settings)
+    finetune(config, given.out / "run", reward=valid_json)
     for line in (given.out / "run" / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
         print(f"after {sample['step']} steps: {sample['text']!r}")

@@ -12,8 +12,7 @@ import json
 from pathlib import Path
 
 from zoquant.tasks import TaskSettings
-from zoquant.training.finetune import Source, finetune
-from zoquant.training.settings import Settings
+from zoquant.training import Config, Settings, finetune
 
 TASK = TaskSettings(
     "generation", "{context}\nQuestion: {question}\nAnswer: {label}", label_column="answer", max_new_tokens=12
@@ -50,9 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         for path, part in ((data, rows[:32]), (held_out, rows[32:])):
             path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     settings = Settings(steps=given.steps, batch_size=given.batch_size, lr=1e-2, eps=3e-2)
-    summary = finetune(
-        Source(given.model), data, TASK, given.out / "run", settings=settings, eval_data=held_out, objective="f1"
-    )
+    config = Config(given.model, str(data), TASK, eval_data=str(held_out), objective="f1", settings=settings)
+    summary = finetune(config, given.out / "run")
     print(f"F1 before {summary['eval_before']['f1']:.3f}, after {summary['eval_after']['f1']:.3f}")
 
 

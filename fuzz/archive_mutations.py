@@ -1,6 +1,7 @@
 """Mutations of a file of torch.save that leave the zip archive whole, so that they reach its pickle and storages."""
 
 import io
+import struct
 import zipfile
 import zlib
 
@@ -14,14 +15,35 @@ OPCODES = (
 )  # fmt: skip
 """Instructions of pickle, dangerous, out of place, or both."""
 
+DOUBLED = b"\x8c\x01a" + b"".join(b"\x94h" + bytes([n]) + b"\x86" for n in range(60))
+"""A tuple of the one before, twice, sixty times: too much for whoever looks at all parts."""
+LONG = b"(" + b"N" * 5000 + b"t"
+SHAPES = (
+    DOUBLED, DOUBLED + b"\x8c\x01b\x93", b"\x8c\x05torch" + DOUBLED + b"\x93", DOUBLED + b"Q",
+    b"(" + DOUBLED + b"ctorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK\x01tQ", b"ctorch\nSize\n" + DOUBLED + b"\x85R",
+    b"(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010" + DOUBLED + b"K\x01tQ", b"\x8c\x01k" + DOUBLED + b"s",
+    b"ctorch\nSize\n" + LONG + b"\x85R", b"ccollections\nOrderedDict\n" + LONG + b"R",
+)  # fmt: skip
+"""Values that stand for more than they are long, where each instruction takes its arguments."""
+_RECORDS = (b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x01\x02", b"PK\x03\x04")
+_PLACES = (1 << 63, (1 << 64) - 1, 1 << 62, 1 << 32, (1 << 32) - 1, 0)
+
+_UNREADABLE = (
+    zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, OverflowError, struct.error,
+    zlib.error,
+)  # fmt: skip
+"""What zipfile says of an archive that was damaged before."""
+
 
 def mutate_archive(content: bytes, choices: Choices) -> bytes:
     """Change one thing in a zip archive: mostly its pickle, else a member or its bytes."""
-    how = choices.below(6)
+    how = choices.below(7)
+    if how == 6:
+        return _misplace(content, choices)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error):
+    except _UNREADABLE:
         return mutate_bytes(content, choices)
     if how == 0 or not members:
         return mutate_bytes(content, choices)
@@ -31,7 +53,8 @@ def mutate_archive(content: bytes, choices: Choices) -> bytes:
         del members[name]
     elif how == 2:
         place = choices.below(len(members[name]) + 1)
-        members[name] = members[name][:place] + choices.one(OPCODES) + members[name][place:]
+        put = choices.one(OPCODES) if choices.below(2) else choices.one(SHAPES)
+        members[name] = members[name][:place] + put + members[name][place:]
     else:
         members[name] = mutate_bytes(members[name], choices)
     target = io.BytesIO()
@@ -39,3 +62,12 @@ def mutate_archive(content: bytes, choices: Choices) -> bytes:
         for each, data in members.items():
             archive.writestr(each, data)
     return target.getvalue()
+
+
+def _misplace(content: bytes, choices: Choices) -> bytes:
+    """Overwrite a number of a record of the archive: a place, a size or a count."""
+    found = content.rfind(choices.one(_RECORDS))
+    place = max(0, found) + 4 + 2 * choices.below(26)
+    size = choices.one((4, 8))
+    number = choices.one(_PLACES) % (1 << 8 * size)
+    return content[:place] + number.to_bytes(size, "little") + content[place + size :]

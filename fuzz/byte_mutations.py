@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 from fuzz.choices import Choices
 
-NUMBERS = (0, 1, 2, 3, 8, 9, 12, 31, 32, 255, 0x7FFF, 0xFFFF, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62)
+NUMBERS = (
+    0, 1, 2, 3, 8, 9, 12, 31, 32, 255, 0x7FFF, 0xFFFF, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62,
+    1 << 63, (1 << 64) - 1,
+)  # fmt: skip
 HEAD = 1 << 14
 """Most mutations fall into so many first bytes: that is where headers are."""
 

@@ -9,8 +9,8 @@ from fuzz.guard import FindingError
 from tests.report.runs import make_run
 from zoquant.report.page import page
 from zoquant.report.run_reading import Recorded
+from zoquant.training import RunFolder
 from zoquant.training.card import write_card
-from zoquant.training.run_folder import RunFolder
 
 _ELEMENTS = {
     "html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section", "footer", "h1", "h2", "h3",

@@ -17,7 +17,7 @@ from zoquant.errors import BaseMismatchError, CheckpointError
 from zoquant.registry import format_named
 from zoquant.report.page import page
 from zoquant.report.run_reading import Recorded
-from zoquant.training.run_folder import RunFolder
+from zoquant.training import RunFolder
 
 SCRIPTS = st.binary(min_size=8, max_size=64)
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import benchmarks.gpu_suite
+from benchmarks.bench.results import file_name
 from benchmarks.gpu_suite import PARTS, lines, suite
 from benchmarks.gpu_suite.cases import FAILED
-from zoquant.cli.bench.machine import file_name
 
 
 def main() -> None:

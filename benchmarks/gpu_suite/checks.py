@@ -7,7 +7,8 @@ import torch
 
 import zoquant
 from benchmarks.gpu_suite.weights import PACKED
-from zoquant.native import FieldSpec, QuantLinear, Values, VectorWeight, on_gpu
+from zoquant.native import FieldSpec, QuantLinear, Values, VectorWeight
+from zoquant.native.compiled import multiplied
 from zoquant.native.values import row_groups
 from zoquant.views.noise_source import NoiseSource
 
@@ -26,7 +27,7 @@ def multipliers(device: torch.device) -> dict[str, str]:
     found = {}
     for name, made in PACKED.items():
         packed, x = made(64, 256, device), torch.randn(4, 256, device=device)
-        found[name] = "torch" if on_gpu.multiplied(x, packed, torch.float32) is None else "triton"
+        found[name] = "torch" if multiplied(x, packed, torch.float32) is None else "triton"
     return found
 
 

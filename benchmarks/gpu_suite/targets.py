@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoquant.cli.bench.target import Target
+from benchmarks.bench.target import Target
 
 
 def targets(found: Mapping[str, Any]) -> Iterator[Target]:

@@ -28,7 +28,7 @@ class Point:
         sweep: what is varied: `size`, `views`, `batch`, `directions`, each with two forwards, or `together`, directions
             that share one forward.
         size: a key of `WIDTHS`.
-        share: every how-many-th layer is attached, see `zoquant.cli.bench.sample.every_layer`.
+        share: every how-many-th layer is attached, see `benchmarks.bench.sample.every_layer`.
         batch: rows.
         directions: probes of a step.
         rounds: repetitions that count.
@@ -76,8 +76,8 @@ def measure(group: Sequence[Point]) -> list[dict[str, Any]]:
     """
     from benchmarks.growth.model import random_model
     from zoquant.cli.bench.timing import in_turn, spread
-    from zoquant.files.memory import peak_rss_bytes
     from zoquant.native import PackedWeight
+    from zoquant.training.resident_memory import peak_rss_bytes
 
     model = random_model(*WIDTHS[group[0].size])
     weights = sum(each.rows * each.columns for each in model.modules() if isinstance(each, PackedWeight))
@@ -94,13 +94,14 @@ def measure(group: Sequence[Point]) -> list[dict[str, Any]]:
 def _calls(model: nn.Module, point: Point) -> tuple[int, dict[str, Callable[[], Any]]]:
     """Return how many values a point trains, and what is timed: a forward, a step, and a step without forwards."""
     import zoquant
-    from zoquant.cli.bench.sample import ends, every_layer, row_losses, sample_ids, sample_loss
+    from benchmarks.bench.sample import ends, every_layer
+    from zoquant.cli.bench.measure import row_losses, sample_ids, sample_loss
 
     ids = sample_ids(model, point.batch, LENGTH)
     calls: dict[str, Callable[[], Any]] = {"forward": lambda: sample_loss(model, ids)}
     if point.sweep == "together":
         views = zoquant.attach(model, exclude=ends(model))
-        batched = zoquant.BatchedZO(views, directions=point.directions, split=False, lr=0.0)
+        batched = zoquant.ZOSGD(views, subspace="rows-columns", probes=point.directions, split=False, lr=0.0)
         calls["step"] = lambda: batched.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
     else:
         views = every_layer(model, point.share)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import zoquant
+from benchmarks.bench.dense import weights_of
 from benchmarks.growth import points as growth
 from benchmarks.growth.lines import SWEEPS, fits, line, plot, told
 from benchmarks.growth.model import random_model
 from benchmarks.growth.points import WIDTHS, Point, groups, measure, points, run
-from zoquant.cli.bench.dense import weights_of
-from zoquant.cli.bench.sample import sample_ids, sample_loss
+from zoquant.cli.bench.measure import sample_ids, sample_loss
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from zoquant import presets
 from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.native.layers import QuantWeight
 from zoquant.tasks import Classification, Template
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 
 CALIBRATED = Row("two-point, calibrated", 93, VALUES, seeds=(0,))
 DEFAULT = Row("default", 6, method="default", seeds=(0,))

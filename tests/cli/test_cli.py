@@ -2,6 +2,7 @@
 
 import json
 import logging
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import zoquant
 from tests.folders import save_folder, tiny_llama
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
-from zoquant.cli import main
+from zoquant.cli.app import COMMANDS, main
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_the_whole_way(shell: Shell, folder: Path) -> None:
     assert summary["format"] == "gguf"
     assert summary == json.loads((folder / "run" / "summary.json").read_text())
     assert {path.name for path in (folder / "run").iterdir()} == {
-        "README.md", "config.toml", "delta.safetensors", "loss.png", "metrics.jsonl", "settings.json", "summary.json",
+        "README.md", "config.toml", "delta.safetensors", "metrics.jsonl", "settings.json", "summary.json",
         "trajectory.safetensors",
     }  # fmt: skip
 
@@ -175,11 +176,19 @@ def test_inspect_counts_without_loading(shell: Shell, folder: Path) -> None:
     assert set(found["runtimes"]) == {"native", "vendor"}
 
 
-@pytest.mark.parametrize("command", ["backends", "inspect", "train", "report", "eval", "export", "replay", "bench"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches(shell: Shell, command: str) -> None:
     text = shell.text(command, "--help")
     assert "--json" in text
     assert len(text) > 300
+
+
+def test_the_package_is_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["zoquant", "backends", "--json"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("zoquant", run_name="__main__")
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out)["formats"]
 
 
 def test_errors_are_one_line_and_json_when_asked(

@@ -1,6 +1,7 @@
 """The progress of a run in a terminal and out of it."""
 
 import io
+import logging
 import math
 from dataclasses import replace
 
@@ -8,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from zoquant.cli import progress as shown
+from zoquant.cli import show
 from zoquant.cli.progress import LiveTable, reporting
 from zoquant.optim.calibration import Calibration
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.measuring import StepResult
 from zoquant.tasks import Evaluation, Metric
-from zoquant.training.run_folder import Progress
+from zoquant.training import Progress
 
 
 def evaluation(accuracy: float, loss: float) -> Evaluation:
@@ -75,6 +77,28 @@ def test_the_calibration_is_printed_as_it_is() -> None:
     assert isinstance(screen.file, io.StringIO)
     assert "calibrated with 12 forwards:" in screen.file.getvalue()
     assert "eps [bold]0.03[/]: it fits" in screen.file.getvalue()
+
+
+def test_a_warning_goes_above_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where output and errors are the same terminal, the log goes through the console of the table."""
+    screen = terminal()
+    monkeypatch.setattr(show, "console", screen)
+    monkeypatch.setattr(show, "errors", terminal())
+    handler = show.log_handler()
+    with LiveTable(screen) as table:
+        table(STEP)
+        handler.handle(logging.LogRecord("zoquant", logging.WARNING, "", 0, "a [red]\x1b[31mwarning", (), None))
+    assert isinstance(screen.file, io.StringIO)
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    assert any(line.endswith("a [red]\\x1b[31mwarning") for line in lines)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_warning_goes_to_the_errors_where_they_are_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of a log file is not broken at the width of a screen."""
+    message = "a warning " * 50
+    show.log_handler().handle(logging.LogRecord("zoquant", logging.WARNING, "", 0, message, (), None))
+    assert capsys.readouterr() == ("", f"{message}\n")
 
 
 def test_an_error_ends_the_table() -> None:

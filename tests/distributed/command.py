@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoquant.cli import main
+from zoquant.cli.app import main
 from zoquant.tasks import Classification
 
 

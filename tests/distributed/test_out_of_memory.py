@@ -14,10 +14,8 @@ from tests.distributed.test_distributed import optimizer_of, train
 from tests.faults.runs import Numbers, files, job
 from zoquant.distributed import DistributedZO, launch
 from zoquant.errors import DoesNotFitError, RankError
-from zoquant.files.memory import is_out_of_memory
-from zoquant.training.run_folder import Progress
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import run
+from zoquant.kernels.out_of_memory import is_out_of_memory
+from zoquant.training import Progress, Settings, run
 
 SETTINGS = Settings(steps=6, batch_size=8, lr=1e-3, eps=1e-2)
 KINDS = [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory")]
@@ -47,7 +45,7 @@ def arming(armed: list[bool], then: Callable[[Progress], None] = lambda _: None)
 
 def one_process(folder: Path, settings: Settings = SETTINGS) -> tuple[bytes, bytes]:
     armed: list[bool] = []
-    run(job(folder, at_most_two_rows(KINDS[0], armed), settings), report=arming(armed))
+    run(job(folder, at_most_two_rows(KINDS[0], armed), settings), on_progress=arming(armed))
     assert json.loads((folder / "micro_batches.json").read_text()) == {"halved_at": HALVED_AT}
     return files(folder)
 
@@ -68,7 +66,7 @@ def on_rank(rank: int, out: str, scarce: int, error: Exception, stop: int, resum
     task = at_most_two_rows(error, armed) if rank == scarce and not resume else Numbers()
     work = job(launch.folder_of_rank(out), task, SETTINGS)
     try:
-        assert run(work, resume=resume and rank == 0, report=arming(armed, end)).finished == (not stop)
+        assert run(work, resume=resume and rank == 0, on_progress=arming(armed, end)).finished == (not stop)
     except SystemExit:
         assert stop
     return [text for text in said if "memory" in text]

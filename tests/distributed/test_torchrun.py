@@ -15,10 +15,7 @@ from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.distributed import launch
 from zoquant.tasks import Classification, TaskSettings, Template
 from zoquant.tasks.template import parse_words
-from zoquant.training.finetune import Source, finetune
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job, run
+from zoquant.training import Config, Job, RunFolder, Settings, finetune, run
 
 SETTINGS = Settings(steps=6, batch_size=4, micro_batches=2, eps=1e-2)  # lr and clip are calibrated
 SECONDS = 900
@@ -31,9 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torchrun")
     write_checkpoint(folder / "model.gguf")
     write_rows(folder / "rows.jsonl")
-    source = Source(str(folder / "model.gguf"), compute_dtype="float32", device="cpu")
-    task = TaskSettings(template=TEMPLATE, labels=parse_words(LABELS))
-    finetune(source, folder / "rows.jsonl", task, folder / "alone", settings=SETTINGS, eval_data=folder / "rows.jsonl")
+    task, rows = TaskSettings(template=TEMPLATE, labels=parse_words(LABELS)), str(folder / "rows.jsonl")
+    config = Config(
+        str(folder / "model.gguf"), rows, task, rows, compute_dtype="float32", device="cpu", settings=SETTINGS
+    )
+    finetune(config, folder / "alone")
     return folder
 
 

@@ -56,7 +56,7 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     (tmp_path / "formats.json").write_text('{"cells": {}}', encoding="utf-8")
     (tmp_path / "tiny.json").write_text(json.dumps({**GPU, "tiny": True}), encoding="utf-8")
     text = with_results(f"by hand\n{BEGIN}old\n{END}too\n", tmp_path)
-    assert text.startswith(f"by hand\n{BEGIN}## zoquant bench\n\nNot measured yet")
+    assert text.startswith(f"by hand\n{BEGIN}## Bench\n\nNot measured yet")
     assert "## Suite for GPUs\n\nNot measured yet: on a GPU" in text
     assert text.endswith(f"{END}too\n")
     assert "old" not in text

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.toy import toy_model
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job
+from zoquant.training import Job, RunFolder, Settings
 
 SETTINGS = Settings(steps=6, batch_size=8, lr=1e-3, eps=1e-2)
 

@@ -17,8 +17,7 @@ from tests.tiny import write_checkpoint
 from zoquant import Trajectory, attach, load, save_delta
 from zoquant.errors import WriteError
 from zoquant.record.delta import read_delta
-from zoquant.training.run_folder import Progress
-from zoquant.training.trainer import run
+from zoquant.training import Progress, run
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_with_room(step: int, small_disk
                     pass
 
     with pytest.raises(WriteError, match="No space left on device"):
-        run(job(small_disk / "run"), report=fill)
+        run(job(small_disk / "run"), on_progress=fill)
     assert len(Trajectory.load(small_disk / "run" / "trajectory.journal").steps) >= step
     assert not list((small_disk / "run").glob(".*.tmp"))
     (small_disk / "filler").unlink()

@@ -1,26 +1,27 @@
 """Two runs into one folder: the second is refused and told who is there; a dead holder holds nothing."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.faults.runs import files, job
 from zoquant.errors import FolderInUseError, WriteError
 from zoquant.files.lock import Lock
-from zoquant.training.run_folder import Progress
-from zoquant.training.trainer import run
+from zoquant.training import Progress, run
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from zoquant.files.lock import Lock
-Lock(Path(sys.argv[1])).acquire()
+lock = Lock(Path(sys.argv[1]))
+lock.acquire()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -34,7 +35,7 @@ def test_a_second_run_into_the_folder_is_told_who_is_there(tmp_path: Path) -> No
             run(job(tmp_path / "run"), resume=True)
         refused.append(str(caught.value))
 
-    run(job(tmp_path / "run"), report=second)
+    run(job(tmp_path / "run"), on_progress=second)
     run(job(tmp_path / "alone"))
     assert files(tmp_path / "run") == files(tmp_path / "alone")
     assert len(refused) == 7  # what was chosen, and six steps
@@ -58,7 +59,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("said", [b"", b"{", b"[1]", b'{"pid": "x"}', b"[" * 100_000])
+@pytest.mark.parametrize("said", [b"", b"{", b"[1]", b'{"pid": "x"}', b'{"pid": 1e999}', b"[" * 100_000])
 def test_a_holder_that_says_nonsense(tmp_path: Path, said: bytes) -> None:
     lock = Lock(tmp_path / "run.lock")
     lock.acquire()
@@ -74,16 +75,31 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
     """The file that was opened is gone when its lock is free: the new one must be locked instead."""
     first, second = Lock(tmp_path / "run.lock"), Lock(tmp_path / "run.lock")
     first.acquire()
+    lock = fcntl.flock
+    tried: list[int] = []
 
-    def taken_away(file: Any) -> None:
-        first.release()
-        monkeypatch.undo()
+    def taken_away(file: int, how: int) -> None:
+        if not tried:
+            tried.append(file)
+            first.release()
+        lock(file, how)
 
-    monkeypatch.setattr("zoquant.files.lock._lock", taken_away)
+    monkeypatch.setattr(fcntl, "flock", taken_away)
     second.acquire()
+    assert tried
     with pytest.raises(FolderInUseError):
         Lock(tmp_path / "run.lock").acquire()
     second.release()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse(file: int, how: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(FolderInUseError, match="this file system gives no locks"):
+        Lock(tmp_path / "run.lock").acquire()
 
 
 def test_a_lock_through_a_link_is_refused(tmp_path: Path) -> None:

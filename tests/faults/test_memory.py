@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import job
-from zoquant.files.memory import rss_bytes
-from zoquant.training.run_folder import Progress
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import run
+from zoquant.training import Progress, Settings, run
+from zoquant.training.resident_memory import rss_bytes
 
 ALLOWED = 8 << 20
 """Bytes over 9,000 steps: trajectory and times are kept in memory, some hundred bytes a step."""
@@ -22,7 +20,7 @@ def test_memory_is_flat_over_ten_thousand_steps(tmp_path: Path, capsys: pytest.C
         if progress.step in (1000, 10_000):
             seen[progress.step] = rss_bytes()
 
-    run(job(tmp_path / "run", settings=Settings(steps=10_000, batch_size=2, lr=1e-6, eps=1e-2)), report=note)
+    run(job(tmp_path / "run", settings=Settings(steps=10_000, batch_size=2, lr=1e-6, eps=1e-2)), on_progress=note)
     growth = seen[10_000] - seen[1000]
     with capsys.disabled():
         print(f"\nresident memory grew by {growth} bytes from step 1,000 to 10,000")

@@ -10,11 +10,9 @@ import torch
 from tests.faults.runs import Numbers, Rows, files, job
 from zoquant import Trajectory
 from zoquant.errors import CheckpointError, DoesNotFitError
-from zoquant.files.memory import is_out_of_memory
+from zoquant.kernels.out_of_memory import is_out_of_memory
+from zoquant.training import Progress, Settings, run
 from zoquant.training.micro_batches import MicroBatches
-from zoquant.training.run_folder import Progress
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import run
 
 MESSAGES = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
@@ -105,14 +103,14 @@ def test_a_run_that_goes_on_cuts_as_before(stop: int, missing: dict[str, None], 
         if progress.step == stop and progress.result is not None:
             raise SystemExit
 
-    run(job(tmp_path / "whole", once(Numbers()), settings), report=arm)
+    run(job(tmp_path / "whole", once(Numbers()), settings), on_progress=arm)
     assert json.loads((tmp_path / "whole" / "micro_batches.json").read_text()) == {"halved_at": [3]}
     armed.clear()
     with pytest.raises(SystemExit):
-        run(job(tmp_path / "part", once(Numbers()), settings), report=kill)
+        run(job(tmp_path / "part", once(Numbers()), settings), on_progress=kill)
     for name in ("trajectory.safetensors", "delta.safetensors"):
         (tmp_path / "part" / name).unlink()
-    run(job(tmp_path / "part", once(Numbers()), settings), resume=True, report=arm)
+    run(job(tmp_path / "part", once(Numbers()), settings), resume=True, on_progress=arm)
     assert files(tmp_path / "part") == files(tmp_path / "whole")
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from tests.folders import CONFIG, save_folder, tiny_llama
 from tests.report.runs import make_run
 from zoquant import Trajectory, export
-from zoquant.checkpoint.file_views import files_of
 from zoquant.checkpoint.folder import open_folder
 from zoquant.checkpoint.folder.model import empty_model, trusted
+from zoquant.checkpoint.stored_files import files_of
 from zoquant.cli.show import PrintableFormatter, harmless, printable, show_error, show_pairs, show_rows
 from zoquant.errors import CheckpointError, DataError, ValueRangeError
 from zoquant.files.archive import read_archive
@@ -27,12 +27,12 @@ from zoquant.files.plain_json import MAX_VALUES, parse_json
 from zoquant.files.safe_paths import refuse_stray
 from zoquant.files.safetensors import read_safetensors
 from zoquant.record.delta import read_delta
+from zoquant.record.group import Group
 from zoquant.record.journal import encode_header, read_journal
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 from zoquant.registry import format_of
 from zoquant.tasks.rows import read_rows
-from zoquant.training.plot import plot_run
-from zoquant.training.run_folder import RunFolder
+from zoquant.training import RunFolder
 
 
 @pytest.fixture
@@ -233,14 +233,14 @@ def test_a_config_chooses_no_code() -> None:
 
 
 def test_a_step_longer_than_float32_holds(tmp_path: Path) -> None:
-    Trajectory({"a.d": "00"}, steps=[Step((1,), (1e300,), 1e300)]).save(tmp_path / "t.safetensors")
+    Trajectory((Group({"a.d": "00"}),), steps=[Step((1,), (1e300,), (1e300,))]).save(tmp_path / "t.safetensors")
     with pytest.raises(ValueRangeError, match="step 0 moves by 1e\\+300 times 1e\\+300, more than float32 holds"):
         Trajectory.load(tmp_path / "t.safetensors")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_none_in_a_journal(bad: float, tmp_path: Path) -> None:
-    run = Trajectory({"a.d": "00"}, steps=[Step((1,), (bad,), 1e-3)])
+    run = Trajectory((Group({"a.d": "00"}),), steps=[Step((1,), (bad,), (1e-3,))])
     run.journal(tmp_path / "t", 1).close()
     with pytest.raises(ValueRangeError, match="step 0 holds NaN or infinity"):
         Trajectory.load(tmp_path / "t")
@@ -342,8 +342,7 @@ def changed_metrics(path: Path, line: int, changes: dict[str, Any]) -> RunFolder
 def test_metrics_of_a_step_that_are_no_numbers(name: str, value: Any, tmp_path: Path) -> None:
     folder = changed_metrics(tmp_path / "run", 3, {name: value})
     with pytest.raises(CheckpointError, match=rf"metrics\.jsonl, line 3: {name} is .*, expected a number"):
-        plot_run(folder)
-    assert not folder.plot.exists()
+        folder.read_metrics()
 
 
 @pytest.mark.parametrize(
@@ -357,17 +356,9 @@ def test_metrics_of_a_step_that_are_no_numbers(name: str, value: Any, tmp_path: 
 def test_metrics_of_an_evaluation_that_are_no_numbers(changes: dict[str, Any], tmp_path: Path) -> None:
     folder = changed_metrics(tmp_path / "run", 1, changes)
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1: the evaluation is damaged"):
-        plot_run(folder)
+        folder.evaluations()
 
 
 def test_a_step_of_too_many_digits(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1: step is 1000.*, expected a number"):
-        plot_run(changed_metrics(tmp_path / "run", 1, {"step": 10**400}))
-
-
-@pytest.mark.parametrize("name", ["$\\frac{", "\ud800", "a\nb", "x" * 10_000])
-def test_names_in_a_picture(name: str, tmp_path: Path) -> None:
-    changes = {"eval_primary": name, f"eval_{name}": 0.5, f"eval_{name}_interval": None}
-    folder = changed_metrics(tmp_path / "run", 1, changes)
-    folder.settings.write_text(json.dumps(folder.read_settings() | {"objective": name}))
-    assert plot_run(folder).read_bytes().startswith(b"\x89PNG")
+        changed_metrics(tmp_path / "run", 1, {"step": 10**400}).read_metrics()

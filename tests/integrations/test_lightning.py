@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import zoquant
 from tests.integrations.tasks import ROWS, same, tiny, values_of
 from zoquant.errors import BaseMismatchError, CheckpointError
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 
 pl = pytest.importorskip("lightning.pytorch")
 

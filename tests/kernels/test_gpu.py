@@ -13,8 +13,9 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """Nothing remembered, before and after."""
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing remembered, before and after, and nothing switched off."""
+    monkeypatch.delenv("ZOQUANT_KERNELS", raising=False)
     gpu._found.cache_clear()
     yield
     gpu._found.cache_clear()

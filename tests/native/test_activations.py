@@ -15,7 +15,7 @@ from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.native.activations import pass_activations
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.scoring import hidden_states
-from zoquant.training.finetune import Source
+from zoquant.training import Source
 
 HALF = torch.bfloat16
 

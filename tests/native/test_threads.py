@@ -1,46 +1,20 @@
 """Forwards at the same time, in several threads: each gives what it gives alone."""
 
-import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Barrier
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.kernels.packed import COLUMNS, MATRICES, ROWS
-from tests.threads import threads
+from tests.threads import at_once
 from zoquant.kernels.products.matmul import Factors
 from zoquant.kernels.workspace import scratch
 from zoquant.native import DenseWeight, QuantEmbedding, QuantLinear
 
 CPU = torch.device("cpu")
-WORKERS, TIMES = 4, 40
-
-
-@pytest.fixture(autouse=True)
-def many_switches() -> Iterator[None]:
-    """Threads take turns as often as Python lets them."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    with threads(1):
-        yield
-    sys.setswitchinterval(before)
-
-
-def at_once(forwards: list[Callable[[], Tensor]]) -> None:
-    """Compare what every forward gives beside the others, many times over, with what it gave alone."""
-    alone, start = [forward() for forward in forwards], Barrier(len(forwards))
-
-    def work(number: int) -> int:
-        start.wait()
-        return sum(not torch.equal(forwards[number](), alone[number]) for _ in range(TIMES))
-
-    with ThreadPoolExecutor(len(forwards)) as pool:
-        wrong = list(pool.map(work, range(len(forwards))))
-    assert wrong == [0] * len(forwards), f"of {TIMES} forwards in each thread so many differ"
+WORKERS = 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zoquant.record.delta import Delta
-from zoquant.training.run_folder import RunFolder
+from zoquant.training import RunFolder
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>\x00\ud800]]>--><!-- ${x}"
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")

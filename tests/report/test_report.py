@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tests.report.runs import HOSTILE, KINDS, make_run
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.report import write_report
-from zoquant.report.heat import layer_and_kind
-from zoquant.report.markup import escaped, tag
+from zoquant.report.axes import tick_text, ticks
+from zoquant.report.figures import smoothed
+from zoquant.report.moves import layer_and_kind
+from zoquant.report.page import templates
 from zoquant.report.run_reading import thinned
-from zoquant.report.svg import tick_text, ticks
 
 EMPTY = {"meta"}
 
@@ -251,9 +252,15 @@ def test_thinning_keeps_the_mean(values: list[float]) -> None:
         assert min(values) <= min(y for _, y in found) + 1e-6
 
 
+def test_smoothing_has_no_pull_of_its_start() -> None:
+    assert smoothed([2.0, 2.0]) == pytest.approx([2.0, 2.0])
+    assert smoothed([]) == []
+
+
 @given(st.text())
 def test_escaping(text: str) -> None:
-    page = Page(tag("p", text, title=text))
-    shown = escaped(text)
-    assert not set(shown) & set("<>\"'\x00")
-    assert next(page.all("p")) == {"title": next(page.all("p"))["title"]}
+    written = templates().from_string("{{ text }}").render(text=text)
+    assert not set(written) & set("<>\"'\x00")
+    page = Page(templates().from_string('<p title="{{ text }}">{{ text }}</p>').render(text=text))
+    (paragraph,) = page.all("p")
+    assert (paragraph["title"] or "").replace("\r", "\n") == page.said("p").replace("\r", "\n")

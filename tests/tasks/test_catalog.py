@@ -108,11 +108,9 @@ def test_a_missing_column_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["copa", "record", "sst2", "cb"])
-def test_calibrated_evaluation(name: str, loaded: tuple[Any, Any]) -> None:
+def test_evaluation_with_surface_form_correction(name: str, loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    plain, calibrated = (
-        TaskSettings(name, calibrate=on).build(rows(name), model, tokenizer, CPU) for on in (False, True)
-    )
+    plain, corrected = (TaskSettings(name, sfc=on).build(rows(name), model, tokenizer, CPU) for on in (False, True))
     assert plain.empty == []  # type: ignore[attr-defined]
-    assert len(calibrated.empty) == len(calibrated)  # type: ignore[attr-defined]
-    assert 0 <= calibrated.evaluate(model).accuracy <= 1
+    assert len(corrected.empty) == len(corrected)  # type: ignore[attr-defined]
+    assert 0 <= corrected.evaluate(model).accuracy <= 1

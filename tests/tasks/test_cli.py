@@ -59,13 +59,13 @@ def test_a_named_task_by_the_protocol_of_the_papers(shell: Shell, folder: Path) 
     assert (again["best_step"], again["test"]) == (summary["best_step"], summary["test"])
 
 
-def test_worked_examples_and_calibration(shell: Shell, folder: Path) -> None:
+def test_worked_examples_and_surface_form_correction(shell: Shell, folder: Path) -> None:
     task = ("--template", "{sentence} It was {label}", "--labels", LABELS, "--data", "rows.jsonl")
     plain = shell.json("eval", "base.gguf", *task)
     shots = shell.json("eval", "base.gguf", *task, "--shots", "2", "--shots-from", "rows.jsonl", "--seed", "1")
     other = shell.json("eval", "base.gguf", *task, "--shots", "2", "--shots-from", "rows.jsonl", "--seed", "2")
-    calibrated = shell.json("eval", "base.gguf", *task, "--calibrate")
-    assert len({found["loss"] for found in (plain, shots, other, calibrated)}) == 4
+    corrected = shell.json("eval", "base.gguf", *task, "--sfc")
+    assert len({found["loss"] for found in (plain, shots, other, corrected)}) == 4
     assert "Name other rows to draw them from" in shell.error("eval", "base.gguf", *task, "--shots", "2")
 
 

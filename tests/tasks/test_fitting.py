@@ -20,8 +20,7 @@ from zoquant.tasks import Classification, LanguageModeling, MaskedClassification
 from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.kinds.language import text_sequences
 from zoquant.tasks.template import parse_words
-from zoquant.training.finetune import Source, evaluate, finetune
-from zoquant.training.settings import Settings
+from zoquant.training import Config, Settings, Source, evaluate, finetune
 
 CPU = torch.device("cpu")
 tokenizer = test_masked.tokenizer
@@ -122,9 +121,10 @@ def test_a_run_and_eval_go_on_where_an_evaluation_does_not_fit(tmp_path: Path) -
     source = Source(str(write_checkpoint(tmp_path / "model.gguf")), compute_dtype="float32", device="cpu")
     asked = TaskSettings(template=TEMPLATE, labels=parse_words(LABELS))
     settings, seen = Settings(steps=2, batch_size=2, lr=1e-3, eps=1e-2), list[int]()
-    whole = finetune(source, rows, asked, tmp_path / "whole", settings=settings, eval_data=rows)
+    config = Config(source.model, str(rows), asked, str(rows), compute_dtype="float32", device="cpu", settings=settings)
+    whole = finetune(config, tmp_path / "whole")
     with room_for(150, seen):  # two examples, not twelve
-        cut = finetune(source, rows, asked, tmp_path / "cut", settings=settings, eval_data=rows)
+        cut = finetune(config, tmp_path / "cut")
         found = evaluate(source, rows, asked, tmp_path / "cut" / "delta.safetensors")
     assert max(seen) > 150
     assert not (tmp_path / "cut" / "micro_batches.json").exists()

@@ -17,9 +17,7 @@ from zoquant.errors import DataError, RewardError
 from zoquant.tasks import Classification, Generation, Prompt, Template
 from zoquant.tasks.objective import WithObjective, with_objective
 from zoquant.tasks.rewards import Generated, OutsideReward
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
-from zoquant.training.trainer import Job, run
+from zoquant.training import Job, RunFolder, Settings, run
 
 CPU = torch.device("cpu")
 QUESTIONS = [{"q": f"what {'is ' * i}it", "label": "rain"} for i in range(4)]

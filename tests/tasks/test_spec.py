@@ -41,7 +41,7 @@ def test_every_kind_is_built(settings: TaskSettings, row: dict[str, Any], kind: 
         ({"template": TEMPLATE}, "labels are missing"),
         ({"labels": WORDS}, "the template is missing"),
         ({"task": "generation"}, "the template is missing"),
-        ({"task": "squad", "calibrate": True}, "calibrate is for classification and choice, not for generation"),
+        ({"task": "squad", "sfc": True}, "sfc is for classification and choice, not for generation"),
         ({"task": "masked", "template": "x", "labels": WORDS}, "has no {label}"),
         ({"task": "squad", "max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
         ({"template": "x", "labels": WORDS}, "does not end in {label}"),
@@ -80,9 +80,9 @@ def test_worked_examples_stand_before_the_prompts(loaded: tuple[Any, Any]) -> No
     ("template", "bare"),
     [(TEMPLATE, "It was {label}"), ("{sentence}\n{label}", "\n{label}"), ("{sentence} {{x}} {label}", "{{x}} {label}")],
 )
-def test_calibration_leaves_the_fields_empty(template: str, bare: str) -> None:
-    settings = TaskSettings(template=template, labels=WORDS, calibrate=True)
-    assert settings._calibration(settings._prompt()) == bare  # type: ignore[arg-type]
+def test_surface_form_correction_leaves_the_fields_empty(template: str, bare: str) -> None:
+    settings = TaskSettings(template=template, labels=WORDS, sfc=True)
+    assert settings._without_input(settings._prompt()) == bare  # type: ignore[arg-type]
 
 
 def test_a_misspelt_task_is_told_the_nearest() -> None:

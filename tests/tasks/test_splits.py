@@ -11,7 +11,7 @@ from zoquant.errors import DataError
 from zoquant.tasks import TaskSettings
 from zoquant.tasks.rows import Row
 from zoquant.tasks.splits import by_label, drawn, parts_differ, read_parts, read_test
-from zoquant.training.finetune import Source, evaluate
+from zoquant.training import Source, evaluate
 
 SST2 = TaskSettings("sst2")
 

@@ -12,9 +12,8 @@ import zoquant
 from tests.report.runs import HOSTILE, make_run
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.errors import BaseMismatchError, CheckpointError
+from zoquant.training import Config, RunFolder, finetune
 from zoquant.training.card import write_card
-from zoquant.training.config import Config
-from zoquant.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "template": TEMPLATE, "labels": LABELS, "steps": 3, "batch_size": 4, "lr": 0.05, "eps": 0.03,
         "compute_dtype": "float32",
     })  # fmt: skip
-    config.finetune(home / "run")
+    finetune(config, home / "run")
     return home
 
 

@@ -184,6 +184,14 @@ def test_a_cache_in_dequantize_and_forward_is_refused() -> None:
             attach(nn.ModuleDict({"a": layer}))
 
 
+def test_a_backend_that_caches_nothing_is_believed() -> None:
+    class Uncached(broken_backends.WrongDequantize):
+        cached = False
+
+    with registered(Uncached(), broken_backends.Layer):
+        assert attach(nn.ModuleDict({"a": broken_backends.Layer()})).keys == ("a.d",)
+
+
 def test_a_layer_of_zeros_is_accepted(dict_backend: None) -> None:
     layer = Dict()
     layer.meta["scale"].zero_()

@@ -1,6 +1,7 @@
 """Streamed weights: the bits of a flat buffer, without a second copy of the model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ from torch import Tensor, nn
 
 import zoquant
 from tests.folders import tiny_llama
+from tests.threads import at_once
 from tests.toy import toy_layer
 from zoquant.errors import LossError, UnsupportedLayoutError
+from zoquant.native import DenseWeight, QuantEmbedding, QuantExperts, QuantLinear
+from zoquant.tasks.scoring import logits_at
+from zoquant.views import flat_buffer
+from zoquant.views.flat_buffer import FlatBuffer
 from zoquant.views.streamed_buffer import StreamedBuffer
 
 IDS = torch.arange(12).view(2, 6)
@@ -134,7 +140,7 @@ def test_an_interrupted_forward_leaves_the_weights() -> None:
         hook = model[1].norm.register_forward_pre_hook(fail)  # type: ignore[index]
         optimizer = zoquant.ZOSGD(views, lr=1e-2, eps=1e-2, space="absolute")
         with pytest.raises(error):
-            optimizer.step(lambda model=model: output(model).sum())  # type: ignore[misc]
+            optimizer.step(lambda model=model: output(model).sum())
         assert [value.data_ptr() for value in model.parameters()] == pointers
         assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
         hook.remove()
@@ -160,20 +166,6 @@ def test_scales_and_streamed_weights_together() -> None:
     assert torch.equal(*outputs)
 
 
-def test_folding_writes_theta_into_the_weights() -> None:
-    flat, flat_views, model, views = both(small)
-    for each in (flat_views, views):
-        each.add(3, 0.1, "gaussian")
-        each.write()
-    (buffer,) = views.buffers
-    assert isinstance(buffer, StreamedBuffer)
-    buffer.fold()
-    state = flat.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(output(model), output(flat))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
 def test_what_is_read_without_a_call_is_refused() -> None:
     with pytest.raises(UnsupportedLayoutError, match=r"0\.out_proj\.weight: is read by torch\.nn\.MultiheadAttention"):
         zoquant.attach(nn.Sequential(nn.MultiheadAttention(4, 2)), roles=("dense",), streamed=True)
@@ -195,3 +187,123 @@ def test_a_transformer_of_torch_follows() -> None:
         assert not torch.equal(model(x), before)
         views.write()
         torch.testing.assert_close(model(x), before)
+
+
+def biased() -> nn.Module:
+    """A llama whose layers have biases that are no zeros."""
+    model = tiny_llama(attention_bias=True)
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            value.normal_(generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+@pytest.mark.parametrize("include", ["*proj*", "*proj.bias", "*norm*", "*embed_tokens*", "lm_head*", None])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_natively_loaded_model_follows(tmp_path: Path, tied: bool, include: str | None) -> None:
+    """The value that is right is that of a flat buffer, which writes the weights themselves."""
+    source: Any = tiny_llama(tie_word_embeddings=True) if tied else biased()
+    source.save_pretrained(tmp_path)
+
+    if tied and include in ("lm_head*", "*proj.bias"):
+        include = None  # the head is the embedding
+    outputs = []
+    for streamed in (False, True):
+        model: Any = zoquant.load(tmp_path, compute_dtype=torch.float32, device="cpu")[0]
+        before, states = model(input_ids=IDS).logits, torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+        views = zoquant.attach(model, roles=("dense",), streamed=streamed, include=include)
+        views.add(1, 0.1, "gaussian")
+        found = []
+        for seed in (None, 7):
+            views.write(seed=seed, eps=0.1)
+            found += [model(input_ids=IDS).logits, logits_at(model, states, torch.tensor([5, 1, 40]))]
+        assert not torch.equal(found[0], before)
+        assert not torch.equal(found[2], found[0])
+        views.reset()
+        assert torch.equal(model(input_ids=IDS).logits, before)
+        outputs.append(found)
+    for flat, other in zip(*outputs, strict=True):
+        assert torch.equal(other, flat)
+
+
+def test_label_logits_of_a_plain_head_follow() -> None:
+    outputs = []
+    for streamed in (False, True):
+        model = tiny_llama()
+        views = zoquant.attach(model, roles=("dense",), streamed=streamed, include="lm_head.*")
+        views.write(seed=3, eps=0.1)
+        outputs.append(logits_at(model, torch.ones(2, 32), torch.tensor([4, 9])))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], logits_at(tiny_llama(), torch.ones(2, 32), torch.tensor([4, 9])))
+
+
+def test_experts_follow() -> None:
+    """Their matrices are read some rows at a time, and not by a call of the layer."""
+
+    def make() -> QuantExperts:
+        generator = torch.Generator().manual_seed(0)
+        gate, up, down = (
+            QuantLinear(DenseWeight(torch.randn(shape, generator=generator)), compute_dtype=torch.float32)
+            for shape in ((12, 8), (12, 8), (24, 4))
+        )
+        return QuantExperts(gate, up, down, count=3, activation=torch.tanh)
+
+    x, chosen, weights = torch.randn(5, 8), torch.tensor([[0], [2], [2], [0], [2]]), torch.ones(5, 1)
+    outputs = []
+    for streamed in (False, True):
+        model = make()
+        views = zoquant.attach(model, roles=("dense",), streamed=streamed)
+        views.write(seed=1, eps=0.1)
+        outputs.append(model(x, chosen, weights))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], make()(x, chosen, weights))
+
+
+def test_no_more_is_composed_than_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flat_buffer._CHUNK, "cpu", 256)
+    torch.manual_seed(0)
+    packed = DenseWeight(torch.randn(64, 48))
+    table = QuantEmbedding(packed)
+    flat = QuantEmbedding(DenseWeight(packed.weight.clone()))
+    views, flat_views = zoquant.attach(table, roles=("dense",), streamed=True), zoquant.attach(flat, roles=("dense",))
+    composed = []
+    monkeypatch.setattr(
+        StreamedBuffer,
+        "_compose",
+        lambda buffer, *args: composed.append(args) or FlatBuffer._compose(buffer, *args),  # type: ignore[func-returns-value]
+    )
+    for each in (views, flat_views):
+        each.write(seed=5, eps=0.1)
+    composed.clear()
+    ids = torch.tensor([[3, 63], [-1, 3]])
+    assert torch.equal(table(ids), flat(ids))
+    assert 2 <= len(composed) <= 4
+    assert torch.equal(packed.decode_rows(slice(10, 30)).clone(), flat.packed.decode_rows(slice(10, 30)))
+    assert torch.equal(packed.dequantize(), flat.packed.dequantize())
+
+
+def test_closing_takes_the_hooks_away() -> None:
+    model = small()
+    views = zoquant.attach(model, roles=("dense",), streamed=True)
+    with pytest.raises(UnsupportedLayoutError, match="is streamed by other views, which have to be closed first"):
+        zoquant.attach(model, roles=("dense",), streamed=True)
+    views.write(seed=1, eps=0.1)
+    assert not torch.equal(output(model), output(small()))
+    views.close()
+    assert torch.equal(output(model), output(small()))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(UnsupportedLayoutError, match="closed"):
+        views.write()
+    zoquant.attach(model, roles=("dense",), streamed=True).write(seed=1, eps=0.1)
+    assert not torch.equal(output(model), output(small()))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_threads_take_turns(tmp_path: Path, native: bool) -> None:
+    model: Any = tiny_llama()
+    if native:
+        model.save_pretrained(tmp_path)
+        model = zoquant.load(tmp_path, compute_dtype=torch.float32, device="cpu")[0]
+    zoquant.attach(model, roles=("dense",), streamed=True).write(seed=1, eps=0.1)
+    inputs = [IDS + number for number in range(4)]
+    at_once([partial(lambda ids: model(input_ids=ids).logits, each) for each in inputs])

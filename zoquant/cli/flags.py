@@ -9,13 +9,15 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from zoquant.tasks import TaskSettings
-from zoquant.training.config import Config, Key, key_of
-from zoquant.training.config_value import AUTO
+from zoquant.training import Config, Source
+from zoquant.training.config import AUTO, Key, convert, key_of
 
 TASK = tuple(each.name for each in fields(TaskSettings))
 """The keys that say what a task is."""
 SOURCE = ("runtime", "compute_dtype", "activation_dtype", "device")
 """The keys that say how a model is computed."""
+
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 
 _ARGUMENT = "model"
 _SINGULAR = {"roles": "--role"}
@@ -58,6 +60,15 @@ def config_of(given: Mapping[str, Any], path: Path | None = None) -> Config:
     said = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     said |= {name: said[name].replace("\\n", "\n") for name in _ESCAPED if name in said}
     return Config.read(path, said)
+
+
+def source_of(given: Mapping[str, Any]) -> Source:
+    """Return the model of some values by key, and how it is computed.
+
+    Raises:
+        ConfigError: a value is not one of the choices.
+    """
+    return Source(**{name: convert(name, value, key_of(name).kind) for name, value in given.items()})
 
 
 def _parameter(key: Key) -> inspect.Parameter:

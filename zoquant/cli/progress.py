@@ -12,10 +12,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from zoquant.cli.show import console, number, percent, score
-from zoquant.optim.calibration import Numbers
+from zoquant.optim.choosing import Numbers
 from zoquant.tasks import Evaluation
-from zoquant.training.run_folder import Progress
-from zoquant.training.trainer import Report
+from zoquant.training import OnProgress, Progress
 
 _PLAIN_EVERY = 25
 _SMOOTHING = 0.95
@@ -24,7 +23,7 @@ COLUMNS = ("step", "loss", "derivative", "clipped", "moved", "lr", "s/step", "x 
 
 
 @contextmanager
-def reporting(*, quiet: bool = False, silent: bool = False) -> Iterator[Report]:
+def reporting(*, quiet: bool = False, silent: bool = False) -> Iterator[OnProgress]:
     """Yield what a run shall call after each step.
 
     Args:

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from zoquant.cli.app import JSON, app
+from zoquant.cli.flags import JSON
 from zoquant.cli.show import mebibytes, show_json, show_pairs
 
 
-@app.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or under way.")],
     out: Annotated[

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,6 +35,20 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+def log_handler() -> logging.Handler:
+    """Return what prints the log: in a terminal through the console, which keeps a live table whole."""
+    handler: logging.Handler
+    if console.is_terminal and errors.is_terminal:
+        handler = RichHandler(
+            console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
+        )
+        handler.keywords = []
+    else:
+        handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    return handler
 
 
 def show_json(data: Any) -> None:

@@ -5,15 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.app import JSON, app
-from zoquant.cli.flags import config_of, with_flags
+from zoquant.cli.flags import JSON, config_of, with_flags
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import mebibytes, score, show_json, show_pairs
+from zoquant.training import finetune
 from zoquant.training.config import keys
-from zoquant.training.stopwatch import step_time
+from zoquant.training.outcome import step_time
 
 
-@app.command("train")
 @with_flags(*keys())
 def train_command(
     given: dict[str, Any],
@@ -33,8 +32,8 @@ def train_command(
     from zoquant.distributed.launch import is_first
 
     chosen = config_of(given, config)
-    with reporting(quiet=quiet, silent=json or not is_first()) as report:
-        summary = chosen.finetune(out, resume=resume, report=report)
+    with reporting(quiet=quiet, silent=json or not is_first()) as on_progress:
+        summary = finetune(chosen, out, resume=resume, on_progress=on_progress)
     if not is_first():
         return
     if json:

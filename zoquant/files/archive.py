@@ -1,6 +1,6 @@
 """Tensors and plain values of a `.bin` or `.pt` file that `torch.save` wrote. No code of the file is ever run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,14 @@ from zoquant.files.zipped import Member, read_members
 MAX_DEPTH = 4
 """Dicts within dicts: hqq writes a dict of modules, each a dict, each perhaps with a dict of second-level numbers."""
 
-MAX_PARTS = 1 << 16
-"""Parts of one value, counted as often as they can be reached."""
+MAX_PARTS = 1 << 20
+"""Parts of all values together, counted as often as they can be reached."""
+
+MAX_NAME = 512
+"""Characters of one key."""
+
+MAX_NAMES = 1 << 26
+"""Characters of all names together: the name of a dict stands again in that of each of its entries."""
 
 Plain = int | float | str | bool | torch.dtype | tuple[Any, ...] | list[Any] | None
 
@@ -33,7 +39,8 @@ def read_archive(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Plain]]
     members = read_members(path)
     folder, content = _pickle(path, members)
     try:
-        found = dict(_flat(read_plain(content), "", set(), 0))
+        found = _named(_flat(read_plain(content), "", set(), 0))
+        _check_plain(found.values())
     except RefusedPickleError as problem:
         raise CheckpointError(
             f"{path}: refused: its pickle holds {problem}. Nothing of it was run. Save the tensors as safetensors."
@@ -71,28 +78,42 @@ def _check_byte_order(path: Path, members: Mapping[str, Member], folder: str) ->
         raise CheckpointError(f"{path}: expected little-endian numbers, got {order!r}. Save it on another machine.")
 
 
+def _named(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    size = 0
+    for name, value in entries:
+        size += len(name)
+        if size > MAX_NAMES:
+            raise RefusedPickleError(f"names of more than {MAX_NAMES} characters")
+        if name in found:
+            raise RefusedPickleError(f"two values of one name, {name!r:.80}")
+        found[name] = value
+    return found
+
+
 def _flat(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
     if type(value) is not dict:
-        _check_plain(value)
         yield name, value
         return
     if id(value) in seen or depth > MAX_DEPTH:
         raise RefusedPickleError("a dict within itself, twice, or too deep")
     seen.add(id(value))
     for key, part in value.items():
+        if len(key) > MAX_NAME:
+            raise RefusedPickleError(f"a name of {len(key)} characters, expected at most {MAX_NAME}")
         yield from _flat(part, f"{name}.{key}" if depth else key, seen, depth + 1)
 
 
-def _check_plain(value: Any) -> None:
+def _check_plain(values: Iterable[Any]) -> None:
     """Refuse lists that hold themselves, or one another so often that they never end; and dicts within lists."""
-    waiting, seen = [value], 0
+    waiting, seen = [*values], 0
     while waiting:
         part = waiting.pop()
-        seen += 1
-        if seen > MAX_PARTS or (isinstance(part, dict) and part is not value):
+        seen += len(part) if isinstance(part, list | tuple) else 1
+        if seen > MAX_PARTS or isinstance(part, dict):
             raise RefusedPickleError("lists without an end, or dicts in lists")
         if isinstance(part, list | tuple):
-            waiting.extend(part[: MAX_PARTS + 1])
+            waiting.extend(part)
 
 
 def _place(path: Path, name: str, record: TensorRecord, members: Mapping[str, Member], folder: str) -> StoredTensor:
@@ -103,7 +124,7 @@ def _place(path: Path, name: str, record: TensorRecord, members: Mapping[str, Me
     if record.storage.count * unit != member.size:
         raise _error(path, name, f"a storage of {record.storage.count * unit} bytes", str(member.size))
     if len(record.shape) > 8 or not all(0 <= n < 1 << 62 for n in (*record.shape, record.start)):
-        raise _error(path, name, "a shape and a place", f"{record.shape!r:.80} at {record.start:.40g}")
+        raise _error(path, name, "a shape and a place", f"{record.shape!r:.80} at {record.start!r:.40}")
     if not _is_contiguous(record):
         raise _error(path, name, "a contiguous tensor", f"strides {record.strides!r:.80}")
     nbytes, offset = prod(record.shape) * record.dtype.itemsize, record.start * record.dtype.itemsize

@@ -16,6 +16,10 @@ import torch
 
 MAX_PICKLE = 16 << 20
 MAX_STACK = 1 << 16
+MAX_ARGUMENTS = 16
+MAX_DIMENSIONS = 64
+MAX_NAME = 200
+"""Of what is looked at again and again: an instruction of two bytes may name what a million others made."""
 _STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
     "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
@@ -133,7 +137,7 @@ class _Machine:
 
     def call(self) -> None:
         arguments, name = self.pop(), self.pop()
-        if not isinstance(name, _Name) or name.make is None or type(arguments) is not tuple:
+        if not isinstance(name, _Name) or name.make is None or not _is_tuple(arguments, MAX_ARGUMENTS):
             raise RefusedPickleError("a call of something that is no tensor")
         self.stack.append(name.make(*arguments))
 
@@ -147,7 +151,9 @@ class _Machine:
         items = tuple(self.pop() for _ in range(count))
         self.stack.append(items[::-1])
 
-    def find(self, module: str, name: str) -> None:
+    def find(self, module: Any, name: Any) -> None:
+        if not all(isinstance(part, str) and len(part) <= MAX_NAME for part in (module, name)):
+            raise RefusedPickleError(f"a name that is no text of at most {MAX_NAME} characters")
         key = f"{module}.{name}"
         if key not in _NAMES:
             raise RefusedPickleError(f"the name {key!r:.80}: expected tensors and plain values alone")
@@ -155,10 +161,24 @@ class _Machine:
         self.stack.append(found.value if found.make is None else found)
 
 
-def _storage(kind: Any, dtype: Any, member: Any, location: Any, count: Any) -> StorageRecord:
+def _is_tuple(value: Any, most: int) -> bool:
+    """Whether a value is a tuple of few parts; none of them is looked at."""
+    return type(value) is tuple and len(value) <= most
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a value can be a shape, or strides."""
+    return _is_tuple(value, MAX_DIMENSIONS) and all(type(number) is int for number in value)
+
+
+def _storage(found: Any) -> StorageRecord:
+    """Return what a persistent id says: the word "storage", a dtype, a member, a device and a count."""
+    if not _is_tuple(found, 5):
+        raise RefusedPickleError("a persistent id that is no storage")
+    kind, dtype, member, _, count = found
     known = dtype is None or isinstance(dtype, torch.dtype)
     if kind != "storage" or not known or not isinstance(member, str) or type(count) is not int:
-        raise RefusedPickleError(f"a storage of {kind!r:.40}, {location!r:.40}")
+        raise RefusedPickleError("a persistent id that is no storage")
     return StorageRecord(member, dtype, count)
 
 
@@ -166,8 +186,8 @@ def _tensor(
     storage: Any, start: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any = None, *more: Any
 ) -> TensorRecord:
     del grad, hooks, more
-    numbers = all(type(part) is tuple and all(type(n) is int for n in part) for part in (shape, strides))
-    if not isinstance(storage, StorageRecord) or type(start) is not int or not numbers or len(shape) != len(strides):
+    numbers = _are_numbers(shape) and _are_numbers(strides) and len(shape) == len(strides)
+    if not isinstance(storage, StorageRecord) or type(start) is not int or not numbers:
         raise RefusedPickleError("a tensor without a storage, a shape and strides")
     kind = dtype if isinstance(dtype, torch.dtype) else storage.dtype
     if kind is None:
@@ -187,9 +207,10 @@ def _empty_dict() -> dict[str, Any]:
 
 
 def _size(numbers: Any) -> tuple[int, ...]:
-    if type(numbers) not in (tuple, list) or not all(type(n) is int for n in numbers):
+    found = tuple(numbers) if type(numbers) is list and len(numbers) <= MAX_DIMENSIONS else numbers
+    if not _are_numbers(found):
         raise RefusedPickleError("a size of something else than numbers")
-    return tuple(numbers)
+    return tuple(found)
 
 
 _NAMES: dict[str, _Name] = {
@@ -227,8 +248,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPEND": lambda machine, _: machine.append([machine.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
     "GLOBAL": lambda machine, names: machine.find(*names.split(" ", 1)),
-    "STACK_GLOBAL": lambda machine, _: machine.find(*[str(machine.pop()), str(machine.pop())][::-1]),
-    "BINPERSID": lambda machine, _: machine.stack.append(_storage(*machine.pop())),
+    "STACK_GLOBAL": lambda machine, _: machine.find(*[machine.pop(), machine.pop()][::-1]),
+    "BINPERSID": lambda machine, _: machine.stack.append(_storage(machine.pop())),
     "REDUCE": lambda machine, _: machine.call(),
     "BUILD": lambda machine, _: machine.leave_out_state(),
 }

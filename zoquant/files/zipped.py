@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, error, unpack_from
+from typing import Any
 
 from zoquant.errors import CheckpointError
 
@@ -62,7 +63,7 @@ def _members(path: Path, data: mmap.mmap) -> Iterator[Member]:
     if count > MAX_MEMBERS:
         raise _error(path, f"at most {MAX_MEMBERS} members", str(count))
     for _ in range(count):
-        fields = _CENTRAL.unpack_from(data, place)
+        fields = _unpack(_CENTRAL, data, place)
         flags, method, crc, packed, size, *lengths = fields[3], fields[4], *fields[7:13]
         head = place + _CENTRAL.size
         raw = data[head : head + lengths[0]]
@@ -83,8 +84,8 @@ def _directory(path: Path, data: mmap.mmap) -> tuple[int, int]:
         raise _error(path, "the end of a zip archive", "other bytes; it was cut off, or torch before 1.6 wrote it")
     *_, count, _, start, _ = _END.unpack_from(data, end)
     if start == _FULL or count == 0xFFFF or data[max(0, end - _LOCATOR_64.size) :][:4] == b"PK\x06\x07":
-        where = _LOCATOR_64.unpack_from(data, end - _LOCATOR_64.size)[2]
-        wide = _END_64.unpack_from(data, where)
+        where = _unpack(_LOCATOR_64, data, end - _LOCATOR_64.size)[2]
+        wide = _unpack(_END_64, data, where)
         if wide[0] != b"PK\x06\x06":
             raise _error(path, "a zip64 directory", "other bytes")
         count, start = wide[7], wide[9]
@@ -107,15 +108,23 @@ def _wide(extra: bytes, size: int, packed: int, local: int) -> tuple[int, int, i
 def _content(path: Path, data: mmap.mmap, entry: tuple[bytes, int, int, int, int]) -> tuple[int, list[int]]:
     """Return where a member's content starts, and where its checksum stands beside it."""
     raw, local, size, crc, flags = entry
-    fields = _LOCAL.unpack_from(data, local)
+    fields = _unpack(_LOCAL, data, local)
     head = local + _LOCAL.size
     start = head + fields[9] + fields[10]
-    if fields[0] != b"PK\x03\x04" or data[head : head + fields[9]] != raw or start + size > len(data):
+    same = fields[0] == b"PK\x03\x04" and fields[9] == len(raw) and data[head : head + len(raw)] == raw
+    if not same or start + size > len(data):
         raise _error(path, f"{size} bytes of {raw!r:.80}", "a header that says otherwise; it is damaged or cut off")
     if not flags & _HAS_DESCRIPTOR:
         return start, [local + _CRC_IN_LOCAL]
     place = start + size + 4 * (data[start + size : start + size + 4] == _DESCRIPTOR)
     return start, [place] if data[place : place + 4] == crc.to_bytes(4, "little") else []
+
+
+def _unpack(record: Struct, data: mmap.mmap, place: int) -> tuple[Any, ...]:
+    """Return the fields of a record at a place that a file has said, which may be anywhere."""
+    if not 0 <= place <= len(data) - record.size:
+        raise ValueError(f"a record at byte {place} of {len(data)}")
+    return record.unpack_from(data, place)
 
 
 def _check_apart(path: Path, members: list[Member]) -> None:

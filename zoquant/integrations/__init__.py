@@ -1,1 +1,4 @@
-"""Trainers of other libraries over forward passes alone. Each module imports its library; the core imports none."""
+"""Trainers of other libraries over forward passes alone.
+
+Each module imports its library, and the core imports none. Begin with `transformers` or `lightning`.
+"""

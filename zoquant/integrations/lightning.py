@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import CheckpointError
-from zoquant.integrations.draws import Draws
-from zoquant.integrations.elsewhere import check_subspace, refuse_settings
+from zoquant.integrations.random_state import RandomState
+from zoquant.integrations.refused_settings import check_subspace, refuse_settings
 from zoquant.optim.calibration import Calibration
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import Delta
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 from zoquant.views.attach import attach
 from zoquant.views.fingerprint import check_base
 from zoquant.views.model_views import Views
@@ -131,10 +132,10 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
         return self.views
 
     def _closure(self, batch: Any) -> Callable[[], Tensor]:
-        draws = Draws(self.device)
+        before = RandomState(self.device)
 
         def loss() -> Tensor:
-            draws.rewind()
+            before.rewind()
             return self.loss(batch)
 
         return loss
@@ -142,12 +143,12 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
     def _calibrate(self, optimizer: ZOSGD, chosen: Settings) -> None:
         self.model.eval()
         self.trainer.fit_loop.setup_data()
-        draws = Draws(self.device)
+        before = RandomState(self.device)
         batches = [batch for batch, _ in zip(self.trainer.train_dataloader, range(_CALIBRATION_BATCHES), strict=False)]
         closures = [self._closure(self.trainer.strategy.batch_to_device(batch)) for batch in batches]
         rates = [chosen.rate_at(step) for step in range(chosen.steps)]
         self.calibration = optimizer.calibrate(closures, choose=chosen.missing, schedule=rates)
-        draws.rewind()
+        before.rewind()
 
 
 def _check(trainer: Any) -> None:

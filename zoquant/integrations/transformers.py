@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from zoquant.errors import CheckpointError
-from zoquant.integrations.arguments import check_arguments
-from zoquant.integrations.deferred import DeferredStep
-from zoquant.integrations.draws import Draws
-from zoquant.integrations.elsewhere import check_subspace, refuse_settings
+from zoquant.integrations.deferred_step import DeferredStep
+from zoquant.integrations.random_state import RandomState
+from zoquant.integrations.refused_settings import check_subspace, refuse_settings
+from zoquant.integrations.training_arguments import check_arguments
 from zoquant.optim.calibration import Calibration
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import save_delta
 from zoquant.record.trajectory import Trajectory
-from zoquant.training.settings import Settings
+from zoquant.training import Settings
 from zoquant.views.attach import attach
 from zoquant.views.model_views import Views
 
@@ -125,10 +125,10 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         """Return what computes the loss of a micro-batch, as its share of the loss of the whole batch."""
         model.eval()
         prepared = self._prepare_inputs(inputs)
-        draws = Draws(self.args.device)
+        before = RandomState(self.args.device)
 
         def loss() -> Tensor:
-            draws.rewind()
+            before.rewind()
             with self.compute_loss_context_manager():
                 found: Tensor = self.compute_loss(model, copy.copy(prepared), num_items_in_batch=items)
             return found if self._is_share(items) else found / self._micro_batches
@@ -164,11 +164,11 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         return rates
 
     def _calibrate(self, rates: list[float]) -> None:
-        draws = Draws(self.args.device)
+        before = RandomState(self.args.device)
         closures = [self._batch_closure(batch, items) for batch, items in self._first_batches()]
         self.calibration = self.zo.calibrate(closures, choose=self._missing, schedule=rates)
         self._missing = ()
-        draws.rewind()
+        before.rewind()
         log.info("calibrated: %s", " ".join(self.calibration.reasons))
 
     def _first_batches(self) -> Iterator[tuple[list[dict[str, Any]], Any]]:
@@ -237,7 +237,8 @@ def _check_optimizer(ready: object, scheduler: object, zo: Settings | None) -> N
     if ready is None and scheduler is not None:
         raise ValueError("ZOTrainer: a scheduler needs its optimizer. Pass optimizers=(zosgd, scheduler).")
     if ready is not None and (not isinstance(ready, ZOSGD) or ready.together):
-        raise ValueError(f"ZOTrainer: optimizers holds a {type(ready).__name__}, expected a zoquant.ZOSGD or None.")
+        got = "a ZOSGD of rows and columns" if isinstance(ready, ZOSGD) else f"a {type(ready).__name__}"
+        raise ValueError(f"ZOTrainer: optimizers holds {got}, expected a zoquant.ZOSGD of values or None.")
     if ready is not None and zo is not None:
         raise ValueError("ZOTrainer: got zo and an optimizer, expected one of them.")
     if zo is not None:

@@ -4,6 +4,8 @@ Every thread has its own, and so has every stream of a GPU: work that runs at th
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,12 +16,13 @@ class _Own(threading.local):
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[torch.device, int, torch.dtype, str], Tensor] = {}
+        self.kept = False
 
 
 _own = _Own()
 
 
-def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str = "") -> Tensor:
+def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str) -> Tensor:
     """Return an uninitialized tensor that the next call with the same slot overwrites, in this thread and stream.
 
     Args:
@@ -28,6 +31,8 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sl
         device: where it lies.
         slot: tensors that are needed at the same time take different slots.
     """
+    if _own.kept:
+        return torch.empty(shape, dtype=dtype, device=device)
     size = 1
     for length in shape:
         size *= length
@@ -37,7 +42,18 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sl
         with torch.inference_mode(False):
             buffer = torch.empty(size, dtype=dtype, device=device)
         _own.buffers[key] = buffer
-    return buffer[:size].view(shape)
+    found = buffer.narrow(0, 0, size).view(shape)
+    return found.detach() if torch.is_grad_enabled() else found  # who writes may ask for a derivative, the buffer never
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Let what `scratch` returns in a `with` be new memory that nobody overwrites, as autograd needs it."""
+    before, _own.kept = _own.kept, True
+    try:
+        yield
+    finally:
+        _own.kept = before
 
 
 def _stream(device: torch.device) -> int:

@@ -1,17 +1,20 @@
 """Linear and embedding layers over packed words: the weights exist one tile at a time, while they are multiplied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.products.contract import RowContractor, contractible
 from zoquant.kernels.products.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.kernels.products.matmul import Factors, RowMultiplier, multiplies
 from zoquant.kernels.products.operands import Numbers, Operands, words_of_blocks
 from zoquant.kernels.workspace import scratch
+from zoquant.native.backward.matrix import lookup, tracked
+from zoquant.native.backward.matrix import product as tracked_product
 from zoquant.native.codec import Codec, FieldSpec
-from zoquant.native.on_gpu import decoded
+from zoquant.native.compiled import decoded_on_gpu
 from zoquant.native.packed import PackedWeight, Rows, product, rounded
 from zoquant.protocol import Grid
 
@@ -68,21 +71,24 @@ class QuantWeight(PackedWeight):
 
     def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
-        found = decoded(self, rows, dtype) if isinstance(rows, slice) else None
+        found = decoded_on_gpu(self, rows, dtype)
         if found is not None:
             return found
-        codes, values, place = self._parts(rows)
+        return self._decoded(*self._parts(rows), dtype).flatten(1)
+
+    def _decoded(self, codes: Tensor, values: Sequence[Tensor], place: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the blocks of words and values at some places, `[n, groups, block]`, in scratch memory."""
         compiled: RowDecoder | None = getattr(self.codec, "decode_rows", None)
         if compiled is not None and dtype in OUTPUTS and decodable(codes, values):
             count = len(codes) if place is None else len(place)
             out = scratch((count, codes.shape[1], self.codec.block), dtype, codes.device, "decode")
             compiled(codes, values, place, out)
-            return out.flatten(1)
+            return out
         if place is not None:
             codes, values = codes[place], [value[place] for value in values]
         out = scratch((*codes.shape[:2], self.codec.block), torch.float32, codes.device, "decode")
         self.codec.decode(codes, [value.float() for value in values], out)
-        return rounded(out.flatten(1), dtype)
+        return rounded(out, dtype)
 
     def product(self, x: Tensor, dtype: torch.dtype, factors: Factors | None = None) -> Tensor:
         """Return `x Wᵀ`, decoded where it is multiplied if that is compiled, see `PackedWeight.product`."""
@@ -91,6 +97,36 @@ class QuantWeight(PackedWeight):
         if compiled is not None and multiplies(x, dtype) and decodable(codes, values):
             return compiled(x, codes, values, place, factors)
         return super().product(x, dtype, factors)
+
+    def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Add the gradient by some fields, see `PackedWeight.add_field_gradients`.
+
+        Weights are linear in all fields of a block together: decoded from a one in a field and zeros in the others,
+        they say what each of them is multiplied with.
+        """
+        if any(self.value(field.name).dim() != 2 for field in self.fields):
+            super().add_field_gradients(rows, gradient, into)
+            return
+        codes, _, place = self._parts(rows)
+        groups = gradient.view(-1, codes.shape[1], self.codec.block)
+        for field, found in zip(self.fields, self._contracted(codes, place, groups), strict=True):
+            if field.name not in into:
+                continue
+            if place is None:
+                into[field.name][rows] += found
+            else:
+                into[field.name].index_add_(0, place, found)
+
+    def _contracted(self, codes: Tensor, place: Tensor | None, gradient: Tensor) -> Iterable[Tensor]:
+        """Yield the gradient by each field of the groups at some places, `[n, groups]`, from that by their weights."""
+        compiled: RowContractor | None = getattr(self.codec, "contract_rows", None)
+        if compiled is not None and contractible(codes, gradient):
+            yield from compiled(codes, place, gradient)
+            return
+        codes = codes if place is None else codes[place]
+        for wanted in self.fields:
+            ones = [torch.full(codes.shape[:2], float(field is wanted)).to(codes.device) for field in self.fields]
+            yield self._decoded(codes, ones, None, torch.float32).mul_(gradient).sum(-1)
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return codes, scale and minimum as a kernel reads them, of a codec that says it has ggml's blocks."""
@@ -142,7 +178,11 @@ class QuantLinear(nn.Module):
             x: `[..., in_features]`.
             factors: on what goes into the product and what comes out of it, for each block of rows; None for none.
         """
-        y = self.packed.product(x.reshape(-1, self.in_features), self.compute_dtype, factors)
+        flat = x.reshape(-1, self.in_features)
+        if factors is None and tracked(self.packed, x):
+            y = tracked_product(flat, self.packed, self.compute_dtype)
+        else:
+            y = self.packed.product(flat, self.compute_dtype, factors)
         if self.bias is not None:
             y = (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
@@ -162,7 +202,10 @@ class QuantLinear(nn.Module):
                 logit of 20 is known to 0.03 or so, which a loss would show.
         """
         shape, x = x.shape[:-1], x.reshape(-1, self.in_features).float()
-        y = product(x, self.packed.decode_rows_to(outputs, dtype))
+        if tracked(self.packed, x):
+            y = tracked_product(x, self.packed, dtype, outputs)
+        else:
+            y = product(x, self.packed.decode_rows_to(outputs, dtype))
         y = y if self.bias is None else y + self.bias[outputs]
         return y.view(*shape, y.shape[-1])
 
@@ -188,7 +231,8 @@ class QuantEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of `ids`, `[..., embedding_dim]`."""
-        rows = self.packed.decode_rows_to(ids.reshape(-1), torch.float32)
+        flat = ids.reshape(-1)
+        rows = lookup(flat, self.packed) if tracked(self.packed) else self.packed.decode_rows_to(flat, torch.float32)
         own = rows.clone() if self.scale is None else rows * self.scale
         return own.to(self.dtype).view(*ids.shape, self.embedding_dim)
 

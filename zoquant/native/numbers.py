@@ -1,4 +1,4 @@
-"""How a kernel finds the numbers beside the codes: the strides of what a place picks."""
+"""How a kernel finds the numbers beside the codes: the strides of what a lookup picks."""
 
 from functools import lru_cache
 
@@ -7,7 +7,7 @@ import torch
 from zoquant.kernels.products.operands import Numbers
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows
-from zoquant.native.values import Place, Values
+from zoquant.native.values import GroupLookup, Values
 
 READ = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Dtypes that a kernel reads."""
@@ -30,9 +30,9 @@ def numbers_of(values: Values, rows: int, columns: int, wanted: Rows | None = No
         None where each column has numbers of its own that would have to be decoded, or groups do not divide a row.
     """
     plain = type(values).at is Values.at and values.decode is None and values.data.is_contiguous()
-    if plain and isinstance(values.place, PackedRows):
-        return _packed(values, values.place, columns)
-    strides = _strides(values.place, tuple(values.data.shape), rows) if plain and values.data.dtype in READ else None
+    if plain and isinstance(values.lookup, PackedRows):
+        return _packed(values, values.lookup, columns)
+    strides = _strides(values.lookup, tuple(values.data.shape), rows) if plain and values.data.dtype in READ else None
     if strides is None:
         return _decoded(values, slice(0, rows) if wanted is None else wanted, columns, picked=wanted is not None)
     row, group, groups = strides
@@ -41,13 +41,13 @@ def numbers_of(values: Values, rows: int, columns: int, wanted: Rows | None = No
     return Numbers(values.data, row, group, max(columns // groups, 1), groups, values.group_of)
 
 
-def _packed(values: Values, place: PackedRows, columns: int) -> Numbers | None:
+def _packed(values: Values, lookup: PackedRows, columns: int) -> Numbers | None:
     groups, words = values.data.shape
-    fits = values.data.dtype == torch.int32 and 32 % place.bits == 0
+    fits = values.data.dtype == torch.int32 and 32 % lookup.bits == 0
     if not fits or (values.group_of is None and columns % groups):
         return None
     size = max(columns // groups, 1)
-    return Numbers(values.data, 1, words, size, groups, values.group_of, place.bits, place.plus, place.order)
+    return Numbers(values.data, 1, words, size, groups, values.group_of, lookup.bits, lookup.plus, lookup.order)
 
 
 def _decoded(values: Values, wanted: Rows, columns: int, *, picked: bool) -> Numbers | None:
@@ -61,14 +61,14 @@ def _decoded(values: Values, wanted: Rows, columns: int, *, picked: bool) -> Num
 
 
 @lru_cache(maxsize=4096)
-def _strides(place: Place, shape: tuple[int, ...], rows: int) -> tuple[int, int, int] | None:
-    """Return elements between rows and between groups, and the number of groups; None where a place does more.
+def _strides(lookup: GroupLookup, shape: tuple[int, ...], rows: int) -> tuple[int, int, int] | None:
+    """Return elements between rows and between groups, and the number of groups; None where a lookup does more.
 
-    The numbers of the elements are sent through the place, too large for what unpacks bits or changes a sign to give
+    The numbers of the elements are sent through the lookup, too large for what unpacks bits or changes a sign to give
     another of them.
     """
     count = torch.Size(shape).numel()
-    picked = place(torch.arange(_MARK, _MARK + count).view(shape), slice(0, rows)) - _MARK
+    picked = lookup(torch.arange(_MARK, _MARK + count).view(shape), slice(0, rows)) - _MARK
     row = int(picked[1, 0] - picked[0, 0]) if len(picked) > 1 else 0
     group = int(picked[0, 1] - picked[0, 0]) if picked.shape[1] > 1 else 0
     expected = torch.arange(len(picked))[:, None] * row + torch.arange(picked.shape[1]) * group

@@ -2,16 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.kernels.products.matmul import COLUMNS, Factors, multiplies, multiply_plain, spread
 from zoquant.kernels.products.operands import Operands
-from zoquant.kernels.workspace import scratch
-from zoquant.native import on_cpu, on_gpu
+from zoquant.kernels.workspace import kept, scratch
 from zoquant.native.codec import FieldSpec
+from zoquant.native.compiled import decoded, multiplied
 from zoquant.native.scaling import scale_output, scaled_input
 from zoquant.protocol import Grid
 
@@ -35,11 +38,14 @@ class PackedWeight(nn.Module, ABC):
         layout: the layout's own name, shown by `repr`.
         rows: rows of the matrix, its outputs.
         columns: columns of the matrix, its inputs.
+        moving: by name of a field, what autograd sees in the place of its values, float32 of their shape; only of
+            fields whose gradient is asked for. See `zoquant.native.backward`.
     """
 
     layout: str
     rows: int
     columns: int
+    moving: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -71,9 +77,43 @@ class PackedWeight(nn.Module, ABC):
         Returns:
             `[len(rows), columns]` in scratch memory that the next call overwrites.
         """
-        found = on_gpu.decoded(self, rows, dtype) if isinstance(rows, slice) else None
-        found = on_cpu.decoded(self, rows, dtype) if found is None else found
+        found = decoded(self, rows, dtype)
         return rounded(self.decode_rows(rows), dtype) if found is None else found
+
+    def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Add the gradient by some fields to what is there of it.
+
+        Args:
+            rows: which rows of the matrix, in the order of the model; one may occur more than once.
+            gradient: the gradient by those rows, float32 `[len(rows), columns]`.
+            into: by name of a field, float32 in the shape of its values.
+        """
+        leaves = {name: self.value(name).detach().float().requires_grad_() for name in into}
+        with torch.enable_grad(), kept(), self._instead(leaves):
+            found = torch.autograd.grad(self.decode_rows(rows), list(leaves.values()), gradient)
+        for sums, part in zip(into.values(), found, strict=True):
+            sums.add_(part)
+
+    @contextmanager
+    def _instead(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let other tensors stand in the place of fields."""
+        places = {
+            name: next(
+                (module._buffers, place)
+                for module in self.modules()
+                for place, tensor in module._buffers.items()
+                if tensor is not None and tensor.data_ptr() == self.value(name).data_ptr()
+            )
+            for name in values
+        }
+        before = {name: held[place] for name, (held, place) in places.items()}
+        try:
+            for name, (held, place) in places.items():
+                held[place] = values[name].view(cast(Tensor, before[name]).shape)
+            yield
+        finally:
+            for name, (held, place) in places.items():
+                held[place] = before[name]
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return how a kernel reads the matrix; None where torch decodes it.
@@ -95,7 +135,7 @@ class PackedWeight(nn.Module, ABC):
         if factors is not None and not multiplies(x, dtype):
             y = self.product(scaled_input(x, factors.into, factors.block), dtype)
             return scale_output(y, factors.out, factors.block)
-        found = on_gpu.multiplied(x, self, dtype)
+        found = multiplied(x, self, dtype)
         if found is not None:
             return found
         if factors is not None:
@@ -114,10 +154,19 @@ class PackedWeight(nn.Module, ABC):
 
     def tiles(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
         """Yield the matrix as `(rows, decoded rows)`, in the order of the model."""
-        step = max(1, (TILE if self.device.type == "cpu" else TILE_ELSEWHERE) // self.columns)
-        for start in range(0, self.rows, step):
-            rows = slice(start, min(start + step, self.rows))
+        for rows in self.row_tiles():
             yield rows, self.decode_rows_to(rows, dtype)
+
+    def row_tiles(self, least: int = 1) -> Iterator[slice]:
+        """Yield the rows of the tiles, in the order of the model.
+
+        Args:
+            least: what the rows of a tile are a multiple of.
+        """
+        size = TILE if self.device.type == "cpu" else TILE_ELSEWHERE
+        step = max(1, size // self.columns // least) * least
+        for start in range(0, self.rows, step):
+            yield slice(start, min(start + step, self.rows))
 
     def dequantize(self) -> Tensor:
         """Return the whole matrix, float32 `[rows, columns]`, in the order of the model."""
@@ -135,6 +184,8 @@ def product(x: Tensor, tile: Tensor, factors: Factors | None = None) -> Tensor:
     if factors is not None:
         y = product(scaled_input(x, factors.into, factors.block), tile)
         return scale_output(y, factors.out, factors.block)
+    if torch.is_grad_enabled() and x.requires_grad:
+        tile = tile.clone()  # read by backward, when the scratch memory holds rows of other matrices
     return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
 

@@ -11,7 +11,7 @@ from zoquant.native.values import indices
 
 @dataclass(frozen=True)
 class PackedRows:
-    """A place, as `zoquant.native.Values` takes it: `[groups, words]` int32, the lowest bits of a word first.
+    """A lookup, as `zoquant.native.Values` takes it: `[groups, words]` int32, the lowest bits of a word first.
 
     Attributes:
         bits: bits of an integer, at most 8.

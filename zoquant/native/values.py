@@ -10,10 +10,10 @@ from zoquant.native.codec import FieldSpec
 from zoquant.native.packed import Rows
 from zoquant.protocol import Grid
 
-Place = Callable[[Tensor, Rows], Tensor]
+GroupLookup = Callable[[Tensor, Rows], Tensor]
 """Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`.
 
-What makes places is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
+What makes lookups is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
 """
 
 Decode = Callable[[Tensor], Tensor]
@@ -26,10 +26,10 @@ class Values(nn.Module):
     Args:
         spec: name, role and dtype of a continuous field; None for integers, such as the zeros of GPTQ.
         data: the tensor, in the shape and order of the file.
-        place: which of them belong to some rows of the matrix: one of the functions below.
+        lookup: which of them belong to some rows of the matrix: one of the functions below.
         group_of: for every column of the matrix its group, int64 `[columns]`; None where groups are equal runs of
-            columns, as many as `place` returns.
-        decode: what turns the numbers that `place` picked into factors; None where they are factors as they are.
+            columns, as many as `lookup` returns.
+        decode: what turns the numbers that `lookup` picked into factors; None where they are factors as they are.
     """
 
     data: Tensor
@@ -39,21 +39,21 @@ class Values(nn.Module):
         self,
         spec: FieldSpec | None,
         data: Tensor,
-        place: Place,
+        lookup: GroupLookup,
         *,
         group_of: Tensor | None = None,
         decode: Decode | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.place = place
+        self.lookup = lookup
         self.decode = decode
         self.register_buffer("data", data)
         self.register_buffer("group_of", group_of)
 
     def at(self, rows: Rows) -> Tensor:
         """Return the numbers of some rows, float32 `[len(rows) or 1, groups, 1]`; groups divide the columns."""
-        part = self.place(self.data, rows)
+        part = self.lookup(self.data, rows)
         if self.decode is not None:
             part = self.decode(part)
         if self.group_of is not None:
@@ -70,15 +70,17 @@ class Values(nn.Module):
         decoded_elsewhere = type(self).at is not Values.at
         if self.spec is None or decoded_elsewhere or not (self.decode is None or _is_linear(self.decode, self.data)):
             return None
-        return grid_of(self.data, self.place, rows, columns, group_of=self.group_of)
+        return grid_of(self.data, self.lookup, rows, columns, group_of=self.group_of)
 
 
-def grid_of(data: Tensor, place: Place, rows: int, columns: int, *, group_of: Tensor | None = None) -> Grid | None:
-    """Return the grid that a place makes of a tensor, found by sending the numbers of its elements through it.
+def grid_of(
+    data: Tensor, lookup: GroupLookup, rows: int, columns: int, *, group_of: Tensor | None = None
+) -> Grid | None:
+    """Return the grid that a lookup makes of a tensor, found by sending the numbers of its elements through it.
 
     Args:
         data: the tensor of the file.
-        place: which of its elements belong to some rows of the matrix.
+        lookup: which of its elements belong to some rows of the matrix.
         rows: rows of the matrix.
         columns: columns of the matrix.
         group_of: for every column its group, see `Values`.
@@ -87,7 +89,7 @@ def grid_of(data: Tensor, place: Place, rows: int, columns: int, *, group_of: Te
         None if the elements do not form rows and columns, one each.
     """
     numbers = torch.arange(data.numel(), device=data.device).view(data.shape)
-    picked = place(numbers, slice(0, rows)).expand(rows, -1)
+    picked = lookup(numbers, slice(0, rows)).expand(rows, -1)
     r, c = (torch.unique(line, return_inverse=True)[1] for line in (picked[:, 0], picked[0]))
     if group_of is None:
         group_of = torch.arange(picked.shape[1], device=data.device).repeat_interleave(columns // picked.shape[1])
@@ -128,29 +130,29 @@ def whole(data: Tensor, rows: Rows) -> Tensor:
 
 
 @cache
-def tall_groups(height: int) -> Place:
+def tall_groups(height: int) -> GroupLookup:
     """`[ceil(rows / height), groups]`: one number for each block of `height` rows and a run of columns."""
 
-    def place(data: Tensor, rows: Rows) -> Tensor:
+    def lookup(data: Tensor, rows: Rows) -> Tensor:
         return data[indices(rows, data.shape[0] * height, data.device) // height]
 
-    return place
+    return lookup
 
 
 @cache
-def flat_groups(columns: int, size: int) -> Place:
+def flat_groups(columns: int, size: int) -> GroupLookup:
     """`[blocks]` or `[blocks, 1]`: one number for `size` weights of the flattened matrix, as in bitsandbytes.
 
     Blocks may straddle rows; then a number comes back for every column.
     """
 
-    def place(data: Tensor, rows: Rows) -> Tensor:
+    def lookup(data: Tensor, rows: Rows) -> Tensor:
         flat = data.reshape(-1)
         if columns % size == 0:
             return flat.view(-1, columns // size)[rows]
         return flat[flat_blocks(indices(rows, flat.numel() * size // columns, data.device), columns, size)]
 
-    return place
+    return lookup
 
 
 def flat_blocks(rows: Tensor, columns: int, size: int) -> Tensor:

@@ -1,150 +1,196 @@
-"""The figures of a report: what is drawn of one run, and of several in one picture."""
+"""Charts as shapes, which the page draws as SVG. Colors come from its style, so that they follow light and dark."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from zoquant.report.markup import Markup, figure, joined, numbers, shown, tag
-from zoquant.report.run_reading import Recorded, finite, metrics_of, thinned
-from zoquant.report.svg import COLORS, DASHES, Point, Series, histogram, line_chart
-from zoquant.training.plot import smaller, smoothed
+from zoquant.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, Point, tick_text, ticks
+from zoquant.report.moves import Moves, Part, named
 
-_BINS = 31
-
-
-def loss_figure(runs: Sequence[Recorded]) -> Markup:
-    """Return what training makes smaller, mostly the loss: raw and smoothed of one run, smoothed alone of several."""
-    series = [Series(run.name, thinned(_smooth(run)), number) for number, run in enumerate(runs)]
-    if len(runs) == 1:
-        series.append(Series("raw", runs[0].points("loss"), faint=True))
-    caption = "Thin: every step. Thick: smoothed." if len(runs) == 1 else "Smoothed."
-    label = " or ".join(dict.fromkeys(smaller(run.settings) for run in runs))
-    name = "loss" if label == "loss (nats)" else "objective"
-    return _lines(f"Training {name}", f"Smoothed {name} of {_ends(series)}.", series, label, caption)
+COLORS = 8
+"""Series are numbered; the style has so many colors, and every fourth number another dash."""
+DASHES = (None, "7 3", "2 3", "8 3 2 3")
+_CELL, _ROW, _MARGIN, _LETTER = 44, 14, 46, 7.0
+"""Of a heat map: width and height of a cell, room for the names of the layers, width of a letter."""
 
 
-def metric_figures(runs: Sequence[Recorded]) -> Markup:
-    """Return a figure for everything that the evaluations measured."""
-    names = dict.fromkeys(name for run in runs for line in run.evaluations for name in metrics_of(line))
-    return joined(_metric(runs, name) for name in names)
+Attributes = dict[str, str | float | None]
 
 
-def _metric(runs: Sequence[Recorded], name: str) -> Markup:
-    said = name.removeprefix("eval_").replace("_", " ")
-    spans = [_intervals(run, name) for run in runs]
-    series = [
-        Series(run.name, run.evaluated(name), number, marked=True, spans=spans[number])
-        for number, run in enumerate(runs)
-    ]
-    caption = "Bars: 95 % confidence intervals." if any(spans) else ""
-    return _lines(f"Held-out {said}", f"Held-out {said} of {_ends(series)}.", series, said, caption)
+@dataclass(frozen=True)
+class Shape:
+    """An element of SVG.
+
+    Attributes:
+        name: the element.
+        attributes: by name; None is left out.
+        text: what is written there.
+        hint: what is told where the pointer rests.
+    """
+
+    name: str
+    attributes: Attributes
+    text: str = ""
+    hint: str = ""
 
 
-def _ends(series: Sequence[Series]) -> str:
-    """Return the first and the last value of each series, in words."""
-    drawn = [each for each in series if each.points and not each.faint]
-    return "; ".join(
-        f"{each.name}: {each.points[0][1]:.4g} at first, {each.points[-1][1]:.4g} at last" for each in drawn
-    )
+@dataclass(frozen=True)
+class Chart:
+    """A picture.
+
+    Attributes:
+        title: what is drawn, for those who do not see it.
+        told: what it says, in a sentence.
+        shapes: from the back to the front.
+        kind: its class in the style.
+        width: in the units of the shapes.
+        height: the same.
+    """
+
+    title: str
+    told: str
+    shapes: Sequence[Shape]
+    kind: str = "chart"
+    width: float = WIDTH
+    height: float = HEIGHT
 
 
-def _intervals(run: Recorded, name: str) -> list[tuple[float, float, float]]:
-    """Return step, low and high of each confidence interval of a metric."""
-    found = []
-    for line in run.evaluations:
-        ends = line.get(f"{name}_interval")
-        if isinstance(ends, list) and len(ends) == 2:
-            low, high = (finite({"end": end}, "end") for end in ends)
-            if low is not None and high is not None:
-                found.append((float(line["step"]), low, high))
-    return found
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Attributes:
+        name: what the legend says.
+        points: x and y, finite.
+        number: which color and dash.
+        faint: drawn thin, behind the others, and not in the legend.
+        marked: a dot at every point.
+        spans: x, low and high of the error bars.
+    """
+
+    name: str
+    points: Sequence[Point]
+    number: int = 0
+    faint: bool = False
+    marked: bool = False
+    spans: Sequence[tuple[float, float, float]] = ()
 
 
-def derivative_figure(run: Recorded) -> Markup:
-    """Return how the derivatives of a run are distributed."""
-    values = sorted(value for line in run.steps if (value := finite(line, "derivative")) is not None)
-    if not values:
-        return Markup("")
-    bins = _bins(values)
-    cut = sum(line.get("clipped") is True for line in run.steps)
-    told = (
-        f"Median {statistics.median(values):.3g}, from {values[0]:.3g} to {values[-1]:.3g}; {cut} of {len(values)} "
-        "steps were clipped."
-    )
-    title = "Distribution of the derivative"
-    rows = [[f"{low:.4g}", f"{high:.4g}", count] for low, high, count in bins]
-    return figure(
-        title,
-        histogram(title, told, bins, "derivative, before clipping"),
-        tag("figcaption", told),
-        numbers(title, ["from", "to", "steps"], rows),
-    )
+def line_chart(title: str, told: str, series: Sequence[Series], x_label: str, y_label: str) -> Chart:
+    """Return a chart of lines, at least one with a point."""
+    points = [point for each in series for point in each.points]
+    ends = [end for each in series for _, low, high in each.spans for end in (low, high)]
+    axes = Axes.over([x for x, _ in points], [y for _, y in points] + ends)
+    lines = [shape for each in sorted(series, key=lambda each: not each.faint) for shape in _line(each, axes)]
+    return Chart(title, told, [*_frame(axes, x_label, y_label), *lines])
 
 
-def _bins(values: Sequence[float]) -> list[tuple[float, float, int]]:
-    """Return low, high and count of equal bins from the smallest value to the largest."""
-    low, high = values[0], values[-1]
-    if low == high:
-        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
-    width = (high - low) / _BINS
-    counts = [0] * _BINS
-    for value in values:
-        counts[min(int((value - low) / width), _BINS - 1)] += 1
-    return [(low + width * place, low + width * (place + 1), count) for place, count in enumerate(counts)]
+def histogram(title: str, told: str, bins: Sequence[tuple[float, float, int]], x_label: str) -> Chart:
+    """Return a chart of counts: a bar for each bin of low, high and count."""
+    axes = Axes((bins[0][0], bins[-1][1]), (0.0, max(count for _, _, count in bins) * 1.05))
+    bars = []
+    for low, high, count in bins:
+        (left, top), (right, bottom) = axes.place(low, count), axes.place(high, 0)
+        box = _box(left + 0.5, top, max(right - left - 1, 0.5), bottom - top)
+        bars.append(Shape("rect", {**box, "class": "c0 bar"}, hint=f"{low:.4g} to {high:.4g}: {count}"))
+    return Chart(title, told, [*_frame(axes, x_label, "steps"), *bars])
 
 
-def step_figures(run: Recorded) -> Markup:
-    """Return what else is known of each step: share moved, learning rate, time."""
-    told = (
-        ("moved", "Share of the values that a probe moved", "share", "After the cast to the dtype that stores them."),
-        ("lr", "Learning rate", "rate", ""),
-        ("seconds", "Time of a step", "seconds", ""),
-        ("overhead", "Time of a step ÷ time of its forwards", "ratio", "1 is the floor: nothing but forwards."),
-    )
-    return joined(
-        _lines(
-            title,
-            f"From {points[0][1]:.4g} at first to {points[-1][1]:.4g} at last.",
-            [Series(run.name, points)],
-            axis,
-            caption,
-        )
-        for name, title, axis, caption in told
-        if (points := run.points(name))
-    )
+def heat_map(title: str, told: str, moves: Moves) -> Chart:
+    """Return a row a layer, a column a kind, darker where training moved more."""
+    slanted, most = _LETTER * max(map(len, moves.kinds)), max(moves.rms.values())
+    top = 24 + 0.62 * slanted
+    shapes = [_label("layer", _MARGIN - 6, top - 8, "end")]
+    for column, kind in enumerate(moves.kinds):
+        at = {"x": _1(_MARGIN + _CELL * (column + 0.5)), "y": _1(top - 8)}
+        shapes.append(Shape("text", {**at, "transform": f"rotate(-38 {at['x']} {at['y']})"}, kind))
+    for row, layer in enumerate(moves.layers):
+        y = top + _ROW * row
+        shapes.append(_label("none" if layer is None else str(layer), _MARGIN - 6, y + _ROW - 3, "end"))
+        shapes += [
+            _cell(moves, (layer, kind), _MARGIN + _CELL * column, y, most) for column, kind in enumerate(moves.kinds)
+        ]
+    bottom = top + _ROW * len(moves.layers) + 14
+    width = max(_MARGIN + _CELL * len(moves.kinds) + 0.8 * slanted, 320)
+    return Chart(title, told, [*shapes, *_scale(bottom, most)], "map", width, bottom + 34)
 
 
-def _smooth(run: Recorded) -> list[Point]:
-    points = run.stepwise("loss")
-    return list(zip([x for x, _ in points], smoothed([y for _, y in points]), strict=True))
-
-
-def _lines(title: str, told: str, series: Sequence[Series], axis: str, caption: str) -> Markup:
-    """Return lines over the steps with their legend and their numbers; nothing where there is no point."""
-    drawn = [each for each in series if each.points]
-    if not drawn:
-        return Markup("")
-    if len(drawn) == 1 and len(drawn[0].points) > 1 and len({y for _, y in drawn[0].points}) == 1:
-        return figure(
-            title, tag("p", f"The same at every step: {shown(drawn[0].points[0][1])}."), tag("figcaption", caption)
-        )
-    below = [_legend(drawn)] if len([each for each in drawn if not each.faint]) > 1 else []
-    if caption:
-        below.append(tag("figcaption", caption))
-    columns = [dict(each.points) for each in drawn]
-    rows = [
-        [f"{step:g}", *(shown(column[step]) if step in column else "" for column in columns)]
-        for step in sorted({x for column in columns for x in column})
-    ]
-    names = ["smoothed", "raw"] if any(each.faint for each in drawn) else [each.name for each in drawn]
-    return figure(title, line_chart(title, told, drawn, "step", axis), *below, numbers(title, ["step", *names], rows))
-
-
-def _legend(series: Sequence[Series]) -> Markup:
-    return tag("ul", *(tag("li", key_of(each.number), each.name) for each in series if not each.faint), class_="legend")
-
-
-def key_of(number: int) -> Markup:
+def key_line(number: int) -> Shape:
     """Return the piece of line that stands for a run in legends and tables."""
-    dash = DASHES[number % len(DASHES)]
-    line = tag("line", x1=1, y1=5, x2=25, y2=5, class_=f"c{number % COLORS} line", stroke_dasharray=dash)
-    return tag("svg", line, viewBox="0 0 26 10", class_="key", aria_hidden="true")
+    ends: Attributes = {"x1": 1, "y1": 5, "x2": 25, "y2": 5}
+    return Shape("line", {**ends, "class": f"c{number % COLORS} line", "stroke-dasharray": _dash(number)})
+
+
+def _line(series: Series, axes: Axes) -> Iterator[Shape]:
+    color, faint = f"c{series.number % COLORS}", series.faint
+    placed = " ".join(f"{x:.1f},{y:.1f}" for x, y in (axes.place(*point) for point in series.points))
+    dash = None if faint else _dash(series.number)
+    kind = f"{color} {'faint' if faint else 'line'}"
+    yield Shape("polyline", {"points": placed, "class": kind, "stroke-dasharray": dash})
+    for x, low, high in series.spans:
+        yield _segment(axes.place(x, low), axes.place(x, high), f"{color} span")
+    if series.marked or len(series.points) == 1:
+        for point in series.points:
+            x, y = axes.place(*point)
+            dot: Attributes = {"cx": _1(x), "cy": _1(y), "r": 3.5, "class": f"{color} dot"}
+            yield Shape("circle", dot, hint=f"{point[0]:g}: {point[1]:.4g}")
+
+
+def _frame(axes: Axes, x_label: str, y_label: str) -> Iterator[Shape]:
+    """Yield grid, numbers and names of the axes."""
+    for tick in ticks(*axes.y):
+        x, y = axes.place(axes.x[0], tick)
+        yield _segment((x, y), (WIDTH - RIGHT, y), "grid")
+        yield _label(tick_text(tick, *axes.y), x - 6, y + 4, "end")
+    for tick in ticks(*axes.x):
+        x, y = axes.place(tick, axes.y[0])
+        yield _segment((x, y), (x, y + 4), "axis")
+        yield _label(tick_text(tick, *axes.x), x, y + 17, "middle")
+    low = axes.place(axes.x[0], axes.y[0])
+    yield _segment(low, (WIDTH - RIGHT, low[1]), "axis")
+    yield _label(x_label, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle")
+    middle = _1((TOP + HEIGHT - BOTTOM) / 2)
+    turned: Attributes = {"x": 11, "y": middle, "text-anchor": "middle", "transform": f"rotate(-90 11 {middle})"}
+    yield Shape("text", turned, y_label)
+
+
+def _cell(moves: Moves, part: Part, x: float, y: float, most: float) -> Shape:
+    box, value = _box(x + 0.5, y + 0.5, _CELL - 1, _ROW - 1), moves.rms.get(part)
+    if value is None:
+        return Shape("rect", {**box, "class": "absent"}, hint=f"{named(part)}: nothing moves")
+    shade = _shade(value / most if most else 0.0)
+    return Shape("rect", {**box, "class": "heat", "fill-opacity": shade}, hint=f"{named(part)}: {value:.4g}")
+
+
+def _scale(y: float, most: float) -> list[Shape]:
+    """Return the shades beside the numbers that they stand for."""
+    shades = [
+        Shape("rect", {**_box(_MARGIN + 12 * each, y, 12, 10), "class": "heat", "fill-opacity": _shade(each / 11)})
+        for each in range(12)
+    ]
+    ends = [_label("0", _MARGIN, y + 25, "start"), _label(f"{most:.3g}", _MARGIN + 144, y + 25, "end")]
+    return [*shades, *ends]
+
+
+def _segment(start: Point, end: Point, kind: str) -> Shape:
+    return Shape("line", {"x1": _1(start[0]), "y1": _1(start[1]), "x2": _1(end[0]), "y2": _1(end[1]), "class": kind})
+
+
+def _label(text: str, x: float, y: float, anchor: str) -> Shape:
+    """Return a text whose start, middle or end lies at x."""
+    return Shape("text", {"x": _1(x), "y": _1(y), "text-anchor": anchor}, text)
+
+
+def _box(x: float, y: float, width: float, height: float) -> Attributes:
+    return {"x": _1(x), "y": _1(y), "width": _1(width), "height": _1(height)}
+
+
+def _dash(number: int) -> str | None:
+    return DASHES[number % len(DASHES)]
+
+
+def _shade(share: float) -> str:
+    return f"{0.05 + 0.95 * share:.3f}"
+
+
+def _1(value: float) -> str:
+    return f"{value:.1f}"

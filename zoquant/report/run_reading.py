@@ -8,7 +8,7 @@ from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.plain_json import parse_json
-from zoquant.report.heat import Moves
+from zoquant.report.moves import Moves
 from zoquant.training.run_folder import RunFolder
 
 _POINTS = 300

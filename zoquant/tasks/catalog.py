@@ -33,7 +33,7 @@ class Definition:
         words: the word for each label value, of tasks with fixed labels.
         label: the column with the answer, after `derive`.
         derive: makes the columns that the template needs from those of the data; None leaves out the row.
-        calibration: the prompt without the input, for `--calibrate`.
+        sfc: the prompt without the input, for `--sfc`.
         test: the split that the papers test on, since that of the benchmark has no labels.
         dev: rows of training data that the papers keep for choices.
     """
@@ -46,7 +46,7 @@ class Definition:
     words: Mapping[str, str] | None = None
     label: str = "label"
     derive: Callable[[Row], Row | None] = lambda row: row
-    calibration: str | None = "{label}"
+    sfc: str | None = "{label}"
     test: str = "validation"
     dev: int = 500
 
@@ -119,7 +119,7 @@ _CLOZE_OF_PAIR = "{premise}? {label}, {hypothesis}"
 CATALOG: dict[str, Definition] = {
     "sst2": Definition(
         "classification", _GLUE, "sst2", ("sentence", "label"), "{sentence} It was {label}",
-        {"0": "terrible", "1": "great"}, derive=_sst2, calibration="It was {label}",
+        {"0": "terrible", "1": "great"}, derive=_sst2, sfc="It was {label}",
     ),
     "rte": Definition(
         "classification", _SUPER, "rte", ("premise", "hypothesis", "label"),
@@ -152,35 +152,35 @@ CATALOG: dict[str, Definition] = {
     ),
     "copa": Definition(
         "choice", _SUPER, "copa", ("premise", "choice1", "choice2", "question", "label"),
-        "{premise} {conjunction} {label}", derive=_copa, calibration="{conjunction} {label}", dev=100,
+        "{premise} {conjunction} {label}", derive=_copa, sfc="{conjunction} {label}", dev=100,
     ),
     "record": Definition(
         "choice", _SUPER, "record", ("passage", "query", "entities", "answers"), "{passage}\n- {label}",
-        derive=_record, calibration="- {label}",
+        derive=_record, sfc="- {label}",
     ),
     "squad": Definition(
         "generation", "rajpurkar/squad", None, ("title", "context", "question", "answers"),
-        "Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer: {label}", derive=_squad, calibration=None,
+        "Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer: {label}", derive=_squad, sfc=None,
     ),
     "drop": Definition(
         "generation", "ucinlp/drop", None, ("passage", "question", "answers_spans"),
-        "Passage: {passage}\nQuestion: {question}\nAnswer: {label}", derive=_drop, calibration=None,
+        "Passage: {passage}\nQuestion: {question}\nAnswer: {label}", derive=_drop, sfc=None,
     ),
     "sst5": Definition(
-        "masked", "SetFit/sst5", None, ("text", "label"), "{text} It was {label}.", _STARS, calibration=None,
+        "masked", "SetFit/sst5", None, ("text", "label"), "{text} It was {label}.", _STARS, sfc=None,
         test="test",
     ),
     "snli": Definition(
         "masked", "stanfordnlp/snli", None, ("premise", "hypothesis", "label"), _CLOZE_OF_PAIR, _INFERENCE,
-        derive=_pair, calibration=None, test="test",
+        derive=_pair, sfc=None, test="test",
     ),
     "mnli": Definition(
         "masked", _GLUE, "mnli", ("premise", "hypothesis", "label"), _CLOZE_OF_PAIR, _INFERENCE,
-        derive=_pair, calibration=None, test="validation_matched",
+        derive=_pair, sfc=None, test="validation_matched",
     ),
     "trec": Definition(
         "masked", "CogComp/trec", None, ("text", "coarse_label"), "{label}: {text}", _QUESTIONS, label="coarse_label",
-        calibration=None, test="test",
+        sfc=None, test="test",
     ),
 }  # fmt: skip
 """The tasks by name. Causal models do the first eleven, masked ones the last four."""

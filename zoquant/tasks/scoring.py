@@ -11,6 +11,7 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantLinear
 from zoquant.tasks.packing import pack, packable, packed_states, worth_packing
 from zoquant.views.dry_run import ordinary_ids, trial
+from zoquant.views.streamed_buffer import as_called
 
 _POSITIONS = 1024
 _SAME = 0.1
@@ -58,7 +59,8 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
     elif isinstance(head, QuantLinear):
         logits = head.rows(states, tokens)
     elif _is_matrix(weight := getattr(head, "weight", None), states.shape[-1]):
-        logits = nn.functional.linear(states, weight[tokens], None if head.bias is None else head.bias[tokens])
+        with as_called(head):
+            logits = nn.functional.linear(states, weight[tokens], None if head.bias is None else head.bias[tokens])
     else:  # of another library, whose weight is packed
         logits = head(states)[..., tokens]
     config = whole.config

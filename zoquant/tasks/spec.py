@@ -44,7 +44,9 @@ class TaskSettings:
     metric: Annotated[str, "Generation: f1, exact-match, rouge-l, or loss to generate nothing."] = "f1"
     max_new_tokens: Annotated[int, "Generation: most tokens of an answer."] = 50
     stop: Annotated[str, "Generation: the text that ends an answer; '' for the end of the text."] = "\n"
-    calibrate: Annotated[bool, "Evaluation takes off what a word or option scores without the input."] = False
+    sfc: Annotated[
+        bool, "Surface-form correction: evaluation takes off what a word or option scores without the input."
+    ] = False
 
     def __post_init__(self) -> None:
         if self.task not in (*get_args(Kind), *CATALOG):
@@ -53,8 +55,8 @@ class TaskSettings:
             raise DataError(f"task {self.task}: labels are missing. Write e.g. --labels '0=terrible,1=great'.")
         if self.kind not in ("text", "chat") and self._text is None:
             raise DataError(f"task {self.task}: the template is missing. Write e.g. '{{sentence}} It was {{label}}'.")
-        if self.calibrate and self.kind not in ("classification", "choice"):
-            raise DataError(f"task {self.task}: calibrate is for classification and choice, not for {self.kind}.")
+        if self.sfc and self.kind not in ("classification", "choice"):
+            raise DataError(f"task {self.task}: sfc is for classification and choice, not for {self.kind}.")
         if self.max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
         self._prompt()
@@ -106,7 +108,7 @@ class TaskSettings:
                 found, prompt, tokenizer, device, metric=self.metric, max_new_tokens=self.max_new_tokens,
                 stop=self.stop, **common,
             )  # fmt: skip
-        common["calibration"] = self._calibration(prompt) if self.calibrate else None
+        common["sfc"] = self._without_input(prompt) if self.sfc else None
         if isinstance(prompt, Template):
             return Classification(found, prompt, tokenizer, device, **common)
         return MultipleChoice(found, prompt, self.options, tokenizer, device, **common)
@@ -140,10 +142,10 @@ class TaskSettings:
             return Template(text, self._words or {}, label=label)
         return Prompt(text, label=label)
 
-    def _calibration(self, prompt: Prompt) -> str:
+    def _without_input(self, prompt: Prompt) -> str:
         """Return the prompt without the input: that of the named task, or the template with its fields left empty."""
         if self.definition is not None and self.template is None:
-            return self.definition.calibration or LABEL
+            return self.definition.sfc or LABEL
         spaced = prompt.text.removesuffix(LABEL).endswith(" ")
         bare = prompt.text.removesuffix(LABEL).format_map(dict.fromkeys(prompt.fields, "")).strip(" ")
         return bare.replace("{", "{{").replace("}", "}}") + (" " if spaced and bare else "") + LABEL

@@ -1,7 +1,8 @@
 """Which rows train, choose and test: files as they are, or drawn as in the papers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def read_part(task: TaskSettings, data: str | Path, part: str) -> list[Row]:
         data = f"hub:{known.hub}"
     split = known.test if known is not None and part == "test" else part
     return read_rows(data, split=split, config=known.config if known else None)
+
+
+@contextmanager
+def naming(data: str | Path) -> Iterator[None]:
+    """Say of which data an error within speaks."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
 
 
 def parts_differ(task: TaskSettings, data: str | Path) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from zoquant.testing import forward, identity, refusals, training
+from zoquant.testing import forward, gradients, identity, refusals, training
 from zoquant.testing.case import BackendCase, MakeModule
 from zoquant.testing.results import Check, CheckResult, demand, run_checks
 
@@ -14,6 +14,7 @@ BACKEND_CHECKS: Mapping[str, Check[BackendCase]] = {
         Check(1, forward.check_views_are_independent),
         Check(1, forward.check_forward_agrees_with_dequantize),
         Check(1, forward.check_write_reaches_forward),
+        Check(1, gradients.check_gradient_is_that_of_the_forward),
         Check(2, training.check_codes_never_change),
         Check(3, training.check_nothing_drifts),
         Check(3, training.check_raising_loss_leaves_no_trace),

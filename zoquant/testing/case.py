@@ -100,9 +100,11 @@ def _is_torchs_own(module: nn.Module) -> bool:
     return plain and type(module).__module__.startswith("torch.nn.modules.")
 
 
-def attached(model: nn.Module, include: str | None = None, roles: Sequence[Role] = ROLES) -> Views:
+def attached(
+    model: nn.Module, include: str | None = None, roles: Sequence[Role] = ROLES, *, coupled: bool = True
+) -> Views:
     """Attach a model, leaving out the check of `attach`, so that each law is judged by its own check."""
-    return attach(model, roles=roles, include=include, verify=False)
+    return attach(model, roles=roles, include=include, coupled=coupled, verify=False)
 
 
 def values_of(views: Sequence[ScaleView]) -> dict[str, Tensor]:

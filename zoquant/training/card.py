@@ -13,8 +13,8 @@ from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import write_text
+from zoquant.training.outcome import step_time
 from zoquant.training.run_folder import RunFolder
-from zoquant.training.stopwatch import step_time
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")
@@ -158,7 +158,6 @@ def _files(folder: RunFolder, settings: Mapping[str, Any]) -> str:
         folder.metrics: "a line a step and an evaluation",
         folder.summary: "what came of it",
         folder.samples: "what the model generates",
-        folder.plot: "loss, derivative and accuracy",
     }
     return _table(["file", ""], [[f"`{path.name}`", text] for path, text in told.items() if path.exists()])
 

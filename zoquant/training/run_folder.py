@@ -1,22 +1,21 @@
 """The folder of a training run: its files, and what may be gone on with."""
 
 import json
-import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
+from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
 from zoquant.files.plain_json import parse_json
-from zoquant.optim.calibration import Numbers
-from zoquant.optim.optimizer import StepResult
-from zoquant.record.rows_and_columns import SUBSPACES, Subspace
+from zoquant.record.group import SUBSPACES, Subspace
 from zoquant.record.trajectory import Trajectory
 from zoquant.tasks import Evaluation
+from zoquant.training.progress import Progress
 
 _MOST = 1 << 24
 """Bytes of settings or of a calibration."""
@@ -24,37 +23,6 @@ SHA256 = "_sha256"
 """How the name of a setting ends that holds the sha256 of rows."""
 _OF_A_STEP = ("step", "loss", "derivative", "seconds", "overhead")
 """Numbers that the metrics of a step have."""
-_MOST_LINES = 1 << 31
-"""Bytes of metrics: some millions of steps."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run reports after each step and each evaluation.
-
-    Attributes:
-        step: steps done.
-        steps: steps in all.
-        result: what the last step saw; None for an evaluation before the first.
-        evaluation: the evaluation made after this step, if any.
-        seconds: time of the step.
-        forward_seconds: mean time of its forwards.
-        calibration: what was chosen before the first step, and why.
-        skipped: why the step was undone and counts for nothing; None for one that was done.
-        overhead: time of the step ÷ time of its forwards.
-        notice: what the run has chosen by itself, and why.
-    """
-
-    step: int
-    steps: int
-    result: StepResult | None
-    evaluation: Evaluation | None
-    seconds: float
-    forward_seconds: float
-    calibration: Numbers | None = None
-    skipped: str | None = None
-    overhead: float = math.nan
-    notice: str | None = None
 
 
 class RunFolder:
@@ -62,7 +30,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        settings, config, calibration, metrics, samples, delta, trajectory, summary, plot, card: its files.
+        settings, config, calibration, metrics, samples, delta, trajectory, summary, card: its files.
         best: the delta of the step that did best on held-out data, where there is data to test it on.
         journal: the trajectory while the run is under way.
         micro_batches: at which steps batches were halved, if memory ran out.
@@ -80,7 +48,6 @@ class RunFolder:
         self.journal = self.path / "trajectory.journal"
         self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
-        self.plot = self.path / "loss.png"
         self.card = self.path / "README.md"
         self.samples = self.path / "samples.jsonl"
         self.micro_batches = self.path / "micro_batches.json"
@@ -134,7 +101,7 @@ class RunFolder:
         trajectory = Trajectory.load(source) if source.exists() else None
         done = 0 if trajectory is None else len(trajectory.steps)
         for path in (self.metrics, self.samples):
-            kept = [line for line in _read_lines(path) if line["step"] <= done]
+            kept = [line for line in read_lines(path) if line["step"] <= done]
             if path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return trajectory
@@ -210,7 +177,7 @@ class RunFolder:
         Raises:
             CheckpointError: a line is damaged although a later one is whole, or lacks a number that a step has.
         """
-        lines = _read_lines(self.metrics)
+        lines = read_lines(self.metrics)
         for number, line in enumerate(lines, 1):
             names = _OF_A_STEP if {"loss", "derivative"} & set(line) else ("step",)
             wrong = [name for name in names if not _is_number(line.get(name))]
@@ -223,7 +190,7 @@ class RunFolder:
 
     def read_samples(self) -> list[dict[str, Any]]:
         """Return the lines of the samples file: generations of each evaluation, with its step."""
-        return _read_lines(self.samples)
+        return read_lines(self.samples)
 
     def append_metrics(self, progress: Progress) -> None:
         """Add one line to the metrics file."""
@@ -235,7 +202,7 @@ class RunFolder:
         if progress.evaluation is not None:
             line |= {f"eval_{name}": value for name, value in progress.evaluation.to_dict().items()}
             self._append_samples(progress.step, progress.evaluation)
-        self._append(self.metrics, line)
+        append_line(self.metrics, line)
 
     def evaluations(self) -> list[tuple[int, Evaluation]]:
         """Return the evaluations so far, with the number of steps before each.
@@ -258,11 +225,7 @@ class RunFolder:
 
     def _append_samples(self, step: int, found: Evaluation) -> None:
         for sample in found.samples:
-            self._append(self.samples, {"step": step, **asdict(sample)})
-
-    def _append(self, path: Path, line: dict[str, Any]) -> None:
-        with writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            append_line(self.samples, {"step": step, **asdict(sample)})
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
@@ -283,34 +246,6 @@ def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "
         f"Has {after.get(part) or after.get('data')} changed? Bring the rows of the run back, or begin a new one."
     )
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file to which one is appended at a time, each with the number of a step.
-
-    Raises:
-        CheckpointError: a line is damaged although a later one is whole, or the file is too large.
-    """
-    try:
-        if not path.exists():
-            return []
-        if path.stat().st_size > _MOST_LINES:
-            raise CheckpointError(f"{path}: expected at most {_MOST_LINES} bytes. Begin a new run.")
-        lines = [_line(text) for text in path.read_bytes().split(b"\n")[:-1]]
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
-    good = lines.index(None) if None in lines else len(lines)
-    if any(line is not None for line in lines[good:]):
-        raise CheckpointError(f"{path}, line {good + 1}: is damaged, but a later one is whole. Begin a new run.")
-    return [line for line in lines[:good] if line is not None]
-
-
-def _line(text: bytes) -> dict[str, Any] | None:
-    try:
-        found = parse_json(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and type(found.get("step")) is int else None
 
 
 def _is_rate(value: Any) -> bool:

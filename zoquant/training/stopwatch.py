@@ -1,8 +1,8 @@
 """How long the forwards of a step take."""
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -32,10 +32,3 @@ class Stopwatch:
         """
         inside, self._inside = sum(self._inside), []
         return (inside / forwards, seconds / inside) if inside else (0.0, 0.0)
-
-
-def step_time(summary: Mapping[str, Any]) -> str:
-    """Return what the summary of a run says of its steps, for people."""
-    if summary["step_seconds"] is None:
-        return "none was done"
-    return f"{summary['step_seconds']:.3f} s, {summary['overhead']:.3f} x its forwards"

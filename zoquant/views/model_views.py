@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import NoViewsError
 from zoquant.kernels.noise.definition import Kind, Noise
+from zoquant.native import QuantLinear
 from zoquant.protocol import Backend, Grid, Gridded, Role, ScaleView
 from zoquant.views.fingerprint import fingerprint
 from zoquant.views.flat_buffer import FlatBuffer, Space
@@ -19,7 +20,7 @@ from zoquant.views.tensor_views import check_value
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class AttachedLayer:
     """A layer of a model that has views.
 
     Attributes:
@@ -33,7 +34,7 @@ class Layer:
     path: str
     module: nn.Module
     backend: Backend
-    tied: list["Layer"] = field(default_factory=list)
+    tied: list["AttachedLayer"] = field(default_factory=list)
 
     def grids(self) -> Mapping[str, Grid]:
         """Return, by key, the grids of the views that together scale the weights; see `zoquant.protocol.Gridded`."""
@@ -51,11 +52,16 @@ class BoundView:
         layer: the layer that the view belongs to; None for a view without a model.
     """
 
-    def __init__(self, key: str, view: ScaleView, backend: str, layer: Layer | None = None) -> None:
+    def __init__(self, key: str, view: ScaleView, backend: str, layer: AttachedLayer | None = None) -> None:
         self.name = key
         self.backend = backend
         self.layer = layer
         self._view = view
+
+    @property
+    def local(self) -> str:
+        """The name that the backend has for the view, within its layer."""
+        return self._view.name
 
     @property
     def role(self) -> Role:
@@ -98,7 +104,8 @@ class Views(Sequence[BoundView]):
     """The views of a model, in module order, and the flat buffers behind them.
 
     `coupled` says whether views of one layer, role and shape share their delta. Views of role `dense` are streamed
-    through the forward of the model `streamed`, if there is one.
+    through the forward of the model `streamed`, if there is one, all but the biases of native layers, which are few and
+    read with some of the outputs alone, too.
 
     Writing through a single view changes the model behind the buffers' back: use it to look, and an optimizer,
     `load_delta` or `replay` to change values.
@@ -108,7 +115,7 @@ class Views(Sequence[BoundView]):
         self._views = tuple(views)
         groups: dict[tuple[torch.device, bool], list[BoundView]] = {}
         for view in self._views:
-            groups.setdefault((view.device, streamed is not None and view.role == "dense"), []).append(view)
+            groups.setdefault((view.device, streamed is not None and _streams(view)), []).append(view)
         self.coupled = coupled
         self.buffers = [
             StreamedBuffer(group, device, model=streamed)
@@ -180,6 +187,12 @@ class Views(Sequence[BoundView]):
         for buffer in self.buffers:
             buffer.add(seed, amount, noise)
 
+    def close(self) -> None:
+        """Take the hooks of streamed weights out of the model, whose forwards then see the base; others have none."""
+        for buffer in self.buffers:
+            if isinstance(buffer, StreamedBuffer):
+                buffer.close()
+
     def reset(self) -> None:
         """Set every delta to zero and write the base values back."""
         for buffer in self.buffers:
@@ -204,6 +217,12 @@ class Views(Sequence[BoundView]):
             near = get_close_matches(key, self._place, n=3, cutoff=0.0)
             raise NoViewsError(f"no view is called {key!r}; the nearest are {', '.join(near)}. `views.keys` has all.")
         return self._place[key]
+
+
+def _streams(view: BoundView) -> bool:
+    """Whether a view can be streamed: a plain weight, but no bias of a native layer."""
+    native = view.layer is not None and isinstance(view.layer.module, QuantLinear)
+    return view.role == "dense" and not (native and view.name.endswith(".bias"))
 
 
 def key_of(path: str, name: str) -> str:

@@ -135,8 +135,8 @@ def test_where_the_codes_do_not_tell_it_is_said(tmp_path: Path, caplog: pytest.L
 def test_one_step_of_eight_bits_is_too_small_to_tell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     zeros = zeros_with_many_of_zero(8)
     tensors, expected = layer(zeros, 8)
-    tensors[f"{PATH}.qzeros"] = stored(zeros, 8, "words")
+    tensors[f"{PATH}.qzeros"] = stored(zeros, 8, "fields")
     with caplog.at_level(logging.WARNING, "zoquant"):
         got = weight_of(one_layer(tmp_path, tensors, bits=8))
-    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0)
     assert "can be read in two ways" in caplog.text
+    assert float((got - expected).abs().max()) <= float(tensors[f"{PATH}.scales"].max())

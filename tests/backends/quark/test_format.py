@@ -144,8 +144,10 @@ def test_tensors_that_are_missing(tmp_path: Path, name: str) -> None:
 
 
 def test_zeros_that_the_config_denies(tmp_path: Path) -> None:
-    path = write(tmp_path / "q", "int4-sym")
-    edit_tensors(path, lambda tensors: tensors[f"{Q}.weight_zero_point"].fill_(1))
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{Q}.weight_zero_point"].fill_(1)
+
+    path = edit_tensors(write(tmp_path / "q", "int4-sym"), change)
     with pytest.raises(CheckpointError, match=r"q_proj\.weight_zero_point': expected zeros of 0, as 'symmetric' says"):
         zoquant.load(path)
 

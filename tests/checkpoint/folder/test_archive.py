@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pickle
+import time
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -134,7 +135,8 @@ def test_a_dict_in_two_places_is_refused(tmp_path: Path) -> None:
         (b"\x80\x02r\xff\xff\xff\x7f.", "damaged"),
         (b"\x80\x02h\x05.", "damaged"),
         (b"\x80\x02X\xff\xff\xff\x7fab.", "damaged"),
-        (b"\x80\x02NQ.", "damaged"),
+        (b"\x80\x02NQ.", "a persistent id that is no storage"),
+        (b"\x80\x02)Q.", "damaged"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "the name 'os.system'"),
         (b"\x80\x02\x82\x01.", "the instruction EXT1"),
         (b"\x80\x02c__builtin__\neval\n.", "the name '__builtin__.eval'"),
@@ -146,6 +148,89 @@ def test_a_dict_in_two_places_is_refused(tmp_path: Path) -> None:
 def test_hostile_pickles(data: bytes, text: str) -> None:
     with pytest.raises(RefusedPickleError, match=text):
         read_plain(data)
+
+
+A = b"\x8c\x01a"
+DOUBLED = A + b"".join(b"\x94h" + bytes([n]) + b"\x86" for n in range(60))
+"""A tuple of the last two, sixty times: 2**60 parts for whoever looks at all of them."""
+LIST = b"]\x94(" + b"K\x01" * 60_000 + b"e"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        A + DOUBLED[3:] + b"\x94h\x3c\x93.",
+        b"\x8c\x05torch" + DOUBLED + b"\x93.",
+        DOUBLED + b"\x8c\x05torch\x93.",
+        b"ccollections\nOrderedDict\n" + DOUBLED + b"\x85R.",
+        b"}" + DOUBLED + b"K\x01s.",
+        DOUBLED + b"Q.",
+        b"(" + DOUBLED + b"ctorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK\x01tQ.",
+        b"(\x8c\x07storage" + DOUBLED + b"\x8c\x010\x8c\x03cpuK\x01tQ.",
+        b"(\x8c\x07storagectorch\nFloatStorage\n" + DOUBLED + b"\x8c\x03cpuK\x01tQ.",
+        b"(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpu" + DOUBLED + b"tQ.",
+        b"ctorch\nSize\n" + DOUBLED + b"\x85R.",
+        b"ctorch._utils\n_rebuild_parameter\n" + DOUBLED + b"\x85R.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + 6 * (DOUBLED + b"0h\x3b") + b"tR.",
+        b"ctorch\nSize\n" + LIST + b"\x85R.",
+        b"ccollections\nOrderedDict\n(" + b"N" * 60_000 + b"tR.",
+        b"X\x00\x00\x10\x00" + b"m" * (1 << 20) + A + b"\x93.",
+    ],
+)
+def test_pickles_that_would_take_for_ever(data: bytes) -> None:
+    """Nothing looks at all parts of what a few bytes may stand for, and no error prints it."""
+    start = time.process_time()
+    with pytest.raises(RefusedPickleError) as refused:
+        read_plain(b"\x80\x04" + data)
+    assert len(str(refused.value)) < 300
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"}" + A + DOUBLED + b"s.", "lists without an end"),
+        (b"}(" + A + LIST + b"".join(b"\x8c\x02%02dh\x00" % n for n in range(60)) + b"u.", "lists without an end"),
+        (b"}X\x00\x10\x00\x00" + b"k" * 4096 + b"Ns.", "a name of 4096 characters, expected at most 512"),
+        (b"}(\x8c\x03a.bN" + A + b"}\x8c\x01bNsu.", "two values of one name, 'a.b'"),
+    ],
+)
+def test_dicts_that_would_take_for_ever(tmp_path: Path, data: bytes, text: str) -> None:
+    path = saved(tmp_path, {"a": 1})
+    rewritten(path, lambda name, old: b"\x80\x04" + data if name.endswith("data.pkl") else old)
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=text):
+        read_archive(path)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("place", [1 << 63, (1 << 64) - 1, 1 << 62, 1 << 32])
+@pytest.mark.parametrize(("record", "offset"), [(b"PK\x06\x07", 8), (b"PK\x06\x06", 48), (b"PK\x06\x06", 32)])
+def test_a_zip64_directory_that_lies_nowhere(tmp_path: Path, record: bytes, offset: int, place: int) -> None:
+    path = saved(tmp_path, {"a": torch.arange(5.0)})
+    data = bytearray(path.read_bytes())
+    at = data.rindex(record) + offset
+    data[at : at + 8] = place.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a\.pt: expected .* Get the file again"):
+        read_archive(path)
+
+
+@pytest.mark.parametrize("place", [1 << 63, (1 << 64) - 1, 1 << 40])
+def test_a_zip64_member_that_lies_nowhere(tmp_path: Path, place: int) -> None:
+    """The offset of a member is 64 bits wide in a field of its own where 32 do not hold it."""
+    path = saved(tmp_path, {"a": torch.arange(5.0)})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    name = int.from_bytes(data[at + 28 : at + 30], "little")
+    data[at + 30 : at + 32] = (12).to_bytes(2, "little")
+    data[at + 42 : at + 46] = b"\xff" * 4
+    data[at + 46 + name : at + 46 + name + 12] = (
+        (1).to_bytes(2, "little") + (8).to_bytes(2, "little") + place.to_bytes(8, "little")
+    )
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="a record at byte"):
+        read_archive(path)
 
 
 def rewritten(path: Path, change: Any, **options: Any) -> Path:

@@ -18,7 +18,7 @@ from tests.kernels.packed import COLUMNS, MATRICES, ROWS, ggml, gptq
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.errors import ShapeError
 from zoquant.kernels import gpu
-from zoquant.native import PackedWeight, QuantLinear, on_gpu
+from zoquant.native import PackedWeight, QuantLinear, compiled
 from zoquant.native.packed import Rows
 
 pytest.importorskip("triton", reason="triton is not installed: make test-triton")
@@ -40,7 +40,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip("not in Triton's interpreter: make test-triton")
     from zoquant.kernels.products import triton_matmul
 
-    monkeypatch.setattr(on_gpu, "matmul_kernels", lambda device: triton_matmul)
+    monkeypatch.setattr(compiled, "matmul_kernels", lambda device: triton_matmul)
     with_bfloat16(monkeypatch)
     yield torch.device("cpu")
 
@@ -48,7 +48,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def in_torch(weight: PackedWeight, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Return what torch decodes, float32 on the CPU."""
     with monkeypatch.context() as patch:
-        patch.setattr(on_gpu, "matmul_kernels", lambda device: None)
+        patch.setattr(compiled, "matmul_kernels", lambda device: None)
         return weight.dequantize().cpu()
 
 
@@ -63,10 +63,10 @@ def test_decoded_bits_are_those_of_torch(device: torch.device, name: str, monkey
     weight = MATRICES[name]().to(device)
     assert weight.operands() is not None
     expected = in_torch(weight, monkeypatch)
-    found = on_gpu.decoded(weight, slice(0, ROWS), torch.float32)
+    found = compiled.decoded_on_gpu(weight, slice(0, ROWS), torch.float32)
     assert found is not None
     assert torch.equal(found.cpu(), expected)
-    part = on_gpu.decoded(weight, slice(5, 38), torch.float16)
+    part = compiled.decoded_on_gpu(weight, slice(5, 38), torch.float16)
     assert part is not None
     assert torch.equal(part.cpu(), expected[5:38].half())
 
@@ -75,7 +75,7 @@ def test_decoded_bits_are_those_of_torch(device: torch.device, name: str, monkey
 def test_products(device: torch.device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = MATRICES[name]().to(device)
     matrix, x = in_torch(weight, monkeypatch), torch.randn(7, COLUMNS)
-    y = on_gpu.multiplied(x.to(device), weight, torch.float16)
+    y = compiled.multiplied(x.to(device), weight, torch.float16)
     assert y is not None
     assert distance(y, x, matrix, torch.float16) < 1e-5
 
@@ -83,7 +83,7 @@ def test_products(device: torch.device, name: str, monkeypatch: pytest.MonkeyPat
 @dtypes
 def test_products_in_every_dtype(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = gptq().to(device), torch.randn(7, COLUMNS)
-    y = on_gpu.multiplied(x.to(device), weight, dtype)
+    y = compiled.multiplied(x.to(device), weight, dtype)
     assert y is not None
     assert y.dtype == torch.float32
     assert distance(y, x, in_torch(weight, monkeypatch), dtype) < 1e-5
@@ -175,5 +175,5 @@ def test_a_tile_decodes_its_own_numbers_alone(device: torch.device, monkeypatch:
         return found
 
     monkeypatch.setattr(NestedAbsmax, "at", counted)
-    on_gpu.decoded(weight, slice(7, 9), torch.float32)
+    compiled.decoded_on_gpu(weight, slice(7, 9), torch.float32)
     assert asked == [2]

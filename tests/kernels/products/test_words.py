@@ -22,8 +22,8 @@ from zoquant.native import (
     QuantLinear,
     TableWeight,
     Values,
-    on_cpu,
 )
+from zoquant.native.compiled import decoded_on_cpu
 from zoquant.native.values import column_groups, flat_groups, row_groups
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -64,7 +64,7 @@ def assert_same_bits(weight: PackedWeight, *, compiled: bool = True) -> None:
     whole = weight.decode_rows(slice(0, count)).clone()
     for dtype in (torch.float32, torch.bfloat16):
         for rows in (slice(None), slice(count // 3, count - 1), torch.tensor([count - 1, 0, 0, count // 2])):
-            found = on_cpu.decoded(weight, rows, dtype)
+            found = decoded_on_cpu(weight, rows, dtype)
             if not len(whole[rows]):
                 continue
             assert (found is not None) == compiled
@@ -138,7 +138,7 @@ def test_tables(bits: int, more: int, dtype: torch.dtype, seed: int) -> None:
     scales = values(dtype, 5, 1), values(torch.float32, 5, 3, name="second")
     assert_same_bits(TableWeight("table", codes, table, *scales))
     short = TableWeight("table", codes, table[: (1 << bits) - 1].clone(), *scales)
-    assert on_cpu.decoded(short, slice(0, 5), torch.float32) is None
+    assert decoded_on_cpu(short, slice(0, 5), torch.float32) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
@@ -176,7 +176,7 @@ def test_an_edit_reaches_the_next_forward(name: str, monkeypatch: pytest.MonkeyP
     after, looked_up = layer(x), QuantEmbedding(weight)(ids)
     assert not torch.equal(after, before)
     monkeypatch.setattr(words, "library", lambda: None)
-    assert on_cpu.decoded(weight, slice(0, 2), torch.float32) is None
+    assert decoded_on_cpu(weight, slice(0, 2), torch.float32) is None
     assert torch.equal(layer(x), after)
     assert torch.equal(QuantEmbedding(weight)(ids), looked_up)
 
@@ -185,9 +185,9 @@ def test_torch_decodes_where_compiled_code_cannot() -> None:
     torch.manual_seed(0)
     weight = gptq()
     expected = weight.dequantize()
-    assert on_cpu.decoded(weight, slice(0, ROWS, 2), torch.float32) is None
-    assert on_cpu.decoded(weight, slice(3, 3), torch.float32) is not None
-    assert on_cpu.decoded(weight, slice(0, ROWS), torch.float16) is None
+    assert decoded_on_cpu(weight, slice(0, ROWS, 2), torch.float32) is None
+    assert decoded_on_cpu(weight, slice(3, 3), torch.float32) is not None
+    assert decoded_on_cpu(weight, slice(0, ROWS), torch.float16) is None
     assert torch.equal(weight.decode_rows_to(slice(3, 9), torch.float16), expected[3:9].half())
     weight.double()
     assert torch.equal(weight.dequantize(), expected)
@@ -197,7 +197,7 @@ def test_derivatives_by_the_values_still_flow() -> None:
     torch.manual_seed(0)
     weight = awq(2, 2, 16, torch.float32)
     weight.value("scales").requires_grad_()
-    assert on_cpu.decoded(weight, slice(0, 16), torch.float32) is None
+    assert decoded_on_cpu(weight, slice(0, 16), torch.float32) is None
 
 
 @pytest.mark.parametrize("name", ["gptq g64", "awq gemm", "hqq", "nf4"])
@@ -216,4 +216,4 @@ def test_groups_that_do_not_exist_are_never_read(group: int) -> None:
     order[5] = group
     scale = Values(FieldSpec("scale", "scale", torch.float32), torch.ones(3, 8), column_groups, group_of=order)
     weight = AffineWeight("affine", PackedWords(random_words(4, 8), 4, 32, transposed=True), scale)
-    assert on_cpu.decoded(weight, slice(0, 8), torch.float32) is None
+    assert decoded_on_cpu(weight, slice(0, 8), torch.float32) is None

@@ -50,7 +50,7 @@ def test_the_best_option_is_the_answer(loaded: tuple[Any, Any], free: bool, size
     model, tokenizer = loaded
     best = [values.index(max(values)) for values in scores(model, tokenizer, free=free)]
     right = [best[0] == 0, best[1] == 2, True]
-    found = task(tokenizer, calibration="so {label}" if free else None).evaluate(model, batch_size=size)
+    found = task(tokenizer, sfc="so {label}" if free else None).evaluate(model, batch_size=size)
     assert found.accuracy == pytest.approx(sum(right) / 3)
     assert found.examples == 3
 

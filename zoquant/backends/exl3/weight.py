@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoquant.backends.exl3.trellis import SIDE, codebook, states, step_of
 from zoquant.native import FieldSpec, PackedWeight
-from zoquant.native.packed import TILE, Rows
+from zoquant.native.packed import Rows
 from zoquant.native.values import indices
 
 BLOCK = 128
@@ -60,12 +60,9 @@ class TrellisWeight(PackedWeight):
         decoded = torch.cat([self._block(int(block)) for block in blocks])
         return decoded[place * BLOCK + index % BLOCK]
 
-    def tiles(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the matrix in whole blocks of outputs."""
-        step = max(1, TILE // self.columns // BLOCK) * BLOCK
-        for start in range(0, self.rows, step):
-            rows = slice(start, min(start + step, self.rows))
-            yield rows, self.decode_rows_to(rows, dtype)
+    def row_tiles(self, least: int = BLOCK) -> Iterator[slice]:
+        """Yield the rows of the tiles, whole blocks of outputs."""
+        return super().row_tiles(least)
 
     def _block(self, number: int) -> Tensor:
         """Decode 128 outputs, float32 `[128, columns]`."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from zoquant.backends.gptq.config import GPTQConfig, Scheme, read_config
 from zoquant.backends.gptq.weight import gptq_weight
 from zoquant.backends.gptq.zeros import check_symmetric, wrap_alone
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import AffineWeight
 from zoquant.protocol import Role
@@ -29,7 +29,7 @@ class GPTQFormat(FolderFormat):
     methods = frozenset({"gptq"})
     library = "gptqmodel"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix that has a `qweight`.
 
         Raises:
@@ -39,7 +39,7 @@ class GPTQFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQLayer(Layer):
+class GPTQLayer(StoredMatrix):
     """One matrix.
 
     Attributes:
@@ -79,13 +79,13 @@ class GPTQLayer(Layer):
         return g_idx
 
 
-def gptq_layers(folder: Folder, config: GPTQConfig) -> dict[str, Layer]:
+def gptq_layers(folder: Folder, config: GPTQConfig) -> dict[str, StoredMatrix]:
     """Return every matrix that has a `qweight`, by its path, checked against the config.
 
     Raises:
         CheckpointError: there is none, a tensor is missing, or its shape is none that the config allows.
     """
-    layers: dict[str, Layer] = {path: _layer(folder, path, config) for path in quantized_paths(folder)}
+    layers: dict[str, StoredMatrix] = {path: _layer(folder, path, config) for path in quantized_paths(folder)}
     if not layers:
         raise folder.error("qweight", "a tensor of this name for each quantized layer", "none")
     return layers

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from zoquant.kernels.products.operands import Shared, Words
 from zoquant.kernels.workspace import scratch
-from zoquant.native import AffineWeight, Codes, FieldSpec, Values
+from zoquant.native import AffineWeight, Codes, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, flat_blocks, flat_groups, indices
+from zoquant.native.values import GroupLookup, flat_blocks, flat_groups, indices
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class PlaneCodes(Codes):
         return (1 << self.packing.bits) - 1
 
 
-def axis_groups(axis: int, rows: int, columns: int, groups: int) -> Place:
+def axis_groups(axis: int, rows: int, columns: int, groups: int) -> GroupLookup:
     """Return where the numbers of `groups` groups of a matrix lie."""
     return flat_groups(columns, rows * columns // groups) if axis == 1 else striped(rows, columns)
 
 
 @cache
-def striped(rows: int, columns: int) -> Place:
+def striped(rows: int, columns: int) -> GroupLookup:
     """`[groups]`, where weight n of the flattened matrix belongs to group `n % groups`: axis 0 of HQQ."""
 
     def place(data: Tensor, at: Rows) -> Tensor:
@@ -136,7 +136,7 @@ class QuantizedValues(Values):
         device, count = self.data.device, self.data.numel()
         wanted = indices(rows, self.rows, device)
         if len(wanted) * self._index(wanted[:1]).numel() > count:
-            return self.place(self._decoded(torch.arange(count, device=device)), rows).unsqueeze(-1)
+            return self.lookup(self._decoded(torch.arange(count, device=device)), rows).unsqueeze(-1)
         index = self._index(wanted)
         return self._decoded(index.flatten()).view(*index.shape, 1)
 
@@ -156,15 +156,9 @@ class HQQWeight(AffineWeight):
     """A matrix whose scale and zero point may have a second level."""
 
     @property
-    def fields(self) -> tuple[FieldSpec, ...]:
-        return tuple(values.spec for values in self._levels() if values.spec is not None)
-
-    def value(self, name: str) -> Tensor:
-        return next(values.data for values in self._levels() if values.spec is not None and values.spec.name == name)
-
-    def _levels(self) -> tuple[Values, ...]:
+    def numbers(self) -> tuple[Values, ...]:
         return tuple(
             level
-            for values in self._values()
+            for values in super().numbers
             for level in ((values.scale, values.zero) if isinstance(values, QuantizedValues) else (values,))
         )

@@ -1,1 +1,1 @@
-"""Speed and memory of training against inference of the same model, measured side by side in one run: `bench.run`."""
+"""Speed and memory of a user's own model: `zoquant bench`. Begin with `command`."""

@@ -2,13 +2,11 @@
 
 import os
 import platform
-import re
 from pathlib import Path
 
 import torch
 
 from zoquant import kernels
-from zoquant.kernels import gpu
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
@@ -17,7 +15,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
         "device": device.type,
         "processor": processor(device),
         "threads": torch.get_num_threads(),
-        "kernels": kernels.status().partition(":")[0] if device.type == "cpu" else gpu.status(device),
+        "kernels": kernels.status().partition(":")[0] if device.type == "cpu" else kernels.status(device),
         "torch": torch.__version__,
     }
 
@@ -30,8 +28,3 @@ def processor(device: torch.device) -> str:
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def file_name(name: str) -> str:
-    """Return the name of a device as that of a file: small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "")).strip("-")

@@ -1,7 +1,7 @@
 """Multiple choice: every row brings options of its own, and the likeliest one is the answer.
 
 Source: MeZO (arXiv 2305.17333, appendix E): the loss is that of the right option's tokens; the answer is the option
-with the highest mean log-probability a token. With calibration sums are compared
+with the highest mean log-probability a token. With surface-form correction sums are compared
 (`large_models/run.py` of its repository).
 """
 
@@ -34,7 +34,7 @@ class MultipleChoice:
         device: where batches go.
         max_length: most tokens that the model takes; None for no bound.
         prefix: text before every prompt, e.g. worked examples.
-        calibration: a template without the input, e.g. `"Answer: {label}"`: what an option scores after it is taken
+        sfc: a template without the input, e.g. `"Answer: {label}"`: what an option scores after it is taken
             off. None for none.
 
     Raises:
@@ -51,7 +51,7 @@ class MultipleChoice:
         *,
         max_length: int | None = None,
         prefix: str = "",
-        calibration: str | None = None,
+        sfc: str | None = None,
     ) -> None:
         prompt.check(rows, [prompt.label, *options])
         texts = [options_of(row, options, number) for number, row in enumerate(rows, 1)]
@@ -64,8 +64,8 @@ class MultipleChoice:
         tokens = [[encoder.continuation(prompt.follow(text), prompt.ending) for text in found] for found in texts]
         self.options = _sequences(encoder, [prompt.prompt(row) for row in rows], tokens)
         self.empty: list[list[Scored]] = []
-        if calibration is not None:
-            free = Prompt(calibration)
+        if sfc is not None:
+            free = Prompt(sfc)
             free.check(rows)
             self.empty = _sequences(Encoder(tokenizer, max_length), [free.prompt(row) for row in rows], tokens)
         self._draws = Draws([0] * len(rows))

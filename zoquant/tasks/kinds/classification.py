@@ -44,7 +44,7 @@ class Batch:
         return len(self.labels)
 
     def repeat(self, times: int) -> "Batch":
-        """Return the batch so many times one below the other, as `BatchedZO` asks for."""
+        """Return the batch so many times one below the other, as probes of rows and columns ask for."""
         lengths, labels = self.lengths.repeat(times), self.labels.repeat(times)
         return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times, self.repeated * times)
 
@@ -69,7 +69,7 @@ class Classification:
         device: where batches go.
         max_length: most tokens that the model takes; None for no bound.
         prefix: text before every prompt, e.g. worked examples.
-        calibration: a template without the input, e.g. `"It was {label}"`: in evaluation what a word scores after it is
+        sfc: a template without the input, e.g. `"It was {label}"`: in evaluation what a word scores after it is
             taken off. None for none.
 
     Raises:
@@ -85,7 +85,7 @@ class Classification:
         *,
         max_length: int | None = None,
         prefix: str = "",
-        calibration: str | None = None,
+        sfc: str | None = None,
     ) -> None:
         template.check(rows, [template.label])
         self.device = device
@@ -95,8 +95,8 @@ class Classification:
         after = [max(map(len, self.words))] * len(rows)
         self.prompts = encoder.prompts([template.prompt(row) for row in rows], after)
         self.empty: list[list[int]] = []
-        if calibration is not None:
-            free = Prompt(calibration)
+        if sfc is not None:
+            free = Prompt(sfc)
             free.check(rows)
             self.empty = Encoder(tokenizer, max_length).prompts([free.prompt(row) for row in rows], after)
         self._single = all(len(word) == 1 for word in self.words)

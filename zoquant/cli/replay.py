@@ -1,0 +1,38 @@
+"""The command that turns a trajectory into its delta."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoquant.cli.flags import JSON
+from zoquant.cli.show import mebibytes, show_json, show_pairs
+
+
+def replay_command(
+    base: Annotated[Path, typer.Argument(help="The checkpoint that the training started from.")],
+    trajectory: Annotated[Path, typer.Argument(help="The trajectory that the training saved.")],
+    out: Annotated[Path, typer.Option(help="The delta to write; must not exist.")],
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps: the model as it was then.")] = None,
+    json: JSON = False,
+) -> None:
+    """Turn a trajectory into its delta without a single forward pass.
+
+    Example: `zoquant replay model.gguf run/trajectory.safetensors --out delta.safetensors --steps 200`
+    """
+    from zoquant.checkpoint.replay_views import recorded_views
+    from zoquant.files.atomic_files import refuse_existing
+    from zoquant.record.delta import save_delta
+    from zoquant.record.replay import replay
+    from zoquant.record.trajectory import Trajectory
+
+    refuse_existing(out)
+    recorded = Trajectory.load(trajectory)
+    views = recorded_views(base, recorded)
+    done = len(replay(recorded, views, steps=steps))
+    save_delta(out, views)
+    result = {"delta": str(out), "steps": done, "bytes": out.stat().st_size}
+    if json:
+        show_json(result)
+        return
+    show_pairs("Replayed", {"delta": out, "steps": done, "size": mebibytes(out.stat().st_size)})

@@ -1,0 +1,160 @@
+"""What a run moves when nobody says: rows and columns, with a direction for each example, where that is possible.
+
+On SmolLM2-135M and SST-2 that gets in a quarter of the forwards where calibrated two-point probes of all values get,
+and it spends none on calibration; see docs/benchmarks.md. A number or a choice that is given is meant for a run of
+values, so it makes the run one.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
+from zoquant.optim.default_layers import upper_middle
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.record.group import Subspace
+from zoquant.tasks import PerExample, Task
+from zoquant.training.settings import AUTO, Settings
+from zoquant.views.attach import attach, claimed
+from zoquant.views.checkpoint_names import kept_names
+from zoquant.views.model_views import AttachedLayer, Views
+
+_DECIDING = (
+    "lr", "eps", "clip", "estimator", "probes", "noise", "density", "rule", "decay", "space", "coupled", "roles",
+)  # fmt: skip
+_TRIED = 2
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What a run moves.
+
+    Attributes:
+        settings: of the run; `subspace` is none of `"auto"`, and `include` names what moves.
+        optimizer: what moves it, before its first step.
+        why: what `"auto"` came to and why; None if the subspace was given.
+    """
+
+    settings: Settings
+    optimizer: ZOSGD
+    why: str | None
+
+    @property
+    def views(self) -> Views:
+        """The views that move."""
+        return self.optimizer.views
+
+    @classmethod
+    def choose(cls, settings: Settings, model: nn.Module, task: Task[Any], begun: Subspace | None = None) -> "Moving":
+        """Choose the subspace if it is `"auto"`, and of rows and columns the layers if no pattern says which; attach.
+
+        Whether a model's layers can be probed from outside is tried in a forward of two examples, so that a run does
+        not find out in its first step.
+
+        Args:
+            settings: of the run.
+            model: the model.
+            task: what it learns.
+            begun: the subspace that `"auto"` came to when the run began; None for a new run.
+
+        Raises:
+            DataError: rows and columns are asked for, but the task does not tell the loss of each example.
+            ValueError: rows and columns are asked for, but several processes share a step.
+            NoViewsError, UnsupportedLayoutError, ValueRangeError: see `attach`.
+        """
+        given = settings.subspace != AUTO
+        subspace = settings.subspace if given else begun
+        against = None if given else _against(settings, task)
+        if subspace == "rows-columns":
+            _check(task)
+            found = _attached(_rows_and_columns(settings, model), model)
+            return found if given else replace(found, why=_told(found.views))
+        if subspace is None and against is None:
+            try:
+                found = _attached(_rows_and_columns(settings, model), model)
+                _try(found, model, cast(PerExample[Any], task))
+                return replace(found, why=_told(found.views))
+            except NoViewsError:
+                against = "exclude leaves nothing of the layers that would move"
+            except (UnsupportedLayoutError, ShapeError) as error:
+                against = str(error)
+        why = None if given else f"subspace values: {(against or 'the run was begun with them').rstrip('.')}."
+        return _attached(replace(settings, subspace="values"), model, why)
+
+
+def _against(settings: Settings, task: Task[Any]) -> str | None:
+    """Return what speaks for values before the model is looked at."""
+    usual = Settings()
+    for name in _DECIDING:
+        if (given := getattr(settings, name)) != getattr(usual, name):
+            return f"{name} is {given!r}"
+    if dist.is_available() and dist.is_initialized():
+        return "several processes share the losses of a step"
+    if settings.batch_size < _TRIED:
+        return f"batch_size is {settings.batch_size}, and a direction for each example needs {_TRIED}"
+    if not isinstance(task, PerExample):
+        return f"{type(task).__name__} does not tell the loss of each example"
+    return None
+
+
+def _check(task: Task[Any]) -> None:
+    """Refuse rows and columns where they cannot be.
+
+    Raises:
+        DataError: the task does not tell the loss of each example.
+        ValueError: several processes share a step.
+    """
+    if dist.is_available() and dist.is_initialized():
+        raise ValueError("subspace is 'rows-columns', but several processes share a step. Take subspace values.")
+    if not isinstance(task, PerExample):
+        raise DataError(
+            f"subspace is 'rows-columns', but {type(task).__name__} does not tell the loss of each example. "
+            "Take subspace values, or a task of classification with objective loss."
+        )
+
+
+def _rows_and_columns(settings: Settings, model: nn.Module) -> Settings:
+    """Return the settings of a run on rows and columns, with the layers that move.
+
+    Those are the ones that are given, the middle of the depth, or all that have a grid. They are looked at without
+    their views, which would take memory for all values.
+    """
+    chosen = replace(settings, subspace="rows-columns", estimator="group-relative")
+    if settings.include is not None:
+        return chosen
+    names = kept_names(model)
+    layers = [AttachedLayer(names.get(path, path), module, backend) for path, module, backend in claimed(model)]
+    if found := upper_middle(layer.path for layer in layers):
+        return replace(chosen, include=found)
+    gridded = [layer for layer in layers if layer.grids()]
+    some = len(gridded) not in (0, len(layers))
+    return replace(chosen, include=tuple(f"{layer.path}.*" for layer in gridded)) if some else chosen
+
+
+def _attached(settings: Settings, model: nn.Module, why: str | None = None) -> Moving:
+    views = attach(
+        model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
+    )
+    return Moving(settings, settings.optimizer(views), why)
+
+
+def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
+    """Probe the model once with the first examples of the run. It stays as it was.
+
+    Raises:
+        UnsupportedLayoutError, ShapeError: a layer cannot be probed from outside.
+    """
+    batch = task.batch_of_step(found.settings.seed, 0, _TRIED)
+
+    def losses(repeat: int) -> Tensor:
+        return task.losses(model, batch.repeat(repeat))
+
+    found.optimizer.loss_at(found.optimizer.plan()[0], losses)
+
+
+def _told(views: Views) -> str:
+    layers = list(dict.fromkeys(view.layer.path for view in views if view.layer is not None))
+    moved = f"{len(layers)} layers move, {layers[0]} to {layers[-1]}"
+    return f"subspace rows-columns, with a direction for each example: {moved}."
