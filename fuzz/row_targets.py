@@ -60,8 +60,9 @@ def _yaml(folder: Path) -> Path:
 
 
 def _read_config(path: Path, _: bool) -> None:
-    """Read a config and write it again; a setting out of its range is a plain ValueError."""
+    """Read a config, look for a key, and write it again; a setting out of its range is a plain ValueError."""
     try:
+        ConfigFile.read(path).line_of("nowhere")
         Config.read(path).to_toml()
     except (ConfigError, DataError):
         raise
