@@ -59,11 +59,13 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
             shutil.copyfile(source, temporary)
             _patch({source.name: temporary}, index, change)
             _renew(checksums_of(source, found), files, {source.name: temporary})
+            refuse_existing(target)  # somebody else may have exported there meanwhile
         return target
     with replacing_folder(target) as folder:
         copies = _copy(files, folder)
         _patch(copies, index, change)
         _renew(checksums_of(source, found), files, copies)
+        refuse_existing(target)
     return target if source.is_dir() else target / source.name
 
 
