@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import zoquant
 from docs.matrix import RUN, table
-from zoquant.checkpoint.file_views import checksums_of, files_of
+from zoquant.checkpoint.stored_files import checksums_of, files_of
 from zoquant.cli.demo import SETTINGS, TEMPLATE, reviews
 from zoquant.errors import ZoquantError
 from zoquant.files.atomic_files import write_text

@@ -17,7 +17,7 @@ from docs.results import with_results
 from fuzz.targets import make_target
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.refused import METHODS, reason
-from zoquant.checkpoint.doctor import extras, library
+from zoquant.checkpoint.diagnosis import extras, library
 from zoquant.protocol import PLAIN_ROLES, Format, Span
 from zoquant.registry import all_formats, format_named, list_backends
 

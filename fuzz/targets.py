@@ -19,7 +19,8 @@ from tests.samples import FORMAT_SAMPLES
 from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import read_header
 from zoquant.backends.gguf.types import DENSE
-from zoquant.checkpoint.file_views import file_of, read_base
+from zoquant.checkpoint.stored_files import file_of
+from zoquant.checkpoint.stored_values import read_base
 from zoquant.errors import (
     BaseMismatchError,
     CheckpointError,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoquant
-from zoquant.checkpoint.file_views import checksums_of, files_of
+from zoquant.checkpoint.stored_files import checksums_of, files_of
 from zoquant.protocol import ROLES
 from zoquant.registry import format_of
 from zoquant.testing.format_case import span_bytes

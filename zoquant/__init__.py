@@ -4,8 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from zoquant import errors, testing
 from zoquant.backends import plugins
-from zoquant.checkpoint.export import export
-from zoquant.checkpoint.load import load
+from zoquant.checkpoint.exporting import export
+from zoquant.checkpoint.loading import load
 from zoquant.kernels.noise.definition import Noise
 from zoquant.optim import estimators, presets
 from zoquant.optim.batched import BatchedZO

@@ -91,6 +91,19 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class Uncached(Protocol):
+    """What a backend has besides, if its layers keep nothing of their values from one forward to the next.
+
+    A write cannot but reach their next forward, so that `attach` does not run them to see it.
+
+    Attributes:
+        cached: False.
+    """
+
+    cached: Literal[False]
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """How the values of a view lie over the matrix of its layer, as rows and columns of a grid.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoquant.native import PackedWeight, QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.native.activations import pass_activations
-from zoquant.native.meta import Places
+from zoquant.native.meta import ModuleSlots
 
 _ROOM = 0.8
 """Share of the free memory that a copy may take: activations need some, too."""
@@ -25,7 +25,7 @@ def make_dense(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for path, module in model.named_modules():
         if isinstance(module, QuantLinear | QuantEmbedding):
             holders.setdefault(id(module.packed), []).append(path)
-    places = Places(model)
+    places = ModuleSlots(model)
     for paths in holders.values():
         weight = _weight(_layer(model, paths[0]).packed, dtype)
         for path in paths:

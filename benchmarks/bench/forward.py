@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench.dense import make_dense, native_copy, shared_copy, why_not_dense
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.tasks.scoring import hidden_states
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from zoquant.files.memory import rss_bytes
 from zoquant.optim.optimizer import ZOSGD
+from zoquant.training.resident_memory import rss_bytes
 from zoquant.views.attach import attach
 
 

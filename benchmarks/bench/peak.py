@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench.peers import PEERS, why_not
-from zoquant.checkpoint.load import load
+from zoquant.checkpoint.loading import load
 from zoquant.cli.bench.measure import default_step, default_views, sample_ids, sample_loss
 from zoquant.errors import ZoquantError
-from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO
 from zoquant.optim.optimizer import ZOSGD
+from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
 from zoquant.views.attach import attach
 
 _SIGNS = 2  # both of them share the forward of the default

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench.dense import make_dense, shared_copy, why_not_dense
 from benchmarks.bench.textbook import Step, adamw_step, lora, mezo_step, qzo_step
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.cli.bench.measure import sample_loss
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.native import PackedWeight

@@ -15,7 +15,7 @@ from benchmarks.bench.probes import batched
 from benchmarks.bench.replay import replay_rate
 from benchmarks.bench.scaling import scaling
 from benchmarks.bench.steps import overheads
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.cli.bench.machine import machine
 from zoquant.cli.bench.measure import sample_ids
 from zoquant.training.finetune import Source

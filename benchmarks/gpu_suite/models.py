@@ -9,7 +9,7 @@ from benchmarks.gpu_suite.mmdit import MMDiT
 from benchmarks.gpu_suite.shapes import SHAPES, TINY, Case
 from benchmarks.gpu_suite.weights import PACKED
 from zoquant.native import PackedWeight, QuantLinear, Values
-from zoquant.native.meta import Places, WithoutWeights, forget_weights
+from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights
 
 
 def build(case: Case, device: torch.device, *, tiny: bool) -> nn.Module:
@@ -20,7 +20,7 @@ def build(case: Case, device: torch.device, *, tiny: bool) -> nn.Module:
     with WithoutWeights():
         model = _empty(kind, {**settings, **(TINY[kind] if tiny else {})})
     forget_weights(model)
-    places, head = Places(model), getattr(model, "get_output_embeddings", lambda: None)()
+    places, head = ModuleSlots(model), getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and module is not head:
             packed = PACKED[case.format](module.out_features, module.in_features, device)

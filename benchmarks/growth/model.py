@@ -5,9 +5,9 @@ import transformers
 from torch import nn
 
 from zoquant.backends.gguf.blocks import CODECS
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 from zoquant.native import QuantEmbedding, QuantLinear, QuantWeight
-from zoquant.native.meta import Places, WithoutWeights, forget_weights
+from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights
 
 _CODEC = CODECS["Q4_1"]
 _PERIOD = (1 << 16) - 15
@@ -24,7 +24,7 @@ def random_model(width: int, layers: int, vocabulary: int) -> nn.Module:
         model: nn.Module = transformers.LlamaForCausalLM(config)
     forget_weights(model)
     dtype = default_compute_dtype(torch.device("cpu"))
-    places = Places(model)
+    places = ModuleSlots(model)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             packed = random_blocks(module.out_features, module.in_features)

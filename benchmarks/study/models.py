@@ -10,7 +10,7 @@ import zoquant
 from benchmarks.quantize.source import load_dense
 from benchmarks.study.record import SkippedError
 from benchmarks.study.rows import Row
-from zoquant.checkpoint.load import default_compute_dtype
+from zoquant.checkpoint.loading import default_compute_dtype
 
 
 class Models:

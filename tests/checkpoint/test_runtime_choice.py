@@ -17,7 +17,7 @@ from tests.toy import ToyFormat, toy_model, write_toy
 from zoquant.checkpoint.runtime_choice import faster
 from zoquant.errors import UnsupportedLayoutError
 
-loading = import_module("zoquant.checkpoint.load")
+loading = import_module("zoquant.checkpoint.loading")
 
 
 class WithVendor(ToyFormat):

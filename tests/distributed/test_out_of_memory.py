@@ -14,7 +14,7 @@ from tests.distributed.test_distributed import optimizer_of, train
 from tests.faults.runs import Numbers, files, job
 from zoquant.distributed import DistributedZO, launch
 from zoquant.errors import DoesNotFitError, RankError
-from zoquant.files.memory import is_out_of_memory
+from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.training.run_folder import Progress
 from zoquant.training.settings import Settings
 from zoquant.training.trainer import run

@@ -1,12 +1,13 @@
 """Two runs into one folder: the second is refused and told who is there; a dead holder holds nothing."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from zoquant.files.lock import Lock
-Lock(Path(sys.argv[1])).acquire()
+lock = Lock(Path(sys.argv[1]))
+lock.acquire()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -74,16 +76,31 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
     """The file that was opened is gone when its lock is free: the new one must be locked instead."""
     first, second = Lock(tmp_path / "run.lock"), Lock(tmp_path / "run.lock")
     first.acquire()
+    lock = fcntl.flock
+    tried: list[int] = []
 
-    def taken_away(file: Any) -> None:
-        first.release()
-        monkeypatch.undo()
+    def taken_away(file: int, how: int) -> None:
+        if not tried:
+            tried.append(file)
+            first.release()
+        lock(file, how)
 
-    monkeypatch.setattr("zoquant.files.lock._lock", taken_away)
+    monkeypatch.setattr(fcntl, "flock", taken_away)
     second.acquire()
+    assert tried
     with pytest.raises(FolderInUseError):
         Lock(tmp_path / "run.lock").acquire()
     second.release()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse(file: int, how: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(FolderInUseError, match="this file system gives no locks"):
+        Lock(tmp_path / "run.lock").acquire()
 
 
 def test_a_lock_through_a_link_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import job
-from zoquant.files.memory import rss_bytes
+from zoquant.training.resident_memory import rss_bytes
 from zoquant.training.run_folder import Progress
 from zoquant.training.settings import Settings
 from zoquant.training.trainer import run

@@ -10,7 +10,7 @@ import torch
 from tests.faults.runs import Numbers, Rows, files, job
 from zoquant import Trajectory
 from zoquant.errors import CheckpointError, DoesNotFitError
-from zoquant.files.memory import is_out_of_memory
+from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.training.micro_batches import MicroBatches
 from zoquant.training.run_folder import Progress
 from zoquant.training.settings import Settings

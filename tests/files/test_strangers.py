@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from tests.folders import CONFIG, save_folder, tiny_llama
 from tests.report.runs import make_run
 from zoquant import Trajectory, export
-from zoquant.checkpoint.file_views import files_of
 from zoquant.checkpoint.folder import open_folder
 from zoquant.checkpoint.folder.model import empty_model, trusted
+from zoquant.checkpoint.stored_files import files_of
 from zoquant.cli.show import PrintableFormatter, harmless, printable, show_error, show_pairs, show_rows
 from zoquant.errors import CheckpointError, DataError, ValueRangeError
 from zoquant.files.archive import read_archive

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import zoquant
 from tests.models import sd3
 from zoquant.backends.gguf.format import GGUFFormat
-from zoquant.checkpoint.file_views import values_at
 from zoquant.checkpoint.inspection import inspect
+from zoquant.checkpoint.stored_values import values_at
 from zoquant.errors import BaseMismatchError, CheckpointError, NoViewsError, UnsupportedLayoutError
 from zoquant.record.delta import read_delta
 from zoquant.testing.tensors import same_bits

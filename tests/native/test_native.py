@@ -18,7 +18,7 @@ from zoquant.backends.quark.words import nibble_zeros
 from zoquant.errors import ShapeError
 from zoquant.native import FieldSpec, QuantEmbedding, QuantLinear, QuantWeight, Values, packed
 from zoquant.native.numbers import _strides, numbers_of
-from zoquant.native.values import Place, flat_groups, tall_groups
+from zoquant.native.values import GroupLookup, flat_groups, tall_groups
 
 
 def dense(layer: QuantLinear) -> torch.Tensor:
@@ -147,7 +147,7 @@ def test_layers_of_one_shape_share_what_is_known_of_their_numbers() -> None:
     assert (after.misses, after.hits) == (before.misses, before.hits + 1)
 
 
-PLACES: list[Callable[[], Place]] = [
+PLACES: list[Callable[[], GroupLookup]] = [
     lambda: flat_groups(64, 16), lambda: tall_groups(4), lambda: striped(8, 4), lambda: gemv_zeros(3),
     lambda: nibble_zeros("uint4", 8, signed=False),
     lambda: packed_zeros(torch.zeros(1, 4, dtype=torch.int32), 4, ScaleGrid(8, 64, 1, 16), None).place,
@@ -155,5 +155,5 @@ PLACES: list[Callable[[], Place]] = [
 
 
 @pytest.mark.parametrize("make", PLACES)
-def test_equal_places_are_one(make: Callable[[], Place]) -> None:
+def test_equal_places_are_one(make: Callable[[], GroupLookup]) -> None:
     assert make() is make()

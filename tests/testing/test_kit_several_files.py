@@ -120,5 +120,5 @@ def test_an_archive_keeps_its_checksums(archive: Path) -> None:
 
 
 def test_checksums_that_no_longer_hold(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["zoquant.checkpoint.export"], "_renew", lambda *_: None)
+    monkeypatch.setattr(sys.modules["zoquant.checkpoint.exporting"], "_renew", lambda *_: None)
     fails("check_export_changes_only_indexed_bytes", archive, DenseFormat(), "holds no longer in the export")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from tests.toy import toy_model
-from zoquant.checkpoint.export import export
+from zoquant.checkpoint.exporting import export
 from zoquant.checkpoint.replay_views import recorded_views
 from zoquant.cli import demo
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError

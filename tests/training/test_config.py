@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from tests.cli.test_cli import Shell, folder, shell
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint
-from zoquant.checkpoint.sha256 import digest_of, digest_of_rows
+from zoquant.checkpoint.sha256 import checkpoint_sha256
 from zoquant.errors import ConfigError, DataError
 from zoquant.kernels.noise.definition import KINDS
 from zoquant.tasks import TaskSettings
+from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.training.config import Config, key_of, keys
 from zoquant.training.config_file import ConfigFile
 from zoquant.training.settings import Settings
@@ -180,32 +181,32 @@ def test_lines_are_found_however_keys_are_written(tmp_path: Path) -> None:
 def test_digests(tmp_path: Path) -> None:
     """They are what `sha256sum` says, of the list of files where there are several."""
     one = write(tmp_path / "rows.jsonl", "abc")
-    assert digest_of(one) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert checkpoint_sha256(one) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     model = tmp_path / "model"
     model.mkdir()
     write(model / "config.json", "{}")
     write(model / "model.safetensors", "abc")
-    whole = digest_of(model)
+    whole = checkpoint_sha256(model)
     (model / "run").mkdir()
     write(model / "README.md", "changed")
-    assert digest_of(model) == whole
+    assert checkpoint_sha256(model) == whole
     write(model / "config.json", "{ }")
-    assert digest_of(model) != whole
+    assert checkpoint_sha256(model) != whole
     shards = write_checkpoint(tmp_path / "shards.gguf", tensors_a_shard=5)
-    before = digest_of(shards)
+    before = checkpoint_sha256(shards)
     last = sorted(tmp_path.glob("shards*.gguf"))[-1]
     last.write_bytes(last.read_bytes() + b"\0")
-    assert digest_of(shards) != before
+    assert checkpoint_sha256(shards) != before
     with pytest.raises(DataError, match=r"gone\.csv: cannot be read"):
-        digest_of(tmp_path / "gone.csv")
+        checkpoint_sha256(tmp_path / "gone.csv")
 
 
 def test_digests_of_rows() -> None:
     """The sha256 of lines of JSON: the order of rows counts, that of columns does not."""
     rows: list[dict[str, Any]] = [{"b": "1", "a": ["x", {"y": "é"}]}, {"a": "2"}]
-    assert digest_of_rows(rows) == sha256(b'{"a": ["x", {"y": "\\u00e9"}], "b": "1"}\n{"a": "2"}\n').hexdigest()
-    assert digest_of_rows([dict(reversed(row.items())) for row in rows]) == digest_of_rows(rows)
-    assert digest_of_rows(rows[::-1]) != digest_of_rows(rows)
+    assert rows_sha256(rows) == sha256(b'{"a": ["x", {"y": "\\u00e9"}], "b": "1"}\n{"a": "2"}\n').hexdigest()
+    assert rows_sha256([dict(reversed(row.items())) for row in rows]) == rows_sha256(rows)
+    assert rows_sha256(rows[::-1]) != rows_sha256(rows)
 
 
 RUN = (
@@ -225,9 +226,9 @@ def test_the_config_of_a_run_reruns_it_to_the_same_bytes(shell: Shell, folder: P
     assert written.compute_dtype in ("float32", "bfloat16")
     assert written.activation_dtype == "float32"
     assert written.sha256 == {
-        "model": digest_of(folder / "base.gguf"),
-        "data": digest_of(folder / "rows.jsonl"),
-        "eval_data": digest_of(folder / "rows.jsonl"),
+        "model": checkpoint_sha256(folder / "base.gguf"),
+        "data": checkpoint_sha256(folder / "rows.jsonl"),
+        "eval_data": checkpoint_sha256(folder / "rows.jsonl"),
     }
     assert shell.json("train", "--config", "run/config.toml", "--out", "run", "--resume")["steps"] == 3
 

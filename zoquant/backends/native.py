@@ -1,7 +1,7 @@
 """Views of zoquant's own layers."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class NativeBackend:
     """Serves `QuantLinear` and `QuantEmbedding`: one view for each continuous field of the layer's codec."""
 
     name = "native"
+    cached: Literal[False] = False
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
         """Return a view of every continuous field, in the order of the file."""

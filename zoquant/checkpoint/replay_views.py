@@ -1,16 +1,21 @@
 """The views that a trajectory moves, from the checkpoint that its run started from."""
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from zoquant.checkpoint.file_views import checkpoint_views
-from zoquant.checkpoint.load import load
+from zoquant.checkpoint.loading import load
+from zoquant.checkpoint.stored_values import read_base
+from zoquant.errors import BaseMismatchError
+from zoquant.files.hub import local_path
 from zoquant.protocol import ROLES
 from zoquant.record.trajectory import Trajectory
+from zoquant.registry import format_of
 from zoquant.views.attach import attach
-from zoquant.views.model_views import Views
+from zoquant.views.model_views import BoundView, Views
+from zoquant.views.tensor_views import TensorView
 
 
 def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
@@ -31,3 +36,27 @@ def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
         return checkpoint_views(path, trajectory.base, coupled=trajectory.coupled)
     model, _ = load(path, runtime="native", compute_dtype=torch.float32, device="cpu")
     return attach(model, roles=ROLES, include=[glob.escape(key) for key in trajectory.base], coupled=trajectory.coupled)
+
+
+def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) -> Views:
+    """Return views over copies of a checkpoint's values, to replay a trajectory or load a delta without a model.
+
+    Args:
+        path: the checkpoint, or its name on the Hub.
+        keys: which values.
+        coupled: as in `attach`.
+
+    Raises:
+        BaseMismatchError: the checkpoint does not hold one of the keys.
+        CheckpointError: the checkpoint is damaged or of an unknown kind.
+    """
+    source = local_path(path)
+    found = format_of(source)
+    index = found.index(source)
+    bound = []
+    for key in keys:
+        if key not in index:
+            raise BaseMismatchError(f"{source}: holds no {key}. Use the checkpoint that training started from.")
+        span = index[key]
+        bound.append(BoundView(key, TensorView(key, span.role, read_base(source, span).to(span.dtype)), found.name))
+    return Views(bound, coupled=coupled)

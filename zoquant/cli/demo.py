@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.checkpoint.export import export
+from zoquant.checkpoint.exporting import export
 from zoquant.cli.flags import JSON
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import show_json

@@ -11,7 +11,7 @@ def doctor_command(json: JSON = False) -> None:
 
     No quantization library is imported for it.
     """
-    from zoquant.checkpoint.doctor import doctor
+    from zoquant.checkpoint.diagnosis import doctor
 
     found = doctor()
     if json:

@@ -19,7 +19,7 @@ def export_command(
 
     Example: `zoquant export model.gguf --delta run/delta.safetensors --out tuned.gguf`
     """
-    from zoquant.checkpoint.export import export
+    from zoquant.checkpoint.exporting import export
 
     path = export(base, delta=delta, out=out)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]

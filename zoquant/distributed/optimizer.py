@@ -14,7 +14,7 @@ from zoquant.distributed.exchange import bits_of, gathered, losses_of
 from zoquant.distributed.joining import join
 from zoquant.distributed.sharing import Cell, Sharing
 from zoquant.errors import LossError, RankError, RankMemoryError
-from zoquant.files.memory import is_out_of_memory
+from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.optim.closures import Closure, loss_of, mean_loss
 from zoquant.optim.optimizer import ZOSGD, StepResult
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +19,14 @@ from zoquant.files.safetensors import read_safetensors
 _METADATA = "zoquant"
 
 
+def temporary_path(path: Path) -> Path:
+    """Return a name beside `path` that nobody else takes: no other thread, process or container, nor one of before.
+
+    What a kill leaves under such a name is in nobody's way. It ends in `.tmp`, and may be deleted.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
@@ -27,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise WriteError(f"{path}: is a device or a pipe, expected a place for a file. Choose another name.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with writing(path):
             yield temporary
@@ -62,7 +71,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, the place is read-only, or something stands at `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with writing(path):
             temporary.mkdir()

@@ -4,6 +4,15 @@ The torch code stays the definition, and computes where nothing could be compile
 `noise.definition` and `build`.
 """
 
-from zoquant.kernels.build import library, status
+from zoquant.kernels.build import library
+from zoquant.kernels.choice import NoiseKernels, WriteKernels, factor_kernels, noise_kernels, status, write_kernels
 
-__all__ = ["library", "status"]
+__all__ = [
+    "NoiseKernels",
+    "WriteKernels",
+    "factor_kernels",
+    "library",
+    "noise_kernels",
+    "status",
+    "write_kernels",
+]

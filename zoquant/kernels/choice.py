@@ -1,17 +1,23 @@
 """Which compiled code draws the noise of a device, writes its views, and computes its rows and columns."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from zoquant.kernels import gpu
+from zoquant.kernels import build, gpu
 from zoquant.kernels.build import library
 from zoquant.kernels.noise import compiled as noise
 from zoquant.kernels.products import factors
 from zoquant.kernels.write import compiled as write
+from zoquant.kernels.write.stretch import Stretch
+
+CPU = torch.device("cpu")
+
+Table = TypeVar("Table")
+"""Where values are written, as the kernels of a device have it; whoever holds one keeps the tensors alive."""
 
 
 class NoiseKernels(Protocol):
@@ -45,6 +51,44 @@ class NoiseKernels(Protocol):
         ...
 
 
+class WriteKernels(Protocol[Table]):
+    """A module of compiled writes: `kernels.write.compiled` for the CPU, `kernels.write.triton` for a GPU."""
+
+    @property
+    def DTYPES(self) -> Container[torch.dtype]:  # noqa: N802
+        """Dtypes of values."""
+        ...
+
+    def tables_of(
+        self, groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], device: torch.device
+    ) -> list[Table]:
+        """Return the tables of some stretches by dtype and whether their values stop at zero."""
+        ...
+
+    def write(
+        self,
+        table: Table,
+        delta: Tensor,
+        *,
+        relative: bool,
+        noise: tuple[int, Tensor, Tensor] | None = None,
+        seed: int = 0,
+        eps: float = 0.0,
+    ) -> None:
+        """Write theta, or a probe of it, to all values of a table.
+
+        Args:
+            table: where, and from which base.
+            delta: float32 `[n]`, all of it.
+            relative: whether theta is base · (1 + delta), or base + delta.
+            noise: number of the distribution, quantiles and counters, as `NoiseKernels.draw` takes them; None writes
+                theta itself.
+            seed: seed of the direction.
+            eps: signed length of the probe.
+        """
+        ...
+
+
 def noise_kernels(device: torch.device) -> NoiseKernels | None:
     """Return the compiled noise of a device; None where torch draws it."""
     if device.type == "cpu":
@@ -60,5 +104,14 @@ def write_kernels(device: torch.device) -> ModuleType | None:
 
 
 def factor_kernels(device: torch.device) -> ModuleType | None:
-    """Return the module of compiled rows and columns of a device, `factors`; None where torch computes."""
+    """Return the compiled rows and columns of a device, `kernels.products.factors`; None where torch computes."""
     return factors if device.type == "cpu" and library() is not None else None
+
+
+def status(device: torch.device = CPU) -> str:
+    """Return who computes on a device, and where it is or why it is not.
+
+    On a CPU `"compiled: <file>"` or `"torch: <reason>"`; on a GPU `"triton <version>"` or `"torch: <reason>"`, of noise
+    and of products where they differ.
+    """
+    return build.status() if device.type == "cpu" else gpu.status(device)

@@ -37,7 +37,8 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sl
         with torch.inference_mode(False):
             buffer = torch.empty(size, dtype=dtype, device=device)
         _own.buffers[key] = buffer
-    return buffer[:size].view(shape)
+    found = buffer.narrow(0, 0, size).view(shape)
+    return found.detach() if torch.is_grad_enabled() else found  # who writes may ask for a derivative, the buffer never
 
 
 def _stream(device: torch.device) -> int:

@@ -48,7 +48,7 @@ def unfilled(model: nn.Module) -> list[str]:
     return [name for name, tensor in tensors if tensor.device.type == "meta"]
 
 
-class Places:
+class ModuleSlots:
     """Where a model refers to each of its modules, found once, to replace many of them.
 
     Args:

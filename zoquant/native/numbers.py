@@ -7,7 +7,7 @@ import torch
 from zoquant.kernels.products.operands import Numbers
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows
-from zoquant.native.values import Place, Values
+from zoquant.native.values import GroupLookup, Values
 
 READ = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Dtypes that a kernel reads."""
@@ -61,7 +61,7 @@ def _decoded(values: Values, wanted: Rows, columns: int, *, picked: bool) -> Num
 
 
 @lru_cache(maxsize=4096)
-def _strides(place: Place, shape: tuple[int, ...], rows: int) -> tuple[int, int, int] | None:
+def _strides(place: GroupLookup, shape: tuple[int, ...], rows: int) -> tuple[int, int, int] | None:
     """Return elements between rows and between groups, and the number of groups; None where a place does more.
 
     The numbers of the elements are sent through the place, too large for what unpacks bits or changes a sign to give

@@ -134,6 +134,8 @@ def product(x: Tensor, tile: Tensor, factors: Factors | None = None) -> Tensor:
     if factors is not None:
         y = product(scaled_input(x, factors.into, factors.block), tile)
         return scale_output(y, factors.out, factors.block)
+    if torch.is_grad_enabled() and x.requires_grad:
+        tile = tile.clone()  # read by backward, when the scratch memory holds rows of other matrices
     return (x.to(tile.dtype) @ tile.t()).to(x.dtype)
 
 

@@ -10,10 +10,10 @@ from zoquant.native.codec import FieldSpec
 from zoquant.native.packed import Rows
 from zoquant.protocol import Grid
 
-Place = Callable[[Tensor, Rows], Tensor]
+GroupLookup = Callable[[Tensor, Rows], Tensor]
 """Takes a tensor of the file and some rows of the matrix; picks their part, `[len(rows) or 1, groups]`.
 
-What makes places is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
+What makes lookups is cached, so that equal ones are one object, whose strides `zoquant.native.numbers` finds once.
 """
 
 Decode = Callable[[Tensor], Tensor]
@@ -39,7 +39,7 @@ class Values(nn.Module):
         self,
         spec: FieldSpec | None,
         data: Tensor,
-        place: Place,
+        place: GroupLookup,
         *,
         group_of: Tensor | None = None,
         decode: Decode | None = None,
@@ -73,7 +73,9 @@ class Values(nn.Module):
         return grid_of(self.data, self.place, rows, columns, group_of=self.group_of)
 
 
-def grid_of(data: Tensor, place: Place, rows: int, columns: int, *, group_of: Tensor | None = None) -> Grid | None:
+def grid_of(
+    data: Tensor, place: GroupLookup, rows: int, columns: int, *, group_of: Tensor | None = None
+) -> Grid | None:
     """Return the grid that a place makes of a tensor, found by sending the numbers of its elements through it.
 
     Args:
@@ -128,7 +130,7 @@ def whole(data: Tensor, rows: Rows) -> Tensor:
 
 
 @cache
-def tall_groups(height: int) -> Place:
+def tall_groups(height: int) -> GroupLookup:
     """`[ceil(rows / height), groups]`: one number for each block of `height` rows and a run of columns."""
 
     def place(data: Tensor, rows: Rows) -> Tensor:
@@ -138,7 +140,7 @@ def tall_groups(height: int) -> Place:
 
 
 @cache
-def flat_groups(columns: int, size: int) -> Place:
+def flat_groups(columns: int, size: int) -> GroupLookup:
     """`[blocks]` or `[blocks, 1]`: one number for `size` weights of the flattened matrix, as in bitsandbytes.
 
     Blocks may straddle rows; then a number comes back for every column.

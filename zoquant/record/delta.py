@@ -1,18 +1,15 @@
 """The delta file: what training added to each view, and the base that it belongs to."""
 
-import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoquant.errors import BaseMismatchError, CheckpointError, NoViewsError, ShapeError, ValueRangeError
+from zoquant.errors import BaseMismatchError, CheckpointError, ShapeError, ValueRangeError
 from zoquant.files.atomic_files import load_tensors, save_tensors
-from zoquant.protocol import ROLES
-from zoquant.views.attach import attach
 from zoquant.views.fingerprint import check_base
 from zoquant.views.flat_buffer import SPACES, Space
 from zoquant.views.model_views import Views
@@ -139,26 +136,6 @@ def load_delta(path: str | Path, views: Views) -> None:
         buffer.delta.zero_()
     views.space = delta.space
     views.set_delta(delta.values)
-
-
-def put_on(path: str | Path, model: nn.Module) -> None:
-    """Put a delta on a model of its base, opening only the views that it moves.
-
-    Raises:
-        BaseMismatchError: the delta was made on another base; the first key that differs is named.
-        CheckpointError, ShapeError, ValueRangeError: the file is damaged. Nothing has changed.
-    """
-    moved = list(read_delta(path).values)
-    if not moved:
-        return
-    try:
-        views = attach(model, roles=ROLES, include=[glob.escape(key) for key in moved], coupled=False)
-    except NoViewsError as error:
-        raise BaseMismatchError(
-            f"{path}: made on another model: it moves {moved[0]}, and none of its keys exists here. Use the "
-            "checkpoint that the training started from."
-        ) from error
-    load_delta(path, views)
 
 
 def _check_coupled(what: str, delta: Delta, views: Views) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.errors import CheckpointError, ValueRangeError
-from zoquant.files.atomic_files import writing
+from zoquant.files.atomic_files import replacing, writing
 from zoquant.files.plain_json import parse_json
 from zoquant.record.mover import Step
 
@@ -59,17 +59,10 @@ class Journal:
         head = encode_header({**header, "probes": probes, **fewer})
         self._record = _record(probes, self._seeds)
         self._salt = zlib.crc32(head[:-4])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with replacing(path) as temporary:
+            temporary.write_bytes(head + b"".join(self._encode(step) for step in steps))
         with writing(path):
-            self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
-                _write(self._file, head + b"".join(self._encode(step) for step in steps))
-                os.fsync(self._file)
-                os.replace(temporary, path)
-            except BaseException:
-                os.close(self._file)
-                temporary.unlink()
-                raise
+            self._file = os.open(path, os.O_RDWR)
 
     def append(self, step: Step) -> None:
         """Add a record.

@@ -28,7 +28,7 @@ from zoquant.record.rules import Rule
 from zoquant.views.experts import refuse_gathered
 from zoquant.views.flat_buffer import FlatBuffer
 from zoquant.views.layout import padded, view_count
-from zoquant.views.model_views import BoundView, Layer, Views
+from zoquant.views.model_views import AttachedLayer, BoundView, Views
 from zoquant.views.noise_source import NoiseSource
 
 Subspace = Literal["values", "rows-columns"]
@@ -54,7 +54,7 @@ class LayerFactors:
         inputs_in_order: whether the inputs go through its columns so.
     """
 
-    layer: Layer
+    layer: AttachedLayer
     grid: Grid
     rows: slice
     columns: slice
@@ -194,9 +194,9 @@ def _in_order(places: Tensor, count: int) -> bool:
     return not rest and torch.equal(places, torch.arange(len(places), device=places.device) // width)
 
 
-def _by_layer(buffer: FlatBuffer) -> dict[Layer, list[int]]:
+def _by_layer(buffer: FlatBuffer) -> dict[AttachedLayer, list[int]]:
     """Return the numbers of the views of each layer."""
-    found: dict[Layer, list[int]] = {}
+    found: dict[AttachedLayer, list[int]] = {}
     for number, view in enumerate(buffer.views):
         layer = view.layer if isinstance(view, BoundView) else None
         if layer is None:
@@ -208,7 +208,7 @@ def _by_layer(buffer: FlatBuffer) -> dict[Layer, list[int]]:
     return found
 
 
-def _grids(layer: Layer, views: Mapping[str, ScaleView]) -> Mapping[str, Grid]:
+def _grids(layer: AttachedLayer, views: Mapping[str, ScaleView]) -> Mapping[str, Grid]:
     """Return the grids of a layer's views, once it is sure that together they scale its weights."""
     grids, name = layer.grids(), layer.path or type(layer.module).__name__
     if not grids:
@@ -244,5 +244,5 @@ def _grids(layer: Layer, views: Mapping[str, ScaleView]) -> Mapping[str, Grid]:
     return grids
 
 
-def _pattern(layer: Layer) -> str:
+def _pattern(layer: AttachedLayer) -> str:
     return f"{layer.path}.*" if layer.path else "*"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from zoquant.errors import DoesNotFitError
-from zoquant.files.memory import is_out_of_memory, release_memory
+from zoquant.kernels.out_of_memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
 log = logging.getLogger("zoquant")

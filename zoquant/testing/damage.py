@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from zoquant.checkpoint.export import export
+from zoquant.checkpoint.exporting import export
 from zoquant.errors import BaseMismatchError, CheckpointError
 from zoquant.testing.backends import check_backend
 from zoquant.testing.format_case import FormatCase, end_of

@@ -6,8 +6,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from zoquant.checkpoint.export import export
-from zoquant.checkpoint.file_views import checksums_of, holds, read_base
+from zoquant.checkpoint.exporting import export
+from zoquant.checkpoint.stored_files import checksums_of, holds
+from zoquant.checkpoint.stored_values import read_base
 from zoquant.errors import ZoquantError
 from zoquant.protocol import Checksum, Span
 from zoquant.record.delta import save_delta

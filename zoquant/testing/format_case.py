@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoquant.checkpoint.file_views import files_of
+from zoquant.checkpoint.stored_files import files_of
 from zoquant.protocol import PLAIN_ROLES, ROLES, Format, Span
 from zoquant.record.delta import save_delta
 from zoquant.testing.case import attached

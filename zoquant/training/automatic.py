@@ -18,7 +18,7 @@ from zoquant.tasks import PerExample, Task
 from zoquant.training.settings import AUTO, Settings
 from zoquant.views.attach import attach, claimed
 from zoquant.views.checkpoint_names import kept_names
-from zoquant.views.model_views import Layer, Views
+from zoquant.views.model_views import AttachedLayer, Views
 
 _DECIDING = (
     "lr", "eps", "clip", "estimator", "probes", "noise", "density", "rule", "decay", "space", "coupled", "roles",
@@ -110,7 +110,7 @@ def _include(settings: Settings, model: nn.Module) -> tuple[str, ...] | None:
     if settings.include is not None:
         return settings.include
     names = kept_names(model)
-    layers = [Layer(names.get(path, path), module, backend) for path, module, backend in claimed(model)]
+    layers = [AttachedLayer(names.get(path, path), module, backend) for path, module, backend in claimed(model)]
     if found := upper_middle(layer.path for layer in layers):
         return found
     gridded = [layer for layer in layers if layer.grids()]

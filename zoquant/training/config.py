@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import torch
 
-from zoquant.checkpoint.load import Runtime
-from zoquant.checkpoint.sha256 import digest_of
+from zoquant.checkpoint.loading import Runtime
+from zoquant.checkpoint.sha256 import checkpoint_sha256
 from zoquant.errors import ConfigError
+from zoquant.files.sha256 import file_sha256
 from zoquant.tasks import TaskSettings
 from zoquant.tasks.rewards import OutsideReward
 from zoquant.training.config_file import ConfigFile, toml_line
@@ -163,8 +164,9 @@ class Config:
             ConfigError: a file is not the one that `sha256` names.
         """
         device, dtype = self.source.resolve()
-        found = {"model": digest_of(self.model)}
-        found |= {name: digest_of(path) for name in _DATA if (path := getattr(self, name)) and Path(path).is_file()}
+        found = {"model": checkpoint_sha256(self.model)}
+        data = {name: Path(path) for name in _DATA if (path := getattr(self, name))}
+        found |= {name: file_sha256(path) for name, path in data.items() if path.is_file()}
         for name, expected in self.sha256.items():
             if found.get(name, expected) != expected:
                 raise ConfigError(

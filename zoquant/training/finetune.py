@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from zoquant.checkpoint.load import Runtime, default_compute_dtype, default_device, load
-from zoquant.checkpoint.sha256 import digest_of_rows
+from zoquant.checkpoint.loading import Runtime, default_compute_dtype, default_device, load
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.errors import CheckpointError, DataError
 from zoquant.files.atomic_files import refuse_existing, write_text
@@ -20,6 +19,7 @@ from zoquant.registry import format_of
 from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
 from zoquant.tasks.rewards import Reward
+from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.tasks.splits import Parts, drawn, parts_differ, read_part, read_parts, read_test
 from zoquant.training.best import CAUSAL, MASKED
 from zoquant.training.card import write_card
@@ -269,7 +269,7 @@ def _identity(source: Source, data: str | Path, eval_data: str | Path | None, ta
 def _digests(parts: Parts) -> dict[str, str]:
     """Return the sha256 of the rows of each part that there is, for `--resume` to see that they are the same."""
     held = {"data": parts.train, "eval_data": parts.dev, "test": parts.test}
-    return {f"{name}{SHA256}": digest_of_rows(rows) for name, rows in held.items() if rows is not None}
+    return {f"{name}{SHA256}": rows_sha256(rows) for name, rows in held.items() if rows is not None}
 
 
 def _name(chosen: Any) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 from zoquant.distributed.launch import from_first
 from zoquant.errors import CheckpointError, DoesNotFitError
 from zoquant.files.atomic_files import write_text
-from zoquant.files.memory import is_out_of_memory, release_memory
 from zoquant.files.plain_json import parse_json
+from zoquant.kernels.out_of_memory import is_out_of_memory, release_memory
 
 _MOST = 64
 """Halvings that a file may name: no batch has 2⁶⁴ examples."""

@@ -13,7 +13,6 @@ from torch import nn
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.launch import from_first, is_first, stepper
 from zoquant.errors import LossError, RewardError
-from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO
 from zoquant.optim.calibration import Numbers
 from zoquant.optim.closures import Closure, RowLosses, mean_loss
@@ -25,6 +24,7 @@ from zoquant.tasks import Evaluation, PerExample, Task
 from zoquant.training.automatic import Resolved, resolve
 from zoquant.training.best import CAUSAL, Choice, holding
 from zoquant.training.micro_batches import MicroBatches
+from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
 from zoquant.training.run_folder import Progress, RunFolder
 from zoquant.training.settings import AUTO, Settings
 from zoquant.training.stopwatch import Stopwatch

@@ -12,7 +12,7 @@ from zoquant import registry
 from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
 from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
 from zoquant.views.checkpoint_names import kept_names
-from zoquant.views.model_views import BoundView, Layer, Views, key_of
+from zoquant.views.model_views import AttachedLayer, BoundView, Views, key_of
 from zoquant.views.verify import verify_layer
 
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
@@ -58,11 +58,11 @@ def attach(
             raise ValueError(f"unknown role {role!r}, expected some of {', '.join(ROLES)}.")
     wanted, names = _filter(include, exclude), kept_names(model)
     found: list[BoundView] = []
-    seen: dict[tuple[int, int] | None, Layer] = {}
+    seen: dict[tuple[int, int] | None, AttachedLayer] = {}
     layers = 0
     for path, module, backend in claimed(model, plain="dense" in roles):
         layers += 1
-        layer = Layer(names.get(path, path), module, backend)
+        layer = AttachedLayer(names.get(path, path), module, backend)
         opened = _open(path, module, backend)
         if "dense" in roles:
             opened += _bias(path, module, opened)

@@ -14,13 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantExperts
-from zoquant.views.model_views import BoundView, Layer, Views
+from zoquant.views.model_views import AttachedLayer, BoundView, Views
 
 _EXPERT = re.compile(r"(^|\.)experts\.\d+(\.|$)")
 """The path of a layer of one expert, in a model that has modules for each."""
 
 
-def refuse_gathered(layer: Layer) -> None:
+def refuse_gathered(layer: AttachedLayer) -> None:
     """Refuse a layer of one expert where probes are told apart by the rows of a batch: it sees tokens of any of them.
 
     Raises:

@@ -6,15 +6,14 @@ is one walk. Views that are no plain tensors, and values in other dtypes, stay w
 """
 
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoquant.kernels.choice import write_kernels
+from zoquant.kernels.choice import WriteKernels, write_kernels
 from zoquant.kernels.noise.definition import BLOCK
-from zoquant.kernels.write.stretches import Stretch
+from zoquant.kernels.write.stretch import Stretch
 from zoquant.views.layout import Chunk, Plane, padded
 from zoquant.views.noise_source import NoiseSource
 
@@ -24,23 +23,23 @@ class FusedWriter:
 
     Args:
         chunks: the chunks of the buffer.
-        kernels: `zoquant.kernels.write.triton` or `zoquant.kernels.write.compiled`.
+        kernels: what writes on the device.
         device: their device.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], kernels: ModuleType, device: torch.device) -> None:
+    def __init__(self, chunks: Sequence[Chunk], kernels: WriteKernels[Any], device: torch.device) -> None:
         self._kernels = kernels
-        groups: dict[tuple[torch.dtype, bool], list[Any]] = {}
+        groups: dict[tuple[torch.dtype, bool], list[Stretch]] = {}
         for chunk in chunks:
             for plane in filter(self.holds, chunk.planes):
                 groups.setdefault((plane.base.dtype, plane.keep_sign), []).extend(self._stretches(chunk, plane))
         with torch.inference_mode(False):
-            self._places = kernels.places_of(groups, device)
+            self._tables = kernels.tables_of(groups, device)
 
     @property
     def launches(self) -> int:
         """How many launches a write takes."""
-        return len(self._places)
+        return len(self._tables)
 
     def holds(self, plane: Plane) -> bool:
         """Whether a plane is written here as a whole."""
@@ -57,10 +56,10 @@ class FusedWriter:
             eps: signed length of the probe.
         """
         noise = None if source is None else source.definition
-        for places in self._places:
-            self._kernels.write(places, delta, relative=relative, noise=noise, seed=seed, eps=eps)
+        for table in self._tables:
+            self._kernels.write(table, delta, relative=relative, noise=noise, seed=seed, eps=eps)
 
-    def _stretches(self, chunk: Chunk, plane: Plane) -> Iterable[Any]:
+    def _stretches(self, chunk: Chunk, plane: Plane) -> Iterable[Stretch]:
         for target, theta in zip(*plane.plain, strict=True):
             start = theta.storage_offset()
             base = plane.base[start : start + padded(target.numel())]

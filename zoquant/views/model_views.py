@@ -20,7 +20,7 @@ from zoquant.views.tensor_views import check_value
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class AttachedLayer:
     """A layer of a model that has views.
 
     Attributes:
@@ -34,7 +34,7 @@ class Layer:
     path: str
     module: nn.Module
     backend: Backend
-    tied: list["Layer"] = field(default_factory=list)
+    tied: list["AttachedLayer"] = field(default_factory=list)
 
     def grids(self) -> Mapping[str, Grid]:
         """Return, by key, the grids of the views that together scale the weights; see `zoquant.protocol.Gridded`."""
@@ -52,7 +52,7 @@ class BoundView:
         layer: the layer that the view belongs to; None for a view without a model.
     """
 
-    def __init__(self, key: str, view: ScaleView, backend: str, layer: Layer | None = None) -> None:
+    def __init__(self, key: str, view: ScaleView, backend: str, layer: AttachedLayer | None = None) -> None:
         self.name = key
         self.backend = backend
         self.layer = layer

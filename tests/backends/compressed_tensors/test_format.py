@@ -15,7 +15,7 @@ import zoquant
 from tests.backends.compressed_tensors.samples import KINDS, Kind, config_of, stored, write
 from tests.checkpoint.folder.llama import edit_config, edit_tensors, logits
 from zoquant.backends.compressed_tensors.format import CompressedTensorsFormat
-from zoquant.checkpoint.folder import Folder, Layer, open_folder
+from zoquant.checkpoint.folder import Folder, StoredMatrix, open_folder
 from zoquant.errors import CheckpointError, UnsupportedLayoutError, ZoquantError
 from zoquant.registry import format_of
 
@@ -31,7 +31,7 @@ def folder_of(path: Path, kind: Kind, tensors: dict[str, torch.Tensor]) -> Folde
     return replace(found, quantization=config_of(kind))
 
 
-def layer_of(path: Path, kind: Kind, tensors: dict[str, torch.Tensor]) -> tuple[Layer, Folder]:
+def layer_of(path: Path, kind: Kind, tensors: dict[str, torch.Tensor]) -> tuple[StoredMatrix, Folder]:
     folder = folder_of(path, kind, tensors)
     return FORMAT.layers(folder)["m.q"], folder
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import zoquant
 from tests.backends.fp8.samples import FINE, KINDS, write
 from tests.checkpoint.folder.llama import edit_config, logits
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.registry import format_of
 
@@ -27,7 +27,7 @@ def folder_of(path: Path, said: Any, tensors: dict[str, torch.Tensor]) -> Folder
     return open_folder(path)
 
 
-def layer_of(folder: Folder) -> Layer:
+def layer_of(folder: Folder) -> StoredMatrix:
     form = format_of(folder.path)
     assert isinstance(form, FolderFormat)
     return form.layers(folder)["m.q"]

@@ -14,8 +14,8 @@ import zoquant
 from tests.backends.aqlm.samples import aqlm_folder
 from tests.backends.hqq.samples import hqq_archive
 from tests.checkpoint.folder.llama import logits
-from zoquant.checkpoint.file_views import checkpoint_views
 from zoquant.checkpoint.folder import open_folder
+from zoquant.checkpoint.replay_views import checkpoint_views
 from zoquant.errors import CheckpointError
 from zoquant.testing import FORMAT_CHECKS, FormatCase
 from zoquant.testing.results import ConformanceError
@@ -144,7 +144,7 @@ def test_checksums_that_never_held_stay(tmp_path: Path) -> None:
 
 
 def test_the_kit_sees_a_checksum_that_was_not_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("zoquant.checkpoint.export"), "checksums_of", lambda path, found: ())
+    monkeypatch.setattr(import_module("zoquant.checkpoint.exporting"), "checksums_of", lambda path, found: ())
     path = hqq_archive(tmp_path)
     case = FormatCase(path, zoquant.registry.format_of(path), torch.float32, steps=3)
     with pytest.raises(ConformanceError, match="holds no longer in the export"):

@@ -14,7 +14,7 @@ from tests.folders import save_folder, tiny_llama, write_folder
 from tests.tasks.kinds.test_masked import model_of
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantLinear
-from zoquant.native.meta import Places
+from zoquant.native.meta import ModuleSlots
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
 def test_a_module_is_replaced_wherever_the_model_refers_to_it() -> None:
     shared = nn.Linear(2, 2)
     model = nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared})
-    places, first, second = Places(model), nn.Identity(), nn.Identity()
+    places, first, second = ModuleSlots(model), nn.Identity(), nn.Identity()
     places.replace("a.0", first)
     assert model["b"] is model.get_submodule("a.0") is first
     places.replace("b", second)
@@ -180,7 +180,7 @@ def test_a_module_is_replaced_wherever_the_model_refers_to_it() -> None:
 
 def test_modules_with_children_are_replaced_and_the_old_ones_let_go() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU())
-    places, gone, inner = Places(model), weakref.ref(model.get_submodule("0.0")), nn.Identity()
+    places, gone, inner = ModuleSlots(model), weakref.ref(model.get_submodule("0.0")), nn.Identity()
     places.replace("0", nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
     assert gone() is None
     places.replace("0.0.0", inner)
@@ -189,7 +189,7 @@ def test_modules_with_children_are_replaced_and_the_old_ones_let_go() -> None:
 
 def test_a_module_may_be_put_around_the_one_that_it_replaces() -> None:
     model = nn.Sequential(nn.Sequential(nn.ReLU()))
-    places, inner = Places(model), nn.Identity()
+    places, inner = ModuleSlots(model), nn.Identity()
     places.replace("0", nn.Sequential(model[0]))
     places.replace("0.0.0", inner)
     assert model.get_submodule("0.0.0") is inner

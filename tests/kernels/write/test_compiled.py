@@ -75,9 +75,9 @@ def test_many_blocks_and_threads() -> None:
             torch.set_num_threads(before)
         found.append(bits(stored))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
-    places = buffer._fused._places[0]  # type: ignore[union-attr]
-    spans = [places.table[start:stop, 2] for start, stop in zip(places.runs[:-1], places.runs[1:], strict=True)]
-    assert sum(len(span) for span in spans) == len(places.table)
+    written = buffer._fused._tables[0]  # type: ignore[union-attr]
+    spans = [written.rows[start:stop, 2] for start, stop in zip(written.runs[:-1], written.runs[1:], strict=True)]
+    assert sum(len(span) for span in spans) == len(written.rows)
     assert all(span[-1] - span[0] < 16 and set(span.diff().tolist()) <= {0, 1} for span in spans)
 
 
@@ -85,17 +85,17 @@ def test_views_that_share_a_delta_are_one_run() -> None:
     buffer, _ = buffer_of(
         [(300, torch.float16, "scale"), (1, torch.float32, "zero"), (300, torch.float16, "scale")], True
     )
-    places = buffer._fused._places[0]  # type: ignore[union-attr]
-    assert places.table[:, 2].tolist() == sorted(places.table[:, 2].tolist())
-    assert len(places.runs) == 2
+    written = buffer._fused._tables[0]  # type: ignore[union-attr]
+    assert written.rows[:, 2].tolist() == sorted(written.rows[:, 2].tolist())
+    assert len(written.runs) == 2
 
 
 def test_a_delta_that_is_too_short_is_refused() -> None:
     buffer, stored = buffer_of([(300, torch.float16, "scale")], False)
-    before, places = bits(stored), buffer._fused._places[0]  # type: ignore[union-attr]
+    before, written = bits(stored), buffer._fused._tables[0]  # type: ignore[union-attr]
     with pytest.raises(ShapeError, match="expected contiguous float32 on the CPU, 384 elements"):
-        write.write(places, buffer.delta[:256], relative=True)
+        write.write(written, buffer.delta[:256], relative=True)
     kind, table, counters = buffer.source_of("rademacher").definition
     with pytest.raises(ShapeError, match="counters: expected those of 3 blocks, got 2"):
-        write.write(places, buffer.delta, relative=True, noise=(kind, table, counters[:, :2]), eps=0.1)
+        write.write(written, buffer.delta, relative=True, noise=(kind, table, counters[:, :2]), eps=0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, bits(stored), strict=True))

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from zoquant.backends.aqlm.live import AQLMBackend
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import FieldSpec, PackedWeight, Values, VectorWeight
 from zoquant.native.values import per_row
 
@@ -31,7 +31,7 @@ class AQLMFormat(FolderFormat):
     methods = frozenset({"aqlm"})
     library = "aqlm"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix with codes.
 
         Raises:
@@ -63,7 +63,7 @@ class AQLMFormat(FolderFormat):
         return model, tokenizer
 
 
-class AQLMLayer(Layer):
+class AQLMLayer(StoredMatrix):
     """One matrix of AQLM."""
 
     def packed(self, folder: Folder) -> PackedWeight:
@@ -84,7 +84,7 @@ def _setting(folder: Folder, name: str, most: int) -> int:
     return value
 
 
-def _layer(folder: Folder, path: str, books: int, nbits: int, height: int, width: int) -> Layer:
+def _layer(folder: Folder, path: str, books: int, nbits: int, height: int, width: int) -> StoredMatrix:
     names = tuple(f"{path}.{part}" for part in ("codes", "codebooks", "scales"))
     shape = folder.tensor(names[0]).shape
     if len(shape) != 3 or 0 in shape:

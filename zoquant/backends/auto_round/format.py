@@ -9,7 +9,7 @@ from zoquant.backends.awq.format import awq_layers
 from zoquant.backends.gptq.config import GPTQConfig, read_schemes
 from zoquant.backends.gptq.format import gptq_layers
 from zoquant.backends.gptq.words import BITS
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 
 _AWQ = "auto_round:auto_awq"
 _MINUS_ONE = {
@@ -28,7 +28,7 @@ class AutoRoundFormat(FolderFormat):
     methods = frozenset({"auto-round", "intel/auto-round"})
     library = "auto_round"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix that has a `qweight`.
 
         Raises:

@@ -12,8 +12,8 @@ from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
 from zoquant.backends.awq.words import BITS
 from zoquant.backends.gptq.config import Scheme, read_schemes
 from zoquant.backends.gptq.format import quantized_paths
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import AffineWeight
 from zoquant.protocol import Role
@@ -36,7 +36,7 @@ class AWQFormat(FolderFormat):
     methods = frozenset({"awq"})
     library = "gptqmodel"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix that has a `qweight`.
 
         Raises:
@@ -52,7 +52,7 @@ class AWQFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AWQLayer(Layer):
+class AWQLayer(StoredMatrix):
     """One matrix.
 
     Attributes:
@@ -75,14 +75,14 @@ class AWQLayer(Layer):
         return fast_weight(qweight, qzeros, scales, groups=self.groups, zeros_name=self.zeros)
 
 
-def awq_layers(folder: Folder, layout: str = _GEMM) -> dict[str, Layer]:
+def awq_layers(folder: Folder, layout: str = _GEMM) -> dict[str, StoredMatrix]:
     """Return every matrix that has a `qweight`, by its path, checked against the config.
 
     Raises:
         CheckpointError: there is none, a tensor is missing, or its shape is none that the config allows.
     """
     schemes = read_schemes(folder, (BITS,))
-    layers: dict[str, Layer] = {path: _layer(folder, path, layout, schemes) for path in quantized_paths(folder)}
+    layers: dict[str, StoredMatrix] = {path: _layer(folder, path, layout, schemes) for path in quantized_paths(folder)}
     if not layers:
         raise folder.error("qweight", "a tensor of this name for each quantized layer", "none")
     return layers

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoquant.backends.awq.words import BITS, GEMM_ZEROS, FastWords, GEMMWords, gemv_zeros
 from zoquant.native import AffineWeight, FieldSpec, PackedWords, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, column_groups, row_groups
+from zoquant.native.values import GroupLookup, column_groups, row_groups
 
 
 def gemm_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> AffineWeight:
@@ -61,7 +61,7 @@ def _spec(name: str, values: Tensor) -> FieldSpec:
     return FieldSpec(name, "scale", values.dtype)
 
 
-def _first(place: Place, groups: int) -> Place:
+def _first(place: GroupLookup, groups: int) -> GroupLookup:
     """Leave out the groups that fill a tensor up to what a kernel loads at a time."""
 
     def first(data: Tensor, rows: Rows) -> Tensor:

@@ -18,7 +18,7 @@ from zoquant.kernels.workspace import scratch
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows, fields
-from zoquant.native.values import Place, indices
+from zoquant.native.values import GroupLookup, indices
 
 BITS = 4
 _MASK = 15
@@ -96,7 +96,7 @@ GEMM_ZEROS = PackedRows(BITS, order=_NIBBLE)
 
 
 @cache
-def gemv_zeros(groups: int) -> Place:
+def gemv_zeros(groups: int) -> GroupLookup:
     """`[rows, words]` int32: integer zeros along the groups, and behind them nothing that counts."""
 
     def place(data: Tensor, rows: Rows) -> Tensor:

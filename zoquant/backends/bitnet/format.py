@@ -16,8 +16,8 @@ from torch import Tensor
 from zoquant.backends.bitnet.codes import QUARTERS, QuarterCodes
 from zoquant.backends.layouts.scale_grid import ScaleGrid, reciprocal
 from zoquant.backends.layouts.scaled import check_grid, check_matrix, spec_of
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight, PackedWeight
 from zoquant.native.values import Decode
@@ -33,7 +33,7 @@ class BitNetFormat(FolderFormat):
     methods = frozenset({"bitnet"})
     library = "transformers"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every ternary matrix by the path of its module.
 
         Raises:
@@ -54,7 +54,7 @@ class BitNetFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TernaryLayer(Layer):
+class TernaryLayer(StoredMatrix):
     """`w = (code - 1) * scale`, or divided by it.
 
     Attributes:
@@ -71,7 +71,7 @@ class TernaryLayer(Layer):
         return AffineWeight(self.type, QuarterCodes(folder.read(f"{self.path}.weight")), scale, zero=one)
 
 
-def _layer(folder: Folder, path: str, decode: Decode) -> Layer:
+def _layer(folder: Folder, path: str, decode: Decode) -> StoredMatrix:
     weight, scale = f"{path}.weight", f"{path}.weight_scale"
     height, columns = check_matrix(folder, weight, (torch.uint8,)).shape
     rows = height * QUARTERS

@@ -20,8 +20,8 @@ from torch import nn
 
 from zoquant.backends.bitsandbytes.quant_state import PREFIX, QUANT_TYPES, QuantState, read_quant_state
 from zoquant.backends.bitsandbytes.weights import TABLES, NestedAbsmax, eight_bit, four_bit
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import FieldSpec, PackedWeight, Values
 from zoquant.native.values import flat_groups
 
@@ -36,7 +36,7 @@ class BitsAndBytesFormat(FolderFormat):
     methods = frozenset({"bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"})
     library = "bitsandbytes"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix with a packed quant_state (4 bits) or an SCB (8 bits).
 
         Raises:
@@ -67,7 +67,7 @@ class BitsAndBytesFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FourBit(Layer):
+class FourBit(StoredMatrix):
     """A matrix of NF4 or FP4."""
 
     state: QuantState
@@ -86,7 +86,7 @@ class FourBit(Layer):
         return four_bit(codes, NestedAbsmax(spec, nested, absmax, quant_map, self.state), self.state)
 
 
-class EightBit(Layer):
+class EightBit(StoredMatrix):
     """A matrix of LLM.int8()."""
 
     def packed(self, folder: Folder) -> PackedWeight:
@@ -157,7 +157,7 @@ def _check_row_major(folder: Folder, name: str) -> None:
         raise folder.error(name, "0, rows in their order", f"{order}, an order of one GPU that nobody reads any more")
 
 
-def _check_config(folder: Folder, layers: Iterable[Layer]) -> None:
+def _check_config(folder: Folder, layers: Iterable[StoredMatrix]) -> None:
     """Compare what the config says with what there is: the library builds its layers from the config."""
     bits = {4 if isinstance(layer, FourBit) else 8 for layer in layers}
     said = {n for n in (4, 8) for key in (f"load_in_{n}bit", f"_load_in_{n}bit") if folder.quantization.get(key)}

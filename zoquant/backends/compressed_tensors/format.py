@@ -7,7 +7,7 @@ from pathlib import Path
 from zoquant.backends.compressed_tensors.layers import layer_of
 from zoquant.backends.compressed_tensors.scheme import Scheme, activations, read_schemes
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer, open_folder
+from zoquant.checkpoint.folder import Folder, StoredMatrix, open_folder
 from zoquant.errors import CheckpointError
 from zoquant.protocol import Summary
 
@@ -26,7 +26,7 @@ class CompressedTensorsFormat(NativeOnlyFormat):
     methods = frozenset({"compressed-tensors", "compressed_tensors", "sparseml"})
     reason = "compressed-tensors turns its layers into plain matrices at the first forward; their scales are dead then"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every quantized matrix by the path of its module.
 
         Raises:
@@ -43,7 +43,7 @@ class CompressedTensorsFormat(NativeOnlyFormat):
         return replace(summary, notes=[*summary.notes, *activations(open_folder(path))])
 
 
-def _first(folder: Folder, path: str, schemes: Sequence[Scheme]) -> Layer:
+def _first(folder: Folder, path: str, schemes: Sequence[Scheme]) -> StoredMatrix:
     wrong = folder.error(path, "no quantized weights, as the config has no group of them", "tensors of some")
     for scheme in schemes:
         try:

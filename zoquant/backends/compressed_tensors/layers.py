@@ -24,8 +24,8 @@ from zoquant.backends.layouts.scaled import (
     described,
     spec_of,
 )
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import AffineWeight, PackedWeight, Values
 from zoquant.protocol import Role
 
@@ -37,7 +37,7 @@ _COMPANIONS = (
 _CACHE = ("q_scale", "k_scale", "v_scale", "q_zero_point", "k_zero_point", "v_zero_point")
 
 
-def layer_of(folder: Folder, path: str, scheme: Scheme) -> Layer:
+def layer_of(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
     """Return the layer of a module whose weights are stored as a scheme says.
 
     Raises:
@@ -49,7 +49,7 @@ def layer_of(folder: Folder, path: str, scheme: Scheme) -> Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedIntegers(Layer):
+class PackedIntegers(StoredMatrix):
     """Integers of 1 to 8 bits in int32 words."""
 
     scheme: Scheme
@@ -91,7 +91,7 @@ class PackedIntegers(Layer):
         return groups
 
 
-def _plain(folder: Folder, path: str, scheme: Scheme) -> Layer:
+def _plain(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
     codes, scale, zero = (f"{path}.{name}" for name in ("weight", "weight_scale", "weight_zero_point"))
     kind = torch.int8 if scheme.kind == "int" else torch.float8_e4m3fn
     rows, columns = check_matrix(folder, codes, (kind,)).shape
@@ -109,7 +109,7 @@ def _plain(folder: Folder, path: str, scheme: Scheme) -> Layer:
     )  # fmt: skip
 
 
-def _packed_integers(folder: Folder, path: str, scheme: Scheme) -> Layer:
+def _packed_integers(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
     packed, scale, zero = (f"{path}.{name}" for name in ("weight_packed", "weight_scale", "weight_zero_point"))
     rows, words = check_matrix(folder, packed, (torch.int32,)).shape
     shape = folder.expect(f"{path}.weight_shape", (2,), (torch.int64, torch.int32)).read().tolist()
@@ -130,7 +130,7 @@ def _packed_integers(folder: Folder, path: str, scheme: Scheme) -> Layer:
     return PackedIntegers(path, rows, shape[1], label, tensors, fields, scheme=scheme, grid=grid)
 
 
-def _packed_floats(folder: Folder, path: str, scheme: Scheme) -> Layer:
+def _packed_floats(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
     packed, scale, whole = (f"{path}.{name}" for name in ("weight_packed", "weight_scale", "weight_global_scale"))
     rows, length = check_matrix(folder, packed, (torch.uint8,)).shape
     columns = length * 8 // scheme.bits

@@ -13,7 +13,7 @@ from zoquant.backends.layouts.bit_stream import BitStream
 from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.native import Codes, PackedWords, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, indices
+from zoquant.native.values import GroupLookup, indices
 
 
 def packed_codes(words: Tensor, bits: int, columns: int) -> Codes:
@@ -27,7 +27,7 @@ def packed_zeros(words: Tensor, bits: int, grid: ScaleGrid, group_of: Tensor | N
 
 
 @cache
-def _along_rows(bits: int, rows_of_matrix: int) -> Place:
+def _along_rows(bits: int, rows_of_matrix: int) -> GroupLookup:
     def place(stored: Tensor, rows: Rows) -> Tensor:
         start = indices(rows, rows_of_matrix, stored.device) * bits
         first, shift = start // 32, (start % 32).unsqueeze(1)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from zoquant.backends.refused import explain
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.checkpoint.folder.checkpoint import CONFIG, HQQ_ARCHIVE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
+from zoquant.checkpoint.folder.reading import CONFIG, HQQ_ARCHIVE
 from zoquant.errors import CheckpointError
 
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -39,6 +39,6 @@ class DenseFormat(FolderFormat):
         """Return why a quantized folder that no format claims is not read."""
         return explain(path)
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return nothing: no matrix is quantized."""
         return {}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zoquant.backends.layouts.scaled import check_matrix, refuse_experts, spec_of
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, Values
 from zoquant.native.packed import Rows
 from zoquant.native.values import indices, per_row
@@ -37,7 +37,7 @@ class EETQFormat(NativeOnlyFormat):
     methods = frozenset({"eetq"})
     reason = "EETQ computes it on a GPU alone"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every int8 matrix by the path of its module.
 
         Raises:
@@ -55,7 +55,7 @@ class EETQFormat(NativeOnlyFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EETQLayer(Layer):
+class EETQLayer(StoredMatrix):
     """`w = code * scale`."""
 
     def packed(self, folder: Folder) -> PackedWeight:
@@ -95,7 +95,7 @@ def turn_order() -> Tensor:
     return place // 4 * 4 + torch.tensor((0, 2, 1, 3))[place % 4]
 
 
-def _layer(folder: Folder, path: str) -> Layer:
+def _layer(folder: Folder, path: str) -> StoredMatrix:
     name = next((each for each in ("weight", "qweight") if f"{path}.{each}" in folder.tensors), "weight")
     weight, scales = f"{path}.{name}", f"{path}.weight_scales"
     columns, rows = check_matrix(folder, weight, (torch.int8,)).shape

@@ -11,8 +11,8 @@ import torch
 from zoquant.backends.exl3.trellis import SIDE
 from zoquant.backends.exl3.weight import BLOCK, TrellisWeight
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
 
@@ -28,7 +28,7 @@ class EXL3Format(NativeOnlyFormat):
     methods = frozenset({"exl3"})
     reason = "exllamav3 computes it on a GPU alone"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every trellis by the path of its module.
 
         Raises:
@@ -40,7 +40,7 @@ class EXL3Format(NativeOnlyFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrellisLayer(Layer):
+class TrellisLayer(StoredMatrix):
     """A trellis with one scale an input and one an output.
 
     Attributes:
@@ -55,7 +55,7 @@ class TrellisLayer(Layer):
         return TrellisWeight(self.type, trellis, suh, svh, self.book)
 
 
-def _layer(folder: Folder, path: str) -> Layer:
+def _layer(folder: Folder, path: str) -> StoredMatrix:
     trellis = folder.tensor(f"{path}{_TRELLIS}")
     tiles = BLOCK // SIDE
     whole = len(trellis.shape) == 3 and trellis.dtype == torch.int16 and 0 not in trellis.shape

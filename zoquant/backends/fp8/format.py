@@ -16,8 +16,8 @@ from zoquant.backends.layouts.microfloat import MicrofloatLayer
 from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.backends.layouts.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, refuse_experts
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 
 FP8 = torch.float8_e4m3fn
 SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
@@ -35,7 +35,7 @@ class FineGrainedFP8Format(NativeOnlyFormat):
     methods = frozenset({"fp8", "mxfp8"})
     reason = "transformers computes it on a GPU alone, with kernels from the Hub; elsewhere it dequantizes the model"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every float8 or FP4 matrix by the path of its module.
 
         Raises:
@@ -56,7 +56,7 @@ class FbgemmFP8Format(NativeOnlyFormat):
     methods = frozenset({"fbgemm_fp8"})
     reason = "fbgemm-gpu computes it on a GPU alone"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every float8 matrix by the path of its module.
 
         Raises:
@@ -84,7 +84,7 @@ def _block(folder: Folder) -> tuple[int, int] | None:
     return said[0], said[1]
 
 
-def _blocks(folder: Folder, path: str, block: tuple[int, int] | None) -> Layer:
+def _blocks(folder: Folder, path: str, block: tuple[int, int] | None) -> StoredMatrix:
     rows, columns = check_matrix(folder, f"{path}.weight", (FP8,)).shape
     scale = folder.tensor(f"{path}.{_scale(folder, path)}")
     if block is None or scale.shape in ((), (1,)):
@@ -95,12 +95,12 @@ def _blocks(folder: Folder, path: str, block: tuple[int, int] | None) -> Layer:
     return _scaled(folder, path, ScaleGrid(rows, columns, *block), where)
 
 
-def _rows(folder: Folder, path: str) -> Layer:
+def _rows(folder: Folder, path: str) -> StoredMatrix:
     rows, columns = check_matrix(folder, f"{path}.weight", (FP8,)).shape
     return _scaled(folder, path, ScaleGrid(rows, columns, 1, columns), "row")
 
 
-def _scaled(folder: Folder, path: str, grid: ScaleGrid, where: str) -> Layer:
+def _scaled(folder: Folder, path: str, grid: ScaleGrid, where: str) -> StoredMatrix:
     name, weight = _scale(folder, path), f"{path}.weight"
     powers = check_grid(folder, f"{path}.{name}", grid, (*DENSE, *POWERS)).dtype in POWERS
     return ScaledLayer(
@@ -112,7 +112,7 @@ def _scaled(folder: Folder, path: str, grid: ScaleGrid, where: str) -> Layer:
     )  # fmt: skip
 
 
-def _fp4(folder: Folder, path: str) -> Layer:
+def _fp4(folder: Folder, path: str) -> StoredMatrix:
     rows, length = check_matrix(folder, f"{path}.weight", (torch.int8,)).shape
     name, grid = f"{path}.{_scale(folder, path)}", ScaleGrid(rows, 2 * length, 1, _RUN)
     check_grid(folder, name, grid, POWERS)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zoquant.backends.gguf.architectures import Architecture
 from zoquant.backends.gguf.header import Header, TensorInfo
-from zoquant.backends.gguf.names import Architecture
 from zoquant.errors import CheckpointError
 
 _REFUSED = ("attention.scale", "logit_scale", "embedding_scale", "residual_scale")

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from zoquant.backends.gguf import diffusion
+from zoquant.backends.gguf.architectures import ARCHITECTURES, Architecture, Target, architecture_of, target_of
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo
-from zoquant.backends.gguf.names import ARCHITECTURES, Architecture, Target, architecture_of, target_of
 from zoquant.backends.gguf.shards import read_model, shard_paths
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError

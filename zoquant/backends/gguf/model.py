@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoquant.backends.gguf.architectures import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.config import Keys, config_of
 from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import Header, TensorInfo
-from zoquant.backends.gguf.names import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import QuantEmbedding, QuantExperts, QuantLinear
-from zoquant.native.meta import Places, WithoutWeights, forget_weights, unfilled
+from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights, unfilled
 
 _ROPE_TOLERANCE = 1e-3
 
@@ -79,7 +79,7 @@ class _Filler:
         self.header = header
         self.architecture = architecture
         self.model = model
-        self.places = Places(model)
+        self.places = ModuleSlots(model)
         self.reader = reader
         self.compute_dtype = compute_dtype
 

@@ -7,8 +7,8 @@ import torch
 
 from zoquant.backends.gptq.config import GPTQConfig, Scheme, read_config
 from zoquant.backends.gptq.weight import gptq_weight
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import AffineWeight
 from zoquant.protocol import Role
@@ -26,7 +26,7 @@ class GPTQFormat(FolderFormat):
     methods = frozenset({"gptq"})
     library = "gptqmodel"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix that has a `qweight`.
 
         Raises:
@@ -36,7 +36,7 @@ class GPTQFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQLayer(Layer):
+class GPTQLayer(StoredMatrix):
     """One matrix.
 
     Attributes:
@@ -72,13 +72,13 @@ class GPTQLayer(Layer):
         )
 
 
-def gptq_layers(folder: Folder, config: GPTQConfig) -> dict[str, Layer]:
+def gptq_layers(folder: Folder, config: GPTQConfig) -> dict[str, StoredMatrix]:
     """Return every matrix that has a `qweight`, by its path, checked against the config.
 
     Raises:
         CheckpointError: there is none, a tensor is missing, or its shape is none that the config allows.
     """
-    layers: dict[str, Layer] = {path: _layer(folder, path, config) for path in quantized_paths(folder)}
+    layers: dict[str, StoredMatrix] = {path: _layer(folder, path, config) for path in quantized_paths(folder)}
     if not layers:
         raise folder.error("qweight", "a tensor of this name for each quantized layer", "none")
     return layers

@@ -12,7 +12,7 @@ from zoquant.kernels.workspace import scratch
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
 from zoquant.native.packed_rows import PackedRows
-from zoquant.native.values import Place
+from zoquant.native.values import GroupLookup
 
 BITS = (2, 3, 4, 8)
 _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
@@ -45,7 +45,7 @@ class ThreeBitWords(Codes):
         return out.flatten(1)
 
 
-def packed_zeros(bits: int, *, minus_one: bool) -> Place:
+def packed_zeros(bits: int, *, minus_one: bool) -> GroupLookup:
     """`[groups, words]` int32: integer zeros, packed along the rows of the matrix.
 
     Args:

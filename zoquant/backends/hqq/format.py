@@ -22,8 +22,8 @@ from torch import nn
 
 from zoquant.backends.hqq.settings import Matrix, check_numbers, read_matrix, setting
 from zoquant.backends.hqq.weights import HQQWeight, PlaneCodes, QuantizedValues, axis_groups
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.checkpoint.folder.checkpoint import HQQ_ARCHIVE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
+from zoquant.checkpoint.folder.reading import HQQ_ARCHIVE
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.native import FieldSpec, PackedWeight, Values
 from zoquant.protocol import Role
@@ -51,7 +51,7 @@ class HQQFormat(FolderFormat):
         except CheckpointError:
             return False
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix with packed words.
 
         Raises:
@@ -92,7 +92,7 @@ class HQQFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HQQLayer(Layer):
+class HQQLayer(StoredMatrix):
     """One layer of HQQ.
 
     Attributes:
@@ -127,7 +127,7 @@ class HQQLayer(Layer):
         return Values(FieldSpec(name, role, data.dtype), data, axis_groups(axis, rows, columns, data.numel()))
 
 
-def _layer(folder: Folder, path: str) -> Layer:
+def _layer(folder: Folder, path: str) -> StoredMatrix:
     at = _settings_of(folder, path)
     matrix = read_matrix(folder, f"{path}.W_q", at)
     second: dict[str, Matrix] = {}

@@ -11,7 +11,7 @@ import torch
 
 from zoquant.backends.hqq.weights import PACKINGS, Packing
 from zoquant.checkpoint.folder import Folder
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder.matrix import DENSE
 
 _MAX_BYTES = 64
 _FLOATS = {torch.uint8: (*DENSE, torch.uint8), torch.int32: (*DENSE, torch.int32)}

@@ -19,7 +19,7 @@ from zoquant.kernels.products.operands import Shared, Words
 from zoquant.kernels.workspace import scratch
 from zoquant.native import AffineWeight, Codes, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, flat_blocks, flat_groups, indices
+from zoquant.native.values import GroupLookup, flat_blocks, flat_groups, indices
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class PlaneCodes(Codes):
         return (1 << self.packing.bits) - 1
 
 
-def axis_groups(axis: int, rows: int, columns: int, groups: int) -> Place:
+def axis_groups(axis: int, rows: int, columns: int, groups: int) -> GroupLookup:
     """Return where the numbers of `groups` groups of a matrix lie."""
     return flat_groups(columns, rows * columns // groups) if axis == 1 else striped(rows, columns)
 
 
 @cache
-def striped(rows: int, columns: int) -> Place:
+def striped(rows: int, columns: int) -> GroupLookup:
     """`[groups]`, where weight n of the flattened matrix belongs to group `n % groups`: axis 0 of HQQ."""
 
     def place(data: Tensor, at: Rows) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoquant.backends.layouts.bit_stream import BitStream
 from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
 from zoquant.backends.layouts.scaled import POWERS, spec_of
-from zoquant.checkpoint.folder import Folder, Layer
+from zoquant.checkpoint.folder import Folder, StoredMatrix
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 from zoquant.native.values import Decode
 
@@ -39,7 +39,7 @@ E2M1 = float_table(2, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicrofloatLayer(Layer):
+class MicrofloatLayer(StoredMatrix):
     """`w = table[code] * scale`, times one more scale for the whole matrix if there is one.
 
     Attributes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
-from zoquant.checkpoint.folder import Folder, Layer, StoredTensor
+from zoquant.checkpoint.folder import Folder, StoredMatrix, StoredTensor
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight, Codes, FieldSpec, PackedWeight, PlainCodes
 from zoquant.native.values import Decode
@@ -18,7 +18,7 @@ POWER_NOTE = "its scales are powers of two, so a step cannot be small"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledLayer(Layer):
+class ScaledLayer(StoredMatrix):
     """`w = (code - zero) * scale`, one byte a code.
 
     Attributes:
@@ -46,7 +46,7 @@ class ScaledLayer(Layer):
         return AffineWeight(self.type, self.read_codes(folder.read(self.codes)), values, zero=zero)
 
 
-def spec_of(layer: Layer, folder: Folder, tensor: str) -> FieldSpec | None:
+def spec_of(layer: StoredMatrix, folder: Folder, tensor: str) -> FieldSpec | None:
     """Return the field whose values a tensor holds, or None where they are not trained."""
     for name, (role, holder) in layer.fields.items():
         if holder == tensor:

@@ -13,8 +13,8 @@ import torch
 from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.backends.layouts.scaled import check_grid, check_matrix, spec_of
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import AffineWeight, PackedWeight, PackedWords
 
 _BITS = (2, 4, 8)
@@ -27,7 +27,7 @@ class MetalFormat(NativeOnlyFormat):
     methods = frozenset({"metal"})
     reason = "transformers computes it on Apple's hardware alone; elsewhere it dequantizes the model"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every packed matrix by the path of its module.
 
         Raises:
@@ -41,7 +41,7 @@ class MetalFormat(NativeOnlyFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetalLayer(Layer):
+class MetalLayer(StoredMatrix):
     """`w = code * scale + offset` in groups of columns.
 
     Attributes:
@@ -65,7 +65,7 @@ def _negated(stored: torch.Tensor) -> torch.Tensor:
     return -stored.float()
 
 
-def _layer(folder: Folder, path: str, bits: int, size: int) -> Layer:
+def _layer(folder: Folder, path: str, bits: int, size: int) -> StoredMatrix:
     weight, scales, offsets = (f"{path}.{name}" for name in ("weight", "scales", "qbiases"))
     rows, words = check_matrix(folder, weight, (torch.uint32, torch.int32)).shape
     columns = words * 32 // bits

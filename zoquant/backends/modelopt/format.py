@@ -16,8 +16,8 @@ from zoquant.backends.layouts.microfloat import MicrofloatLayer
 from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.backends.layouts.scaled import ScaledLayer, check_grid, check_matrix, refuse_experts
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import UnsupportedLayoutError
 
 FP8 = torch.float8_e4m3fn
@@ -44,7 +44,7 @@ class ModelOptFormat(NativeOnlyFormat):
         said = producer.get("name") if isinstance(producer, Mapping) else None
         return super().claims(quantization) or said == "modelopt"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every FP4 or float8 matrix by the path of its module.
 
         Raises:
@@ -88,7 +88,7 @@ def _algorithms(said: Mapping[str, Any]) -> Iterator[Any]:
             yield from _algorithms(each)
 
 
-def _nvfp4(folder: Folder, path: str) -> Layer:
+def _nvfp4(folder: Folder, path: str) -> StoredMatrix:
     weight, scale, whole = (f"{path}.{name}" for name in ("weight", "weight_scale", "weight_scale_2"))
     rows, length = check_matrix(folder, weight, (torch.uint8,)).shape
     grid = ScaleGrid(rows, 2 * length, 1, 16)
@@ -100,7 +100,7 @@ def _nvfp4(folder: Folder, path: str) -> Layer:
     )  # fmt: skip
 
 
-def _fp8(folder: Folder, path: str) -> Layer:
+def _fp8(folder: Folder, path: str) -> StoredMatrix:
     weight, scale = f"{path}.weight", f"{path}.weight_scale"
     rows, columns = check_matrix(folder, weight, (FP8,)).shape
     shape = folder.tensor(scale).shape

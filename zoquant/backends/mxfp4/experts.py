@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.native.meta import Places
+from zoquant.native.meta import ModuleSlots
 
 PARTS = ("gate_up_proj", "down_proj")
 
@@ -58,7 +58,7 @@ class RoutedExperts(nn.Module):
 
 def open_experts(model: nn.Module) -> None:
     """Put `RoutedExperts` in the place of all experts of an empty model of transformers."""
-    places = Places(model)
+    places = ModuleSlots(model)
     for path, module in list(model.named_modules()):
         if type(module).__name__ == "GptOssExperts":
             places.replace(path, RoutedExperts(module))

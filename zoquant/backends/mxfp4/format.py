@@ -18,7 +18,7 @@ from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
 from zoquant.backends.layouts.scaled import POWER_NOTE, described
 from zoquant.backends.mxfp4.experts import PARTS, open_experts
 from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, Layer, StoredTensor, open_folder
+from zoquant.checkpoint.folder import Folder, StoredMatrix, StoredTensor, open_folder
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 
 _RUN = 32
@@ -32,7 +32,7 @@ class MXFP4Format(NativeOnlyFormat):
     methods = frozenset({"mxfp4"})
     reason = "transformers computes it with triton kernels from the Hub; without them it dequantizes the model"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return the matrices of every expert, by `<experts>.<part>.<number>`.
 
         Raises:
@@ -58,7 +58,7 @@ class MXFP4Format(NativeOnlyFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertLayer(Layer):
+class ExpertLayer(StoredMatrix):
     """One matrix of one expert.
 
     Attributes:

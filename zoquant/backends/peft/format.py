@@ -15,12 +15,12 @@ from torch import nn
 
 from zoquant.backends.peft.live import lora_on_native, prompts_on_native
 from zoquant.checkpoint.folder import Folder
-from zoquant.checkpoint.folder.checkpoint import ADAPTER_CONFIG as CONFIG
-from zoquant.checkpoint.folder.checkpoint import ADAPTERS as TENSORS
-from zoquant.checkpoint.folder.checkpoint import CONFIG as MODEL_CONFIG
-from zoquant.checkpoint.folder.checkpoint import holds_only_adapter, read_json
-from zoquant.checkpoint.folder.format import DENSE
-from zoquant.checkpoint.load import Runtime, load
+from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.checkpoint.folder.reading import ADAPTER_CONFIG as CONFIG
+from zoquant.checkpoint.folder.reading import ADAPTERS as TENSORS
+from zoquant.checkpoint.folder.reading import CONFIG as MODEL_CONFIG
+from zoquant.checkpoint.folder.reading import holds_only_adapter, read_json
+from zoquant.checkpoint.loading import Runtime, load
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.files.archive import read_archive
 from zoquant.files.hub import local_path

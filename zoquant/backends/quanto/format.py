@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from zoquant.backends.quanto.weights import SCALE, SHIFT, StackedBits, eight_bit, few_bit
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.checkpoint import read_json
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.checkpoint.folder.model import empty_model
+from zoquant.checkpoint.folder.reading import read_json
 from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.native import PackedWeight
@@ -45,7 +45,7 @@ class QuantoFormat(FolderFormat):
         """Tell whether `path` is a folder with a map of quanto."""
         return path.is_dir() and (path / QMAP).is_file()
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix that the map names. The shapes of 4- and 2-bit matrices stand in config.json alone.
 
         Raises:
@@ -87,7 +87,7 @@ class QuantoFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantoLayer(Layer):
+class QuantoLayer(StoredMatrix):
     """A matrix of 8, 4 or 2 bits."""
 
     bits: int

@@ -30,10 +30,10 @@ from zoquant.backends.layouts.scaled import (
 )
 from zoquant.backends.quark.config import INTEGERS, WeightSpec, order_of, refusal, weight_spec
 from zoquant.backends.quark.words import PER_WORD, NibbleWords, TransposedCodes, nibble_zeros
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, PlainCodes, Values
-from zoquant.native.values import Place, column_groups, per_row, whole
+from zoquant.native.values import GroupLookup, column_groups, per_row, whole
 from zoquant.protocol import Summary
 
 FP8 = torch.float8_e4m3fn
@@ -52,7 +52,7 @@ class QuarkFormat(FolderFormat):
     methods = frozenset({"quark"})
     library = "quark"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every quantized matrix by the path of its module.
 
         Raises:
@@ -71,7 +71,7 @@ class QuarkFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntegerLayer(Layer):
+class IntegerLayer(StoredMatrix):
     """`w = (code - zero) * scale`.
 
     Attributes:
@@ -96,13 +96,13 @@ class IntegerLayer(Layer):
             return NibbleWords(stored, self.order, signed=self.spec.dtype == "int4", transposed=transposed)
         return TransposedCodes(stored) if transposed else PlainCodes(stored)
 
-    def _zero_place(self, place: Place) -> Place:
+    def _zero_place(self, place: GroupLookup) -> GroupLookup:
         if INTEGERS[self.spec.dtype] == 8:
             return place
         return nibble_zeros(self.order, self.rows, signed=self.spec.dtype == "int4")
 
 
-def _layer(folder: Folder, path: str, order: str) -> Layer:
+def _layer(folder: Folder, path: str, order: str) -> StoredMatrix:
     for name in _MORE:
         if f"{path}.{name}" in folder.tensors:
             raise refusal(folder, f"{path} has a tensor {name}")
@@ -112,7 +112,7 @@ def _layer(folder: Folder, path: str, order: str) -> Layer:
     return _float8(folder, path, spec) if spec.dtype == "fp8_e4m3" else _microfloat(folder, path, spec)
 
 
-def _integer(folder: Folder, path: str, spec: WeightSpec, order: str) -> Layer:
+def _integer(folder: Folder, path: str, spec: WeightSpec, order: str) -> StoredMatrix:
     if spec.scheme == "per_block":
         raise refusal(folder, f"{path} has integers in blocks")
     bits, per_word = (4, PER_WORD) if INTEGERS[spec.dtype] == 4 else (8, 1)
@@ -138,7 +138,7 @@ def _integer(folder: Folder, path: str, spec: WeightSpec, order: str) -> Layer:
     )  # fmt: skip
 
 
-def _float8(folder: Folder, path: str, spec: WeightSpec) -> Layer:
+def _float8(folder: Folder, path: str, spec: WeightSpec) -> StoredMatrix:
     weight, scale = f"{path}.weight", f"{path}.weight_scale"
     rows, columns = check_matrix(folder, weight, (FP8,)).shape
     blocks = {"per_tensor": (rows, columns), "per_channel": (1, columns), "per_block": spec.block}
@@ -153,7 +153,7 @@ def _float8(folder: Folder, path: str, spec: WeightSpec) -> Layer:
     )  # fmt: skip
 
 
-def _microfloat(folder: Folder, path: str, spec: WeightSpec) -> Layer:
+def _microfloat(folder: Folder, path: str, spec: WeightSpec) -> StoredMatrix:
     weight, scale, top = (f"{path}.{name}" for name in ("weight", "weight_scale", "weight_scale_2"))
     bits, exponent = {"fp4": (4, 2), "fp6_e2m3": (6, 2), "fp6_e3m2": (6, 3)}[spec.dtype]
     if spec.scheme != "per_group":

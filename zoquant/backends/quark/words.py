@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoquant.native import Codes
 from zoquant.native.packed import Rows
-from zoquant.native.values import Place, indices
+from zoquant.native.values import GroupLookup, indices
 
 PER_WORD = 8
 ORDERS = {"order": (0, 1, 2, 3, 4, 5, 6, 7), "reorder": (0, 4, 1, 5, 2, 6, 3, 7)}
@@ -76,7 +76,7 @@ class TransposedCodes(Codes):
 
 
 @cache
-def nibble_zeros(order: str, rows_of_matrix: int, *, signed: bool) -> Place:
+def nibble_zeros(order: str, rows_of_matrix: int, *, signed: bool) -> GroupLookup:
     """`[groups, rows / 8]` or `[rows / 8]`: integer zeros in the order of the codes; `[]`: one for all."""
 
     def place(data: Tensor, rows: Rows) -> Tensor:

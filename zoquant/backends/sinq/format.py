@@ -14,9 +14,9 @@ from torch import nn
 
 from zoquant.backends.hqq.weights import PlaneCodes
 from zoquant.backends.sinq.weights import PACKINGS, GroupNumbers, SINQWeight
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer
-from zoquant.checkpoint.folder.checkpoint import read_json
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.checkpoint.folder.reading import read_json
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
@@ -38,7 +38,7 @@ class SINQFormat(FolderFormat):
         said = (quantization.get("quantization_method"), quantization.get("backend"))
         return super().claims(quantization) or "sinq" in said
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every quantized matrix by the path of its module.
 
         Raises:
@@ -69,7 +69,7 @@ class SINQFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SINQLayer(Layer):
+class SINQLayer(StoredMatrix):
     """`w = (code - zero) * scale * scale2`.
 
     Attributes:
@@ -101,7 +101,7 @@ def _meta(folder: Folder, path: str, said: Mapping[str, Any]) -> Mapping[str, An
     return meta
 
 
-def _layer(folder: Folder, path: str, meta: Mapping[str, Any]) -> Layer:
+def _layer(folder: Folder, path: str, meta: Mapping[str, Any]) -> StoredMatrix:
     rows, columns = _shape(folder, path, meta)
     packing = meta.get("packing")
     _check_method(folder, path, meta)

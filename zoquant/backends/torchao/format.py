@@ -19,8 +19,8 @@ from torch import nn
 
 from zoquant.backends.torchao.description import Description, read_description
 from zoquant.backends.torchao.weights import blocks, int4_columns
-from zoquant.checkpoint.folder import Folder, FolderFormat, Layer, open_folder
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 
@@ -35,14 +35,14 @@ class TorchAOFormat(FolderFormat):
     methods = frozenset({"torchao"})
     library = "torchao"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix that the metadata describes.
 
         Raises:
             CheckpointError: a tensor is missing, left over, of another shape or dtype than described, or of a class
                 that zoquant cannot run.
         """
-        found: dict[str, Layer] = {}
+        found: dict[str, StoredMatrix] = {}
         for name in folder.metadata:
             path, dot, parameter = name.rpartition(".")
             description = read_description(folder, name) if dot else None
@@ -76,7 +76,7 @@ class TorchAOFormat(FolderFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchAOLayer(Layer):
+class TorchAOLayer(StoredMatrix):
     """A matrix of one of torchao's classes."""
 
     description: Description

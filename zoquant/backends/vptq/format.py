@@ -23,8 +23,8 @@ import torch
 from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.vptq.settings import parts_of
 from zoquant.backends.vptq.weights import ROLES, Part, VPTQWeight
-from zoquant.checkpoint.folder import Folder, Layer
-from zoquant.checkpoint.folder.format import DENSE
+from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import PackedWeight
 
@@ -37,7 +37,7 @@ class VPTQFormat(NativeOnlyFormat):
     library = "vptq"
     reason = "transformers loads it on a GPU alone"
 
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every matrix with indices and centroids.
 
         Raises:
@@ -52,7 +52,7 @@ class VPTQFormat(NativeOnlyFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPTQLayer(Layer):
+class VPTQLayer(StoredMatrix):
     """One matrix of VPTQ."""
 
     parts: tuple[Part, ...]
@@ -63,7 +63,7 @@ class VPTQLayer(Layer):
         return VPTQWeight(self.rows, self.columns, self.parts, tensors)
 
 
-def _layer(folder: Folder, path: str) -> Layer:
+def _layer(folder: Folder, path: str) -> StoredMatrix:
     settings = _settings(folder, path)
 
     def fail(name: str, expected: str, got: str) -> CheckpointError:

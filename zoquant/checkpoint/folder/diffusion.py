@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.checkpoint.folder.checkpoint import Folder
+from zoquant.checkpoint.folder.reading import Folder
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.native.meta import WithoutWeights
 

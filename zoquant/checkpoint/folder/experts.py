@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.native.meta import Places
+from zoquant.native.meta import ModuleSlots
 
 _MATRICES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """What folders call the three matrices of an expert."""
@@ -68,7 +68,7 @@ def list_experts(model: nn.Module, held: Set[str]) -> bool:
         model: the empty model of transformers.
         held: the paths in it of all layers that the folder holds.
     """
-    places = Places(model)
+    places = ModuleSlots(model)
     found = [(path, module, _matrices(path, module, held)) for path, module in model.named_modules()]
     listed = [(path, module, matrices) for path, module, matrices in found if matrices]
     for path, module, matrices in listed:

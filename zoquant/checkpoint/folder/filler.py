@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoquant.checkpoint.folder.checkpoint import Folder
 from zoquant.checkpoint.folder.experts import list_experts
-from zoquant.checkpoint.folder.format import DENSE, Layer
-from zoquant.checkpoint.folder.names import Names
+from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix
+from zoquant.checkpoint.folder.model_names import ModelNames
+from zoquant.checkpoint.folder.reading import Folder
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
-from zoquant.native.meta import Places, tied
+from zoquant.native.meta import ModuleSlots, tied
 from zoquant.views.checkpoint_names import keep_names
 from zoquant.views.tensor_views import keep_dtype
 
@@ -26,18 +26,18 @@ class Filler:
     """
 
     def __init__(
-        self, folder: Folder, model: nn.Module, layers: Mapping[str, Layer], compute_dtype: torch.dtype
+        self, folder: Folder, model: nn.Module, layers: Mapping[str, StoredMatrix], compute_dtype: torch.dtype
     ) -> None:
         self.folder = folder
         self.model = model
         self.compute_dtype = compute_dtype
-        self.names = Names(folder, model)
+        self.names = ModelNames(folder, model)
         if list_experts(model, {self.names.path_of(path) for path in layers} | self.names.paths):
-            self.names = Names(folder, model)
+            self.names = ModelNames(folder, model)
         self.layers = {self.names.path_of(path): layer for path, layer in layers.items()}
         self.source = self.names.source
         self.replaced: set[str] = set()
-        self.places = Places(model)
+        self.places = ModuleSlots(model)
         self.tied = [*tied(model), *self._tied_in_file()]
 
     def fill(self) -> None:

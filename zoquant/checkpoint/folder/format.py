@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.checkpoint.folder.checkpoint import (
+from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix
+from zoquant.checkpoint.folder.model import build_model, load_with_transformers
+from zoquant.checkpoint.folder.reading import (
     CONFIG,
     Folder,
     holds_only_adapter,
@@ -20,40 +21,10 @@ from zoquant.checkpoint.folder.checkpoint import (
     read_json,
     read_quantization,
 )
+from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.files.zipped import read_members
-from zoquant.native import PackedWeight
-from zoquant.protocol import Checksum, Role, Span, Summary
-
-DENSE = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes of numbers that are not quantized."""
-
-
-@dataclass(frozen=True)
-class Layer(ABC):
-    """One quantized matrix of a folder.
-
-    Attributes:
-        path: the module that holds it.
-        rows: rows of the matrix, its outputs.
-        columns: columns of the matrix, its inputs.
-        type: what `zoquant inspect` counts it under, such as `"4-bit g128"`.
-        tensors: every tensor that it is made of, the bias excepted.
-        fields: local name of each view -> its role and the tensor that holds its values.
-        note: why there is nothing to train, where `fields` is empty.
-    """
-
-    path: str
-    rows: int
-    columns: int
-    type: str
-    tensors: tuple[str, ...]
-    fields: Mapping[str, tuple[Role, str]]
-    note: str = ""
-
-    @abstractmethod
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix. Shapes and dtypes were checked when the layer was made."""
+from zoquant.protocol import Checksum, Span, Summary
 
 
 class FolderFormat(ABC):
@@ -70,7 +41,7 @@ class FolderFormat(ABC):
     library: str = ""
 
     @abstractmethod
-    def layers(self, folder: Folder) -> Mapping[str, Layer]:
+    def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every quantized matrix by the path of its module, reading headers alone.
 
         Raises:
@@ -143,9 +114,6 @@ class FolderFormat(ABC):
         Raises:
             CheckpointError: a file is damaged, or zoquant cannot build the model.
         """
-        from zoquant.checkpoint.folder.model import build_model
-        from zoquant.checkpoint.folder.tokenizer import build_tokenizer
-
         folder = open_folder(path)
         model = build_model(folder, self.layers(folder), compute_dtype=compute_dtype, device=device)
         return model, build_tokenizer(path)
@@ -157,9 +125,6 @@ class FolderFormat(ABC):
             UnsupportedLayoutError: there is no such library, or it is not installed.
             CheckpointError: transformers refuses the checkpoint.
         """
-        from zoquant.checkpoint.folder.model import load_with_transformers
-        from zoquant.checkpoint.folder.tokenizer import build_tokenizer
-
         if not self.library or find_spec(self.library) is None:
             missing = f"{self.library} is not installed" if self.library else "no library computes it"
             raise UnsupportedLayoutError(
@@ -178,7 +143,7 @@ class FolderFormat(ABC):
         return {"native": "yes: runs on the file's own words", "vendor": vendor}
 
 
-def dense_tensors(folder: Folder, layers: Mapping[str, Layer]) -> Iterator[str]:
+def dense_tensors(folder: Folder, layers: Mapping[str, StoredMatrix]) -> Iterator[str]:
     """Yield the tensors of plain numbers that belong to no quantized matrix."""
     taken = {name for layer in layers.values() for name in layer.tensors}
     for name, tensor in folder.tensors.items():

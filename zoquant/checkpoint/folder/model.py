@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.checkpoint.folder.checkpoint import Folder, open_folder
 from zoquant.checkpoint.folder.diffusion import empty_diffusion_model, is_diffusion, load_with_diffusers
 from zoquant.checkpoint.folder.filler import Filler
-from zoquant.checkpoint.folder.format import Layer
-from zoquant.checkpoint.folder.names import Names
+from zoquant.checkpoint.folder.matrix import StoredMatrix
+from zoquant.checkpoint.folder.model_names import ModelNames
+from zoquant.checkpoint.folder.reading import Folder, open_folder
 from zoquant.errors import CheckpointError
 from zoquant.native.meta import WithoutWeights, forget_weights, unfilled
 from zoquant.views.checkpoint_names import keep_names
@@ -33,7 +33,7 @@ _NOT_OF_THE_MODEL = ("quantization_config", "torch_dtype", "dtype", "auto_map", 
 
 def build_model(
     folder: Folder,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, StoredMatrix],
     *,
     compute_dtype: torch.dtype,
     device: torch.device,
@@ -144,7 +144,7 @@ def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: to
         raise CheckpointError(
             f"{path}: transformers cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
         ) from error
-    keep_names(model, Names(folder, model).in_checkpoint())
+    keep_names(model, ModelNames(folder, model).in_checkpoint())
     return model.eval().requires_grad_(False)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zoquant.checkpoint.folder.checkpoint import read_json
+from zoquant.checkpoint.folder.reading import read_json
 from zoquant.errors import CheckpointError
 
 _RENAMED = ("TokenizersBackend", "TokenizersBackendFast")

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from zoquant import kernels
-from zoquant.kernels import gpu
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
@@ -16,7 +15,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
         "device": device.type,
         "processor": processor(device),
         "threads": torch.get_num_threads(),
-        "kernels": kernels.status().partition(":")[0] if device.type == "cpu" else gpu.status(device),
+        "kernels": kernels.status().partition(":")[0] if device.type == "cpu" else kernels.status(device),
         "torch": torch.__version__,
     }
 

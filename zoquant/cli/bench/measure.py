@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from zoquant.cli.bench.machine import machine
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
-from zoquant.files.memory import peak_rss_bytes, rss_bytes
 from zoquant.optim.batched import BatchedZO
 from zoquant.optim.default_layers import upper_middle
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.optim.trunk import Trunk
 from zoquant.tasks.scoring import hidden_states, logits_at
 from zoquant.training.finetune import Source
+from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
 from zoquant.views.attach import attach, claimed
 from zoquant.views.model_views import Views
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel
+from zoquant.kernels.checks import CPU, check_directions, check_noise, check_stretch, check_tensor
+from zoquant.kernels.noise.definition import BLOCK
 
-_BLOCK = 128
 _P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
 _DRAW = (_I, _P, _P, _L, _L, _L, _U, _P, _F, _P, _I)
 _ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P, _I)
@@ -42,16 +42,13 @@ def draw(
         `out`.
     """
     blocks = counters.shape[1]
-    _check(counters, table, out, *(() if delta is None else (delta,)))
-    if start % _BLOCK or out.numel() % _BLOCK or start < 0 or start + out.numel() > blocks * _BLOCK:
-        raise ShapeError(
-            f"expected a stretch of whole blocks of {_BLOCK} elements within {blocks * _BLOCK}, "
-            f"got {out.numel()} elements from {start}."
-        )
-    if delta is not None and delta.shape != out.shape:
-        raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(delta.shape)}.")
+    check_noise(table, counters, CPU)
+    check_tensor("out", out)
+    if delta is not None:
+        check_tensor("delta", delta)
+    check_stretch(blocks, start, out, delta)
     source = None if delta is None else delta.data_ptr()
-    place = (blocks, start // _BLOCK, out.numel() // _BLOCK, seed)
+    place = (blocks, start // BLOCK, out.numel() // BLOCK, seed)
     run = kernel("noise", *_DRAW)
     run(kind, table.data_ptr(), counters.data_ptr(), *place, source, eps, out.data_ptr(), torch.get_num_threads())
     return out
@@ -73,24 +70,12 @@ def accumulate(
     Returns:
         `delta`.
     """
-    _check(counters, table, delta)
-    if delta.numel() != counters.shape[1] * _BLOCK or len(seeds) != len(amounts):
-        raise ShapeError(
-            f"expected {counters.shape[1] * _BLOCK} elements and an amount a seed, got {delta.numel()} elements, "
-            f"{len(seeds)} seeds and {len(amounts)} amounts."
-        )
+    check_noise(table, counters, CPU)
+    check_tensor("delta", delta)
+    check_directions(counters.shape[1], seeds, amounts, delta)
     numbers = (ctypes.c_uint64 * len(seeds))(*seeds)
     factors = (ctypes.c_float * len(amounts))(*amounts)
     state = (table.data_ptr(), counters.data_ptr(), counters.shape[1])
     run = kernel("accumulate", *_ACCUMULATE)
     run(kind, *state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
     return delta
-
-
-def _check(counters: Tensor, *numbers: Tensor) -> None:
-    for tensor, dtype in ((counters, torch.int64), *((number, torch.float32) for number in numbers)):
-        if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise ShapeError(
-                f"expected a contiguous {dtype} tensor on the CPU, got {tensor.dtype} on {tensor.device}, "
-                f"strides {tensor.stride()}."
-            )

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoquant.errors import ShapeError
+from zoquant.kernels.checks import check_directions, check_noise, check_stretch, check_tensor
 from zoquant.kernels.noise.definition import BITS, BLOCK, KINDS
 from zoquant.kernels.triton_launch import launch
 
@@ -96,15 +96,11 @@ def draw(
         ShapeError: a tensor is not contiguous or of another dtype, or the stretch is not one of whole blocks.
     """
     source = out if delta is None else delta
-    _check(counters, out, source)
     blocks, count = counters.shape[1], out.numel() // BLOCK
-    if start % BLOCK or out.numel() % BLOCK or not 0 <= start <= start + out.numel() <= blocks * BLOCK:
-        raise ShapeError(
-            f"expected a stretch of whole blocks of {BLOCK} elements within {blocks * BLOCK}, got {out.numel()} "
-            f"elements from {start}."
-        )
-    if source.shape != out.shape:
-        raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(source.shape)}.")
+    check_noise(table, counters, out.device)
+    check_tensor("out", out, out.device)
+    check_tensor("delta", source, out.device)
+    check_stretch(blocks, start, out, delta)
     launch(
         _draw, grid(count), out.device,
         table, counters, blocks, start // BLOCK, count, signed(seed), source, float(eps), out, **settings(kind),
@@ -121,13 +117,10 @@ def accumulate(
     Raises:
         ShapeError: a tensor is not contiguous or of another dtype, or sizes differ.
     """
-    _check(counters, delta)
     blocks = counters.shape[1]
-    if delta.numel() != blocks * BLOCK or len(seeds) != len(amounts):
-        raise ShapeError(
-            f"expected {blocks * BLOCK} elements and an amount a seed, got {delta.numel()} elements, "
-            f"{len(seeds)} seeds and {len(amounts)} amounts."
-        )
+    check_noise(table, counters, delta.device)
+    check_tensor("delta", delta, delta.device)
+    check_directions(blocks, seeds, amounts, delta)
     if len(seeds) == 1:
         return draw(kind, table, counters, seeds[0], 0, delta, delta=delta, eps=amounts[0])
     numbers = torch.tensor([signed(seed) for seed in seeds], device=delta.device, dtype=torch.int64)
@@ -150,12 +143,3 @@ def grid(blocks: int) -> tuple[int]:
 def signed(seed: int) -> int:
     """Return a seed as the int64 of the same bits."""
     return seed - 2**64 if seed >= 2**63 else seed
-
-
-def _check(counters: Tensor, *numbers: Tensor) -> None:
-    for tensor, dtype in ((counters, torch.int64), *((number, torch.float32) for number in numbers)):
-        if tensor.dtype != dtype or tensor.device != counters.device or not tensor.is_contiguous():
-            raise ShapeError(
-                f"expected a contiguous {dtype} tensor on {counters.device}, got {tensor.dtype} on {tensor.device}, "
-                f"strides {tensor.stride()}."
-            )

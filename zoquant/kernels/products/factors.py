@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel
+from zoquant.kernels.checks import check_tensor
 from zoquant.kernels.noise.definition import BLOCK
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
@@ -43,8 +44,8 @@ def ratios(
     """
     kind, quantiles, counters = noise
     count = counters.shape[1] * BLOCK
-    _check("vectors", vectors, (count,))
-    _check("out", out, (len(out), count))
+    check_tensor("vectors", vectors, shape=(count,))
+    check_tensor("out", out, shape=(len(out), count))
     if any(not 0 <= row < len(out) for _, _, row in evaluations):
         raise ShapeError(f"evaluations: expected rows of {len(out)}, got {[row for _, _, row in evaluations]}.")
     by_seed = sorted(evaluations)  # a direction is drawn once for all that share it
@@ -71,19 +72,11 @@ def compose(places: Tensor, vectors: Tensor, least: float, delta: Tensor) -> Non
     Raises:
         ShapeError: a tensor is not contiguous float32 on the CPU, or a place lies outside.
     """
-    _check("vectors", vectors, (vectors.numel(),))
-    _check("delta", delta, (delta.numel(),))
+    check_tensor("vectors", vectors, shape=(vectors.numel(),))
+    check_tensor("delta", delta, shape=(delta.numel(),))
     rows, columns, height, width, first, _ = places.unbind(1)
     ends = ((rows + height, vectors), (columns + width, vectors), (first + height * width, delta))
     if places.numel() and (int(places.min()) < 0 or any(int(end.max()) > len(tensor) for end, tensor in ends)):
         raise ShapeError(f"places: expected such within {len(vectors)} numbers and {len(delta)} deltas, got {places}.")
     table, run = places.contiguous(), kernel("compose", *_COMPOSE)
     run(table.data_ptr(), len(table), vectors.data_ptr(), least, delta.data_ptr(), torch.get_num_threads())
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != torch.float32 or not (tensor.is_cpu and tensor.is_contiguous()) or tensor.shape != shape:
-        raise ShapeError(
-            f"{name}: expected contiguous float32 {shape} on the CPU, got {tensor.dtype} {tuple(tensor.shape)} on "
-            f"{tensor.device}."
-        )

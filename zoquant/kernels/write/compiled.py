@@ -10,7 +10,7 @@ from torch import Tensor
 from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel, library
 from zoquant.kernels.noise.definition import BLOCK
-from zoquant.kernels.write.stretches import Stretch, rows_of
+from zoquant.kernels.write.stretch import Stretch, rows_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Dtypes of values, in the order of write.cpp."""
@@ -24,16 +24,16 @@ _LIMITS = (ctypes.c_float * 3)(*(torch.finfo(dtype).max for dtype in DTYPES))
 
 
 @dataclass(frozen=True)
-class Places:
+class WriteTable:
     """Values that are written in one walk. The tensors themselves must be kept alive by the caller.
 
     Attributes:
-        table: int64 `[rows, 4]` by block: addresses of base and target, block of delta, and what the row holds.
+        rows: int64 `[rows, 4]` by block: addresses of base and target, block of delta, and what the row holds.
         runs: int64 `[n + 1]`: where runs of neighbouring blocks begin in the table, and its end.
         reach: how many elements of delta are read.
     """
 
-    table: Tensor
+    rows: Tensor
     runs: Tensor
     reach: int
 
@@ -44,8 +44,8 @@ def ready() -> bool:
     return compiled is not None and bool(compiled.zoquant_write_ready())
 
 
-def places_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], device: torch.device) -> list[Places]:
-    """Return the table of some stretches by dtype and whether their values stop at zero: one for all."""
+def tables_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], device: torch.device) -> list[WriteTable]:
+    """See `zoquant.kernels.choice.WriteKernels`: one table for all."""
     parts = [torch.empty(4, 0, dtype=torch.int64)]
     for (dtype, keep_sign), stretches in groups.items():
         rows = rows_of(stretches)
@@ -53,7 +53,7 @@ def places_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], devi
         parts.append(rows)
     found = torch.cat(parts, 1).t()
     table = found[found[:, 2].argsort(stable=True)].contiguous()
-    return [Places(table, _runs(table[:, 2]), int(table[-1, 2] + 1) * BLOCK)] if len(table) else []
+    return [WriteTable(table, _runs(table[:, 2]), int(table[-1, 2] + 1) * BLOCK)] if len(table) else []
 
 
 def _runs(blocks: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _runs(blocks: Tensor) -> Tensor:
 
 
 def write(
-    places: Places,
+    table: WriteTable,
     delta: Tensor,
     *,
     relative: bool,
@@ -74,31 +74,22 @@ def write(
     seed: int = 0,
     eps: float = 0.0,
 ) -> None:
-    """Write theta, or a probe of it, to all places.
-
-    Args:
-        places: where, and from which base.
-        delta: float32 `[n]`, all of it.
-        relative: whether theta is base · (1 + delta), or base + delta.
-        noise: number of the distribution, quantiles and counters, as `zoquant.kernels.noise.compiled.draw` takes them;
-            None writes theta itself.
-        seed: seed of the direction.
-        eps: signed length of the probe.
+    """Write theta, or a probe of it, see `zoquant.kernels.choice.WriteKernels`.
 
     Raises:
-        ShapeError: delta is no contiguous float32 tensor on the CPU, or does not reach as far as the places.
+        ShapeError: delta is no contiguous float32 tensor on the CPU, or does not reach as far as the table.
     """
-    needed = places.reach
+    needed = table.reach
     if delta.dtype != torch.float32 or not (delta.is_cpu and delta.is_contiguous()) or delta.numel() < needed:
         raise ShapeError(
             f"delta: expected contiguous float32 on the CPU, {needed} elements or more, got {delta.dtype} "
             f"{tuple(delta.shape)} on {delta.device}."
         )
-    kind, quantiles, counters = noise or (0, delta, places.runs)
+    kind, quantiles, counters = noise or (0, delta, table.runs)
     if noise is not None and counters.shape[1] * BLOCK < needed:
         raise ShapeError(f"counters: expected those of {needed // BLOCK} blocks, got {counters.shape[1]}.")
     kernel("write", *_ARGUMENTS)(
-        places.table.data_ptr(), places.runs.data_ptr(), len(places.runs) - 1, delta.data_ptr(), relative, _LIMITS,
+        table.rows.data_ptr(), table.runs.data_ptr(), len(table.runs) - 1, delta.data_ptr(), relative, _LIMITS,
         noise is not None, kind, quantiles.data_ptr(), counters.data_ptr(), counters.shape[-1], seed, eps,
         torch.get_num_threads(),
     )  # fmt: skip

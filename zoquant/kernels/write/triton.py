@@ -15,37 +15,37 @@ from torch import Tensor
 
 from zoquant.kernels.noise.triton import grid, noise_of, settings, signed
 from zoquant.kernels.triton_launch import launch
-from zoquant.kernels.write.stretches import Stretch, rows_of
+from zoquant.kernels.write.stretch import Stretch, rows_of
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.uint16}
 """Dtypes of values -> what a kernel reads them as: bfloat16 is widened and rounded by its bits."""
 
 
 @dataclass(frozen=True)
-class Places:
+class WriteTable:
     """Values of one dtype that are written in one launch. The tensors themselves must be kept alive by the caller.
 
     Attributes:
-        table: int64 `[4, rows]`: address of the base, address of the target, block of delta, elements.
+        rows: int64 `[4, rows]`: address of the base, address of the target, block of delta, elements.
         dtype: dtype of the values.
         keep_sign: whether they stop at zero.
         aligned: whether all addresses are multiples of 16, and all rows of 8 elements: then 16 bytes move at a time.
     """
 
-    table: Tensor
+    rows: Tensor
     dtype: torch.dtype
     keep_sign: bool
     aligned: bool
 
 
-def places_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], device: torch.device) -> list[Places]:
-    """Return the tables of some stretches by dtype and whether their values stop at zero: one for each."""
-    return [_places(rows_of(stretches), *group, device) for group, stretches in groups.items()]
+def tables_of(groups: Mapping[tuple[torch.dtype, bool], Sequence[Stretch]], device: torch.device) -> list[WriteTable]:
+    """See `zoquant.kernels.choice.WriteKernels`: a table for each dtype and kind of sign."""
+    return [_table(rows_of(stretches), *group, device) for group, stretches in groups.items()]
 
 
-def _places(table: Tensor, dtype: torch.dtype, keep_sign: bool, device: torch.device) -> Places:
-    aligned = not bool((table[:2] % 16).any() or (table[3] % 8).any())
-    return Places(table.to(device), dtype, keep_sign, aligned)
+def _table(rows: Tensor, dtype: torch.dtype, keep_sign: bool, device: torch.device) -> WriteTable:
+    aligned = not bool((rows[:2] % 16).any() or (rows[3] % 8).any())
+    return WriteTable(rows.to(device), dtype, keep_sign, aligned)
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def _write(
 
 
 def write(
-    places: Places,
+    table: WriteTable,
     delta: Tensor,
     *,
     relative: bool,
@@ -135,23 +135,13 @@ def write(
     seed: int = 0,
     eps: float = 0.0,
 ) -> None:
-    """Write theta, or a probe of it, to all places.
-
-    Args:
-        places: where, and from which base.
-        delta: float32 `[n]`, all of it.
-        relative: whether theta is base · (1 + delta), or base + delta.
-        noise: number of the distribution, quantiles and counters, as `zoquant.kernels.noise.compiled.draw` takes them;
-            None writes theta itself.
-        seed: seed of the direction.
-        eps: signed length of the probe.
-    """
-    kind, table, counters = noise or (0, delta, places.table)
-    rows = places.table.shape[1]
+    """Write theta, or a probe of it, in one launch, see `zoquant.kernels.choice.WriteKernels`."""
+    kind, quantiles, counters = noise or (0, delta, table.rows)
+    rows = table.rows.shape[1]
     if rows:
         launch(
             _write, grid(rows), delta.device,
-            table, counters, counters.shape[1], places.table, rows, signed(seed), delta, float(eps),
-            torch.finfo(places.dtype).max, **settings(kind), PROBE=noise is not None, RELATIVE=relative,
-            KEEP_SIGN=places.keep_sign, DTYPE=DTYPES[places.dtype], ALIGNED=places.aligned,
+            quantiles, counters, counters.shape[1], table.rows, rows, signed(seed), delta, float(eps),
+            torch.finfo(table.dtype).max, **settings(kind), PROBE=noise is not None, RELATIVE=relative,
+            KEEP_SIGN=table.keep_sign, DTYPE=DTYPES[table.dtype], ALIGNED=table.aligned,
         )  # fmt: skip

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import zoquant
 from tests.toy import DTYPES, ToyFormat, stored, toy_batch, toy_loss, toy_model, write_toy
 from zoquant import ZOSGD, attach, export, save_delta
-from zoquant.checkpoint.file_views import checkpoint_views, read_base
+from zoquant.checkpoint.replay_views import checkpoint_views
+from zoquant.checkpoint.stored_values import read_base
 from zoquant.errors import BaseMismatchError, CheckpointError, OutputExistsError, RegistryError, ShapeError
 from zoquant.protocol import ROLES
 from zoquant.testing.format_case import span_bytes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from zoquant import kernels
-from zoquant.checkpoint.load import default_compute_dtype, default_device
+from zoquant.checkpoint.loading import default_compute_dtype, default_device
 from zoquant.protocol import Format, Runtimes, Vendor
 from zoquant.registry import all_formats, list_backends, list_formats
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from zoquant.checkpoint.folder.checkpoint import Folder
+from zoquant.checkpoint.folder.reading import Folder
 
 Renaming = Callable[[str], str]
 
@@ -16,7 +16,7 @@ _LEFT_OUT = (r"(^|\.)inv_freq$", r"(^|\.)masked_bias$", r"(^|\.)position_ids$")
 """What models of long ago saved, and no model reads."""
 
 
-class Names:
+class ModelNames:
     """The names of a folder's tensors in a model.
 
     Args:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoquant.checkpoint.file_views import checksums_of, files_of, holds, read_base, values_at
+from zoquant.checkpoint.stored_files import checksums_of, files_of, holds
+from zoquant.checkpoint.stored_values import read_base, values_at
 from zoquant.errors import BaseMismatchError, CheckpointError, ShapeError
 from zoquant.files.atomic_files import refuse_existing, replacing, replacing_folder
 from zoquant.files.hub import delta_path, local_path

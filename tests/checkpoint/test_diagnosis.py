@@ -13,8 +13,8 @@ import pytest
 import zoquant
 from tests.test_imports import FORBIDDEN
 from tests.toy import ToyFormat
-from zoquant.checkpoint import doctor as doctor_module
-from zoquant.checkpoint.doctor import doctor, extras, library
+from zoquant.checkpoint import diagnosis
+from zoquant.checkpoint.diagnosis import doctor, extras, library
 
 
 def test_every_registered_format_and_class_is_there() -> None:
@@ -47,7 +47,7 @@ def test_what_is_installed_has_a_version_and_what_is_not_a_way_to_get_it() -> No
 def test_extras_are_found_by_the_name_that_is_imported(
     name: str, short: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_module, "_version", lambda distribution: None)
+    monkeypatch.setattr(diagnosis, "_version", lambda distribution: None)
     found = library(name)
     assert (found.name, found.install) == (short, f"pip install 'zoquant[{extra}]'")
 

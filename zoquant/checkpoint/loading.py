@@ -1,5 +1,6 @@
 """From a path or a name on the Hugging Face Hub to a model that can be trained."""
 
+import glob
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -8,13 +9,14 @@ import torch
 from torch import nn
 
 from zoquant.checkpoint.runtime_choice import Comparison, faster
-from zoquant.errors import UnsupportedLayoutError
+from zoquant.errors import BaseMismatchError, NoViewsError, UnsupportedLayoutError
 from zoquant.files.hub import delta_path, local_path
-from zoquant.files.memory import release_memory
+from zoquant.kernels.out_of_memory import release_memory
 from zoquant.native.activations import pass_activations
-from zoquant.protocol import Format, Vendor
-from zoquant.record.delta import put_on
+from zoquant.protocol import ROLES, Format, Vendor
+from zoquant.record.delta import load_delta, read_delta
 from zoquant.registry import format_of
+from zoquant.views.attach import attach
 
 Runtime = Literal["auto", "native", "vendor"]
 Loaded = tuple[nn.Module, Any]
@@ -76,8 +78,23 @@ def load(
             loaded, why = _choose(found, path, dtype, place, loaded)
     log.info("%s (%s): runtime %s", path, found.name, why)
     if delta is not None:
-        put_on(delta_path(delta), loaded[0])
+        _put_on(delta_path(delta), loaded[0])
     return loaded
+
+
+def _put_on(path: str | Path, model: nn.Module) -> None:
+    """Put a delta on a model of its base, opening only the views that it moves."""
+    moved = list(read_delta(path).values)
+    if not moved:
+        return
+    try:
+        views = attach(model, roles=ROLES, include=[glob.escape(key) for key in moved], coupled=False)
+    except NoViewsError as error:
+        raise BaseMismatchError(
+            f"{path}: made on another model: it moves {moved[0]}, and none of its keys exists here. Use the "
+            "checkpoint that the training started from."
+        ) from error
+    load_delta(path, views)
 
 
 def _choose(found: Format, path: Path, dtype: torch.dtype, place: torch.device, native: Loaded) -> tuple[Loaded, str]:

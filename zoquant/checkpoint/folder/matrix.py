@@ -1,0 +1,41 @@
+"""One quantized matrix of a folder, as its headers describe it; a format adds how its words are read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from zoquant.checkpoint.folder.reading import Folder
+from zoquant.native import PackedWeight
+from zoquant.protocol import Role
+
+DENSE = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes of numbers that are not quantized."""
+
+
+@dataclass(frozen=True)
+class StoredMatrix(ABC):
+    """One quantized matrix of a folder.
+
+    Attributes:
+        path: the module that holds it.
+        rows: rows of the matrix, its outputs.
+        columns: columns of the matrix, its inputs.
+        type: what `zoquant inspect` counts it under, such as `"4-bit g128"`.
+        tensors: every tensor that it is made of, the bias excepted.
+        fields: local name of each view -> its role and the tensor that holds its values.
+        note: why there is nothing to train, where `fields` is empty.
+    """
+
+    path: str
+    rows: int
+    columns: int
+    type: str
+    tensors: tuple[str, ...]
+    fields: Mapping[str, tuple[Role, str]]
+    note: str = ""
+
+    @abstractmethod
+    def packed(self, folder: Folder) -> PackedWeight:
+        """Read the matrix. Shapes and dtypes were checked when the layer was made."""
