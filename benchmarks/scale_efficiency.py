@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from zoquant.cli.bench.machine import machine
 from zoquant.cli.demo import checkpoint
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.agreement import checksum
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 ROWS, TOKENS = 8, 64
 ALONE = ("first", "second")
@@ -177,10 +178,10 @@ class Waiting:
 
 def _direction_seconds(optimizer: zoquant.ZOSGD, count: int = 20) -> float:
     """Return the processor time that adding one direction to all deltas takes, as a replay of many does."""
-    deltas = [torch.zeros_like(buffer.delta) for buffer in optimizer.views.buffers]
-    steps = [Step((seed,), (1e-3,), 1e-3) for seed in range(count)]
+    steps = [Step((seed,), (1e-3,), (1e-3,)) for seed in range(count)]
+    run = replace(optimizer.trajectory, steps=steps)
     start = time.process_time()
-    optimizer.trajectory.mover(optimizer.views, deltas).advance(steps)
+    run.deltas(optimizer.views)
     return (time.process_time() - start) / count
 
 

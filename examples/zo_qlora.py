@@ -81,32 +81,24 @@ def adapted(model: Any, adapter: str, *, scales: bool, norms: bool) -> tuple[Any
     return tuned, views
 
 
-def optimizers_of(views: dict[str, zoquant.Views], seed: int) -> list[zoquant.ZOSGD]:
-    """Return an optimizer for each: scales move relative to their size, all else by absolute amounts."""
-    return [
-        zoquant.ZOSGD(each, seed=seed)
-        if name == "scales"
-        else zoquant.ZOSGD(each, seed=seed, space="absolute", noise="gaussian", eps=1e-2)
-        for name, each in views.items()
-    ]
+def optimizer_of(views: dict[str, zoquant.Views], seed: int) -> zoquant.ZOSGD:
+    """Return the optimizer, a group for each: scales move relative to their size, all else by absolute amounts."""
+    absolute = {"space": "absolute", "noise": "gaussian", "eps": 1e-2}
+    groups = [{"views": each, **({} if name == "scales" else absolute)} for name, each in views.items()]
+    return zoquant.ZOSGD(groups, seed=seed)
 
 
-def train(
-    optimizers: list[zoquant.ZOSGD], loss: Callable[[Batch], Tensor], batches: list[Batch], steps: int
-) -> list[float]:
-    """Measure lr, eps and clip of every optimizer, then move all of them in every step; return the losses."""
+def train(optimizer: zoquant.ZOSGD, loss: Callable[[Batch], Tensor], batches: list[Batch], steps: int) -> list[float]:
+    """Measure lr, eps and clip of every group, then move all of them in every step; return the losses."""
     decay = [1 - step / steps for step in range(steps)]
-    for optimizer in optimizers:
-        optimizer.calibrate([lambda: loss(batches[0]), lambda: loss(batches[-1])], schedule=decay)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(each, lambda step: decay[min(step, steps - 1)]) for each in optimizers
-    ]
+    for group in range(len(optimizer.all_views)):
+        optimizer.calibrate([lambda: loss(batches[0]), lambda: loss(batches[-1])], schedule=decay, group=group)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: decay[min(step, steps - 1)])
     losses = []
     for step in range(steps):
         batch = batches[step % len(batches)]
-        losses.append(zoquant.joint_step(optimizers, lambda batch=batch: loss(batch))[0].loss)
-        for schedule in schedules:
-            schedule.step()
+        losses.append(optimizer.step(lambda batch=batch: loss(batch)).loss)
+        schedule.step()
     return losses
 
 
@@ -164,7 +156,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tuned, views = adapted(open_base(args.model, args.base), args.adapter, scales=args.scales, norms=args.norms)
     batches = read_batches(args.data, tokenizer, args.batch, args.seed)
-    losses = train(optimizers_of(views, args.seed), lambda batch: tuned(**batch).loss, batches, args.steps)
+    losses = train(optimizer_of(views, args.seed), lambda batch: tuned(**batch).loss, batches, args.steps)
     save(tuned, views, args.out)
     print(f"loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last")
     return losses

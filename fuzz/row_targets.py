@@ -11,7 +11,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from zoquant.distributed import LoggedStep, StepLog
 from zoquant.errors import ConfigError, DataError, FolderInUseError
 from zoquant.files.lock import Lock
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 from zoquant.tasks.rows import read_rows
 from zoquant.training import Config
 
@@ -91,7 +91,7 @@ def _log(folder: Path) -> Path:
     store = HashStore()
     StepLog(store, _HEADER)
     (folder / "header.json").write_bytes(store.get("header"))
-    (folder / "step.txt").write_text(LoggedStep(3, 0, Step((7, 9), (0.5, -1e-3), 1e-3)).encode())
+    (folder / "step.txt").write_text(LoggedStep(3, 0, Step((7, 9), (0.5, -1e-3), (1e-3,))).encode())
     return folder
 
 

@@ -8,14 +8,17 @@ import torch
 
 from zoquant import Noise, Trajectory
 from zoquant.record.delta import Delta, read_delta
-from zoquant.record.mover import Step
+from zoquant.record.group import Group
 from zoquant.record.rules import Adam
+from zoquant.record.step import Step
 from zoquant.tasks import Evaluation, Metric
 from zoquant.training import RunFolder
 from zoquant.training.micro_batches import MicroBatches
 
-_STEPS = [Step((7 + n, 11 + n), (0.5 + n, -1e-3), 1e-3) for n in range(3)]
-_RUN = Trajectory({"a.d": "00ff", "b.d": "ff00"}, "relative", Noise("sphere", 0.5), True, "fzoo", Adam(), 0.25, _STEPS)
+_STEPS = [Step((7 + n, 11 + n), (0.5 + n, -1e-3), (1e-3,)) for n in range(3)]
+_RUN = Trajectory(
+    (Group({"a.d": "00ff", "b.d": "ff00"}, "relative", Noise("sphere", 0.5), True, Adam(), 0.25),), "fzoo", steps=_STEPS
+)
 _FOUND = Evaluation("accuracy", {"accuracy": Metric(0.5, (0.1, 0.9)), "loss": Metric(0.7, None)}, 4).to_dict()
 _EVALUATED = {f"eval_{name}": value for name, value in _FOUND.items()}
 _METRICS = (

@@ -8,15 +8,15 @@ from zoquant.checkpoint.exporting import export
 from zoquant.checkpoint.loading import load
 from zoquant.kernels.noise.definition import Noise
 from zoquant.optim import estimators, presets
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.calibration import Calibration
-from zoquant.optim.joint import joint_step
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.optim.trunk import Trunk
 from zoquant.protocol import Backend, Format, ScaleView, Span, Summary
 from zoquant.record import rules
 from zoquant.record.delta import Delta, load_delta, save_delta
-from zoquant.record.trajectory import Trajectory, replay
+from zoquant.record.replay import replay
+from zoquant.record.trajectory import Trajectory
 from zoquant.registry import declare, list_backends, list_formats, register, unregister
 from zoquant.views.attach import attach
 from zoquant.views.experts import ReachedExperts
@@ -34,7 +34,6 @@ declare(f"zoquant {__version__}", backends=plugins.targets(), formats=plugins.FO
 __all__ = [
     "ZOSGD",
     "Backend",
-    "BatchedZO",
     "BoundView",
     "BytesView",
     "Calibration",
@@ -56,7 +55,6 @@ __all__ = [
     "errors",
     "estimators",
     "export",
-    "joint_step",
     "list_backends",
     "list_formats",
     "load",

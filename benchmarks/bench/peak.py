@@ -11,7 +11,6 @@ from benchmarks.bench.peers import PEERS, why_not
 from zoquant.checkpoint.loading import load
 from zoquant.cli.bench.measure import default_step, default_views, sample_ids, sample_loss
 from zoquant.errors import ZoquantError
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
 from zoquant.views.attach import attach
@@ -101,7 +100,8 @@ def _use(way: str, model: nn.Module, ids: Tensor) -> str | None:
             optimizer.step(lambda: sample_loss(model, ids))
     elif way == "default":
         try:
-            step = default_step(model, ids, BatchedZO(default_views(model), directions=len(ids), lr=0.0))
+            optimizer = ZOSGD(default_views(model), subspace="rows-columns", probes=len(ids), lr=0.0)
+            step = default_step(model, ids, optimizer)
         except ZoquantError as error:
             return str(error)
         for _ in range(_STEPS):

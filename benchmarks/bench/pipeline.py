@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.cli.bench.measure import sample_ids
 from zoquant.cli.bench.timing import ratio, spread
-from zoquant.optim.calibration import PREFERRED
+from zoquant.optim.choosing import PREFERRED
 from zoquant.tasks import Classification, Evaluation, PerExample, Template
 from zoquant.training import Job, RunFolder, Settings, run
 from zoquant.training.moving import Moving

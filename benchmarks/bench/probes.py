@@ -1,4 +1,4 @@
-"""Batched probes against plain inference on as many rows."""
+"""Probes of rows and columns against plain inference on as many rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,9 @@ from benchmarks.bench.sample import ends
 from zoquant.cli.bench.measure import default_step, default_views, row_losses
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
-from zoquant.optim.batched import BatchedZO
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.views.attach import attach
+from zoquant.views.model_views import Views
 
 
 def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict[str, Any]:
@@ -30,9 +31,9 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
     """
     try:
         views = attach(model, exclude=ends(model))
-        together = BatchedZO(views, directions=directions, split=False, lr=0.0)
-        each = BatchedZO(views, directions=len(ids), lr=0.0)
-        default = BatchedZO(default_views(model), directions=len(ids), lr=0.0)
+        together = _optimizer(views, directions, split=False)
+        each = _optimizer(views, len(ids))
+        default = _optimizer(default_views(model), len(ids))
         return {
             "together": _against_inference(model, ids, rounds, together, step_of(model, ids, together)),
             "each": _against_inference(model, ids, rounds, each, step_of(model, ids, each)),
@@ -42,13 +43,17 @@ def batched(model: nn.Module, ids: Tensor, directions: int, rounds: int) -> dict
         return {"skipped": str(error)}
 
 
-def step_of(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
+def _optimizer(views: Views, directions: int, *, split: bool = True) -> ZOSGD:
+    return ZOSGD(views, subspace="rows-columns", probes=directions, split=split, lr=0.0)
+
+
+def step_of(model: nn.Module, ids: Tensor, optimizer: ZOSGD) -> Callable[[], object]:
     """Return what does a step on a batch."""
     return lambda: optimizer.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
 
 
 def _against_inference(
-    model: nn.Module, ids: Tensor, rounds: int, optimizer: BatchedZO, step: Callable[[], object]
+    model: nn.Module, ids: Tensor, rounds: int, optimizer: ZOSGD, step: Callable[[], object]
 ) -> dict[str, Any]:
     rows = ids.repeat(optimizer.repeat, 1)
 

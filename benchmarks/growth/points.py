@@ -101,7 +101,7 @@ def _calls(model: nn.Module, point: Point) -> tuple[int, dict[str, Callable[[], 
     calls: dict[str, Callable[[], Any]] = {"forward": lambda: sample_loss(model, ids)}
     if point.sweep == "together":
         views = zoquant.attach(model, exclude=ends(model))
-        batched = zoquant.BatchedZO(views, directions=point.directions, split=False, lr=0.0)
+        batched = zoquant.ZOSGD(views, subspace="rows-columns", probes=point.directions, split=False, lr=0.0)
         calls["step"] = lambda: batched.step(lambda repeat: row_losses(model, ids.repeat(repeat, 1)))
     else:
         views = every_layer(model, point.share)

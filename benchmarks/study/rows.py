@@ -63,7 +63,7 @@ class Row:
     Attributes:
         name: what the line is called.
         forwards: forwards of a run, those of its calibration included.
-        settings: what differs from the defaults of `Settings`, or of `BatchedZO` for a batched row.
+        settings: what differs from the defaults of `Settings`, or of `ZOSGD` for a row of rows and columns.
         method: how it is trained.
         model: what is trained: the quantized checkpoint, its dense float32 copy, or the AQLM-shaped model.
         factors: lr and eps as multiples of what the calibration of QZO found; None for a row that has its own.

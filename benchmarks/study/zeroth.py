@@ -12,7 +12,7 @@ import zoquant
 from benchmarks.study.examples import Examples
 from benchmarks.study.record import Draft, Result, TimeUpError, point
 from benchmarks.study.rows import Row
-from zoquant import ZOSGD, BatchedZO, Trajectory, Trunk, Views
+from zoquant import ZOSGD, Trajectory, Trunk, Views
 from zoquant.errors import LossError
 from zoquant.optim.estimators import ESTIMATORS, RobustClip
 from zoquant.record.rules import RULES
@@ -161,9 +161,8 @@ class ZerothOrder:
     def _step(self) -> None:
         """Do one step. One whose loss is not finite is undone and counts as one of length 0."""
         self.opt.param_groups[0]["lr"] = self.lr * self.plan.settings.rate_at(self.opt.steps)
-        repeat = self.opt.repeat if isinstance(self.opt, BatchedZO) else 1
         try:
-            with self.trunk.shared(repeat):
+            with self.trunk.shared(self.opt.repeat):
                 self.opt.step(self._closure(self._batch(self.opt.steps)))
         except LossError as error:
             print(f"{self.row.name}: {error}", flush=True)
@@ -193,7 +192,7 @@ class ZerothOrder:
 
     def _closure(self, batch: Batch) -> Callable[..., Any]:
         train = self.data.train
-        if isinstance(self.opt, BatchedZO):
+        if self.opt.together:
             return lambda repeat: train.losses(self.model, batch.repeat(repeat))
         return lambda: float(train.loss(self.model, batch))
 
@@ -225,8 +224,9 @@ def optimizer(row: Row, settings: Settings, views: Views) -> ZOSGD:
     if row.method != "batched":
         return settings.optimizer(views)
     numbers = {name: value for name in ("lr", "eps") if (value := getattr(settings, name)) is not None}
-    return BatchedZO(
-        views, directions=row.settings["directions"], split=row.settings["split"], seed=settings.seed,
+    return ZOSGD(
+        views, subspace="rows-columns", probes=row.settings["directions"], split=row.settings["split"],
+        seed=settings.seed,
         noise=settings.noise, estimator=ESTIMATORS[settings.estimator](), rule=RULES[settings.rule](), **numbers,
     )  # fmt: skip
 

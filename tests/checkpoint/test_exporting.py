@@ -27,7 +27,7 @@ def train(file: Path, **how: Any) -> zoquant.Views:
     views = attach(model, roles=("scale", "zero"))
     optimizer = ZOSGD(views, lr=5e-2, **how)
     for step in range(3):
-        optimizer.step(lambda step=step: toy_loss(model, toy_batch(seed=step)))  # type: ignore[misc]
+        optimizer.step(lambda step=step: toy_loss(model, toy_batch(seed=step)))
     return views
 
 

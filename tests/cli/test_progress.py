@@ -12,7 +12,7 @@ from zoquant.cli import progress as shown
 from zoquant.cli import show
 from zoquant.cli.progress import LiveTable, reporting
 from zoquant.optim.calibration import Calibration
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.measuring import StepResult
 from zoquant.tasks import Evaluation, Metric
 from zoquant.training import Progress
 

@@ -81,9 +81,8 @@ def _loss(model: ToyModel, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def held(optimizer: zoquant.ZOSGD) -> dict[str, Any]:
     """Return the bytes that a rank holds: deltas, what the model stores, and the steps."""
-    views = optimizer.views
     return {
-        "delta": {key: views.delta(key).numpy().tobytes() for key in views.keys},
-        "stored": {view.name: view.read().numpy().tobytes() for view in views},
-        "steps": [(step.seeds, step.derivatives, step.lr) for step in optimizer.trajectory.steps],
+        "delta": {key: views.delta(key).numpy().tobytes() for views in optimizer.all_views for key in views.keys},
+        "stored": {view.name: view.read().numpy().tobytes() for views in optimizer.all_views for view in views},
+        "steps": [(step.seeds, step.derivatives, step.rates) for step in optimizer.trajectory.steps],
     }

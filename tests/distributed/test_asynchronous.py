@@ -17,8 +17,9 @@ from tests.distributed.processes import closures, held, spread, toy_views
 from tests.toy import ToyModel
 from zoquant.distributed import AsyncZO, LoggedStep, StepLog, weight_of
 from zoquant.errors import BaseMismatchError, LossError, RankError
-from zoquant.record.mover import Step
+from zoquant.record.group import Group
 from zoquant.record.rules import Momentum
+from zoquant.record.step import Step
 
 STEPS = 30
 
@@ -66,9 +67,8 @@ def test_four_workers_and_a_slow_one_come_to_the_same_bytes() -> None:
     assert len(seen[3]) < min(len(results) for results in seen[:3])
     assert max(seconds) < 0.6 * STEPS / 2  # nobody waited for the slow one at each step
     views = toy_views()[1]
-    trajectory = zoquant.Trajectory(
-        views.fingerprints(), coupled=views.coupled, rule=Momentum(0.5), steps=[Step(*s) for s in bytes_of[0]["steps"]]
-    )
+    group = Group(views.fingerprints(), coupled=views.coupled, rule=Momentum(0.5))
+    trajectory = zoquant.Trajectory((group,), steps=[Step(*step) for step in bytes_of[0]["steps"]])
     zoquant.replay(trajectory, views)
     assert {key: views.delta(key).numpy().tobytes() for key in views.keys} == bytes_of[0]["delta"]
 
@@ -178,7 +178,7 @@ def test_a_worker_of_another_run_is_refused() -> None:
         AsyncZO(optimizer, store, worker=1)
 
 
-@pytest.mark.parametrize("text", ["", "zz", "00" * 16, LoggedStep(1, 9, Step((1,), (0.5,), 0.1)).encode()])
+@pytest.mark.parametrize("text", ["", "zz", "00" * 16, LoggedStep(1, 9, Step((1,), (0.5,), (0.1,))).encode()])
 def test_a_slot_that_holds_no_step_is_refused(text: str) -> None:
     store = HashStore()
     _, worker = worker_of(store)
@@ -188,7 +188,7 @@ def test_a_slot_that_holds_no_step_is_refused(text: str) -> None:
 
 
 def test_a_step_comes_out_of_the_log_as_it_went_in() -> None:
-    step = LoggedStep(3, 2, Step((2**63 - 1, 7), (-0.1, 1e-300), 1e-3))
+    step = LoggedStep(3, 2, Step((2**63 - 1, 7), (-0.1, 1e-300), (1e-3,)))
     assert LoggedStep.decode(step.encode().encode(), 2) == step
     log = StepLog(HashStore(), {})
     first = replace(step, seen=0)
@@ -202,9 +202,9 @@ def test_a_log_without_its_count_is_read_to_the_end() -> None:
     store = HashStore()
     log = StepLog(store, {})
     for slot in range(3):
-        store.set(f"step/{slot}", LoggedStep(0, slot, Step((slot,), (0.5,), 0.1)).encode())
+        store.set(f"step/{slot}", LoggedStep(0, slot, Step((slot,), (0.5,), (0.1,))).encode())
     assert [each.seen for each in log.read(1)] == [1, 2]
-    assert torch.equal(torch.tensor([each.step.lr for each in log.read(0)]), torch.full((3,), 0.1))
+    assert torch.equal(torch.tensor([each.step.rates[0] for each in log.read(0)]), torch.full((3,), 0.1))
 
 
 def test_two_workers_that_restore_the_same_steps_leave_a_log_that_can_be_read() -> None:

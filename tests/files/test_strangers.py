@@ -27,8 +27,9 @@ from zoquant.files.plain_json import MAX_VALUES, parse_json
 from zoquant.files.safe_paths import refuse_stray
 from zoquant.files.safetensors import read_safetensors
 from zoquant.record.delta import read_delta
+from zoquant.record.group import Group
 from zoquant.record.journal import encode_header, read_journal
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 from zoquant.registry import format_of
 from zoquant.tasks.rows import read_rows
 from zoquant.training import RunFolder
@@ -232,14 +233,14 @@ def test_a_config_chooses_no_code() -> None:
 
 
 def test_a_step_longer_than_float32_holds(tmp_path: Path) -> None:
-    Trajectory({"a.d": "00"}, steps=[Step((1,), (1e300,), 1e300)]).save(tmp_path / "t.safetensors")
+    Trajectory((Group({"a.d": "00"}),), steps=[Step((1,), (1e300,), (1e300,))]).save(tmp_path / "t.safetensors")
     with pytest.raises(ValueRangeError, match="step 0 moves by 1e\\+300 times 1e\\+300, more than float32 holds"):
         Trajectory.load(tmp_path / "t.safetensors")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_none_in_a_journal(bad: float, tmp_path: Path) -> None:
-    run = Trajectory({"a.d": "00"}, steps=[Step((1,), (bad,), 1e-3)])
+    run = Trajectory((Group({"a.d": "00"}),), steps=[Step((1,), (bad,), (1e-3,))])
     run.journal(tmp_path / "t", 1).close()
     with pytest.raises(ValueRangeError, match="step 0 holds NaN or infinity"):
         Trajectory.load(tmp_path / "t")

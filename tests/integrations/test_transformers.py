@@ -54,7 +54,7 @@ def test_the_loop_trains_and_logs(tmp_path: Path) -> None:
     assert len(logs) == 30
     assert all("grad_norm" not in entry for entry in logs)
     assert [entry["derivative"] for entry in logs] == [step.derivatives[0] for step in run.zo.trajectory.steps]
-    rates = [step.lr for step in run.zo.trajectory.steps]
+    rates = [step.rates[0] for step in run.zo.trajectory.steps]
     assert rates == pytest.approx([2e-2 * (1 + math.cos(math.pi * t / 30)) / 2 for t in range(30)])
 
 
@@ -220,7 +220,7 @@ def test_missing_numbers_are_calibrated_for_the_schedule(tmp_path: Path) -> None
     run = trainer(tmp_path, zo=replace(FIXED, eps=None), warmup_steps=2)
     run.train()
     assert run.calibration is not None
-    assert run.zo.trajectory.steps[2].lr == FIXED.lr
+    assert run.zo.trajectory.steps[2].rates[0] == FIXED.lr
 
 
 def test_calibration_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_ready_optimizer_and_a_scheduler_of_torch(tmp_path: Path, scheduled: b
     assert run.zo is zo
     assert run.calibration is None
     rates = [4e-3, 4e-3, 2e-3, 2e-3, 1e-3, 1e-3] if scheduled else [4e-3] * 6
-    assert [step.lr for step in zo.trajectory.steps] == rates
+    assert [step.rates[0] for step in zo.trajectory.steps] == rates
 
 
 def test_a_purely_quantized_model_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -397,10 +397,10 @@ def test_optimizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = tiny(tmp_path)
     views = zoquant.attach(model)
     other = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    batched = zoquant.BatchedZO(zoquant.attach(tiny(tmp_path), exclude="*embed_tokens*"), directions=1)
+    rows = zoquant.ZOSGD(zoquant.attach(tiny(tmp_path), exclude="*embed_tokens*"), subspace="rows-columns", probes=1)
     for optimizers, zo, said in (
         ((other, None), None, "expected a zoquant.ZOSGD"),
-        ((batched, None), None, "BatchedZO"),
+        ((rows, None), None, "a ZOSGD of rows and columns"),
         ((zoquant.ZOSGD(views), None), FIXED, "one of them"),
         ((None, torch.optim.lr_scheduler.StepLR(other, 1)), None, "its optimizer"),
     ):

@@ -63,7 +63,7 @@ def test_steps_delta_and_restore(
     model, views = opened(example, base, library, kind, scales=scales)
     assert set(views) == ({"adapter", "scales"} if scales else {"adapter"})
     before = everything(views)
-    losses = example.train(example.optimizers_of(views, 0), lambda batch: loss(model), [{}], 25)
+    losses = example.train(example.optimizer_of(views, 0), lambda batch: loss(model), [{}], 25)
     assert min(losses[-5:]) < losses[0]
     after, trained = everything(views), float(loss(model))
     assert all(not same_bits(after[key], before[key]) for key in after)

@@ -33,7 +33,7 @@ def plan(loss: Callable[[float, int, int], float], **changes: Any) -> Plan:
         "batches": 1, "moved": lambda eps: 1.0, "unit": 1.0, "estimator": TwoPoint(), "rule": SGD(), "probes": 1,
         "eps": 0.5, "lr": 0.5, "clip": None, "choose": NAMES, "schedule": None,
     }  # fmt: skip
-    return Plan(lambda direction, eps, batch: loss(eps, direction or 0, batch), **{**chosen, **changes})
+    return Plan(loss=lambda direction, eps, batch: loss(eps, direction or 0, batch), **{**chosen, **changes})
 
 
 def slope(direction: int) -> float:
@@ -138,7 +138,7 @@ def test_the_model_is_bit_for_bit_what_it_was(estimator: Any) -> None:
     optimizer = ZOSGD(attach(model), estimator=estimator, probes=2)
     optimizer.step(lambda: toy_loss(model, toy_batch()))
     before = bits(optimizer.views)
-    found = optimizer.calibrate([lambda b=b: toy_loss(model, toy_batch(seed=b)) for b in range(2)])  # type: ignore[misc]
+    found = optimizer.calibrate([lambda b=b: toy_loss(model, toy_batch(seed=b)) for b in range(2)])
     assert all(same_bits(a, b) for a, b in zip(bits(optimizer.views), before, strict=True))
     assert optimizer.steps == 1
     group = optimizer.param_groups[0]

@@ -177,7 +177,10 @@ def test_a_bad_loss_is_a_step_that_moves_and_remembers_nothing(engine: Engine, b
     model = toy_model()
     optimizer = engine.optimizer(attach(model))
     steps_of(optimizer, model, 2)
-    before, remembered = bits(optimizer.views), [s.clone() for states in optimizer._mover.states for s in states]
+    before, remembered = (
+        bits(optimizer.views),
+        [s.clone() for states in optimizer._run.movers[0].states for s in states],
+    )
     with pytest.raises(LossError):
         optimizer.step(lambda: bad)
     assert same(bits(optimizer.views), before)
@@ -214,7 +217,7 @@ def test_workers_may_share_out_the_evaluations(engine: Engine) -> None:
 @every
 def test_memory_is_taken_only_by_rules_that_remember(engine: Engine) -> None:
     optimizer = engine.optimizer(attach(toy_model()))
-    states = optimizer._mover.states
+    states = optimizer._run.movers[0].states
     assert [len(each) for each in states] == [{"sgd": 0, "momentum": 1, "sign": 0, "adam": 2}[engine.rule.name]]
     assert all(
         tensor.shape == b.delta.shape

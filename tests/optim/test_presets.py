@@ -30,11 +30,11 @@ def views_of(model: Any) -> Views:
 def test_settings_are_the_papers(preset: Any, expected: dict[str, Any]) -> None:
     optimizer: ZOSGD = preset(views_of(toy_model()))
     found: dict[str, Any] = {**optimizer.param_groups[0], "probes": optimizer.probes, "estimator": optimizer.estimator}
-    found |= {"noise": optimizer.trajectory.noise.kind}
+    found |= {"noise": optimizer.trajectory.groups[0].noise.kind}
     assert {name: found[name] for name in expected} == expected
     assert optimizer.views.space == "absolute"
-    assert optimizer.trajectory.noise == Noise(expected["noise"])
-    assert (optimizer.trajectory.rule, optimizer.trajectory.decay) == (SGD(), 0.0)
+    assert optimizer.trajectory.groups[0].noise == Noise(expected["noise"])
+    assert (optimizer.trajectory.groups[0].rule, optimizer.trajectory.groups[0].decay) == (SGD(), 0.0)
 
 
 def textbook(preset: str, lr: float, eps: float, clip: float, seed: int) -> tuple[dict[str, Tensor], list[float]]:
@@ -79,7 +79,7 @@ def test_a_textbook_finds_the_same_numbers(preset: str, lr: float, clip: float) 
     views = views_of(model)
     settings: dict[str, dict[str, Any]] = {"mezo": {}, "qzo": {"clip": clip}, "fzoo": {"probes": 3}}
     optimizer: ZOSGD = getattr(presets, preset)(views, lr=lr, eps=eps, seed=seed, **settings[preset])
-    results = [optimizer.step(lambda t=t: toy_loss(model, toy_batch(seed=t))) for t in range(10)]  # type: ignore[misc]
+    results = [optimizer.step(lambda t=t: toy_loss(model, toy_batch(seed=t))) for t in range(10)]
     theta, losses = textbook(preset, lr, eps, clip, seed)
     per_step = len(losses) // 10
     for t, result in enumerate(results):

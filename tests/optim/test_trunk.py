@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.backends.gguf.models import tiny
 from tests.toy import toy_layer
-from zoquant import ZOSGD, BatchedZO, Trunk, attach
+from zoquant import ZOSGD, Trunk, attach
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.optim.calls import Call, Fold, OpaqueError
 from zoquant.protocol import Role
@@ -161,7 +161,7 @@ def test_repetitions_that_differ_are_computed() -> None:
 def test_batched_probes_have_the_losses_of_their_own_rows() -> None:
     alone, shared = tower(), tower()
     views = [attach(model, roles=BOTH, include=UPPER) for model in (alone, shared)]
-    one, two = (BatchedZO(each, directions=ROWS, seed=1) for each in views)
+    one, two = (ZOSGD(each, subspace="rows-columns", probes=ROWS, seed=1) for each in views)
     trunk = Trunk(shared, two.views)
 
     def losses(model: nn.Module, x: Tensor) -> Callable[[int], Tensor]:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from zoquant import Noise, Trajectory
 from zoquant.errors import CheckpointError, WriteError
+from zoquant.record.group import Group
 from zoquant.record.journal import MAGIC, Journal, encode_header
-from zoquant.record.mover import Step
 from zoquant.record.rules import Adam
+from zoquant.record.step import Step
 
-STEPS = [Step((2**63 - 1 - n, n), (0.5 + n, -1e-300), 1e-3 * n) for n in range(6)]
-RUN = Trajectory({"a.d": "00ff"}, "absolute", Noise("sphere", 0.5), True, "fzoo", Adam(), 0.25, STEPS)
+STEPS = [Step((2**63 - 1 - n, n), (0.5 + n, -1e-300), (1e-3 * n,)) for n in range(6)]
+RUN = Trajectory((Group({"a.d": "00ff"}, "absolute", Noise("sphere", 0.5), True, Adam(), 0.25),), "fzoo", steps=STEPS)
 RECORD = 4 + 8 + 2 * 16 + 4
 
 
@@ -80,7 +81,7 @@ def test_garbage_behind_the_records_is_left_out(file: Path, scratch: Path, lost:
 
 
 def test_a_record_of_another_journal_does_not_count(file: Path, scratch: Path) -> None:
-    other = Trajectory({"a.d": "ff00"}, steps=STEPS)
+    other = Trajectory((Group({"a.d": "ff00"}),), steps=STEPS)
     with other.journal(scratch, 2):
         pass
     foreign = scratch.read_bytes()[-RECORD:]

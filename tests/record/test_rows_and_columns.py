@@ -26,12 +26,13 @@ from zoquant.native import (
     VectorWeight,
 )  # fmt: skip
 from zoquant.native.values import column_groups, flat_groups, per_row, row_groups, tall_groups, whole
-from zoquant.optim.probing import Probing
+from zoquant.optim.probe import Probe
+from zoquant.optim.probed_layers import ProbedLayers, sharing_rows
 from zoquant.protocol import Grid, ScaleView
-from zoquant.record.mover import Step
-from zoquant.record.rows_and_columns import FactorBuffer, FactorMover
+from zoquant.record.rows_and_columns import RowsAndColumnsBuffer, RowsAndColumnsMover
 from zoquant.record.rules import SGD
-from zoquant.tasks.packing import pack, sharing
+from zoquant.record.step import Step
+from zoquant.tasks.packing import pack
 from zoquant.views.model_views import Views
 from zoquant.views.tensor_views import TensorView
 
@@ -112,15 +113,20 @@ def attached(layer: nn.Module) -> Views:
     return attach(layer, roles=("scale", "zero"))
 
 
-def moved(views: Views, seed: int = 3) -> FactorMover:
+def moved(views: Views, seed: int = 3) -> RowsAndColumnsMover:
     """Return views' u and v somewhere away from the base, the values written."""
-    mover = FactorMover(views, Noise(), SGD())
-    mover.advance([Step((seed, seed + 1), (1.0, 0.5), -0.2)])
+    mover = RowsAndColumnsMover(views, Noise(), SGD())
+    mover.advance([Step((seed, seed + 1), (1.0, 0.5), (-0.2,))])
     views.write()
     return mover
 
 
-def drawn(factors: FactorBuffer, seed: int) -> Tensor:
+def probes_of(blocks: Sequence[tuple[int | None, float]]) -> list[Probe]:
+    """Return probes of one group."""
+    return [Probe(seed, (eps,)) for seed, eps in blocks]
+
+
+def drawn(factors: RowsAndColumnsBuffer, seed: int) -> Tensor:
     """Return the direction of a seed."""
     return factors.source_of(Noise()).draw(seed, 0, torch.empty_like(factors.delta))
 
@@ -132,16 +138,16 @@ def test_a_probe_is_what_the_written_values_give(layout: str) -> None:
     mover = moved(views)
     before, weight = layer(x), layer.packed.dequantize()
     evaluations = [(7, 0.1), (7, -0.1), (None, 0.0), (8, 0.05)]
-    with Probing(mover.factors, Noise(), evaluations) as probing:
+    with ProbedLayers([mover], probes_of(evaluations)) as probing:
         probed = layer(x)
     probing.check(4)
     assert torch.equal(layer(x), before)
     assert torch.equal(layer.packed.dequantize(), weight)
     torch.testing.assert_close(probed[2], before[2])
-    center = mover.factors[0].delta.clone()
+    center = mover.vectors[0].delta.clone()
     for row, (seed, length) in enumerate(evaluations):
         if seed is not None:
-            mover.factors[0].delta.copy_(center + length * drawn(mover.factors[0], seed))
+            mover.vectors[0].delta.copy_(center + length * drawn(mover.vectors[0], seed))
             mover.advance([])
             views.write()
             assert (layer(x)[row] - before[row]).norm() > 1e-3 * before[row].norm()
@@ -153,11 +159,11 @@ def test_the_derivative_is_that_of_full_scales_along_the_sum(layout: str) -> Non
     """At the base, along a ⊕ b: to the first order nothing but the sum is left of (1 + εa)(1 + εb)."""
     layer = linear(LAYOUTS[layout]())
     views, x, eps = attached(layer), torch.randn(2, 3, COLUMNS), 1e-2
-    mover = FactorMover(views, Noise(), SGD())
-    with Probing(mover.factors, Noise(), [(7, eps), (7, -eps)]):
+    mover = RowsAndColumnsMover(views, Noise(), SGD())
+    with ProbedLayers([mover], probes_of([(7, eps), (7, -eps)])):
         y = layer(torch.cat([x[:1], x[:1]]))
-    factors = mover.factors[0].layers[0]
-    z = drawn(mover.factors[0], 7)
+    factors = mover.vectors[0].layers[0]
+    z = drawn(mover.vectors[0], 7)
     sums = z[factors.rows][:, None] + z[factors.columns]
     weight = layer.packed.dequantize().double()
     direction = weight * sums[factors.grid.rows][:, factors.grid.columns].double()
@@ -173,10 +179,10 @@ def test_what_is_no_grid_says_so(layout: str) -> None:
 
 def test_factors_stop_before_zero() -> None:
     views = attached(linear(LAYOUTS["row groups"]()))
-    mover = FactorMover(views, Noise(), SGD())
-    mover.advance([Step((1,), (1.0,), 5.0)])
+    mover = RowsAndColumnsMover(views, Noise(), SGD())
+    mover.advance([Step((1,), (1.0,), (5.0,))])
     assert 2**-20 - 1 <= float(views.delta("scale").min()) < -0.99
-    with Probing(mover.factors, Noise(), [(2, 0.1), (2, -0.1)]):
+    with ProbedLayers([mover], probes_of([(2, 0.1), (2, -0.1)])):
         assert torch.isfinite(views[0].layer.module(torch.ones(2, COLUMNS))).all()  # type: ignore[union-attr]
 
 
@@ -226,10 +232,10 @@ def test_tokens_of_a_shared_row_go_with_their_sequence(layer: Callable[[], nn.Mo
     tokens, used = x.view(-1, COLUMNS)[packing.source.clamp(min=0)], packing.source >= 0
     with registered(GriddedBackend(), Claimed):
         mover = moved(attached(module))
-        with Probing(mover.factors, Noise(), evaluations) as probing:
+        with ProbedLayers([mover], probes_of(evaluations)) as probing:
             alone = module(x)
         probing.check(4)
-        with Probing(mover.factors, Noise(), evaluations) as probing, sharing(packing):
+        with ProbedLayers([mover], probes_of(evaluations)) as probing, sharing_rows(packing):
             together = module(tokens)
             flat = module(tokens.flatten(0, 1))
             with pytest.raises(ShapeError, match=r"expected 4 rows of a batch first"):
@@ -247,9 +253,9 @@ def test_a_vendors_layer_is_probed_through_its_own_forward() -> None:
         views = attach(layer)
         mover = moved(views)
         x = torch.randn(1, COLUMNS).expand(2, -1)
-        with Probing(mover.factors, Noise(), [(7, 0.1), (None, 0.0)]):
+        with ProbedLayers([mover], probes_of([(7, 0.1), (None, 0.0)])):
             y = layer(x)
-        mover.factors[0].delta.add_(drawn(mover.factors[0], 7), alpha=0.1)
+        mover.vectors[0].delta.add_(drawn(mover.vectors[0], 7), alpha=0.1)
         mover.advance([])
         views.write()
         torch.testing.assert_close(y[0], layer(x)[0])
@@ -258,7 +264,7 @@ def test_a_vendors_layer_is_probed_through_its_own_forward() -> None:
 def refused(model: nn.Module, match: str, **filters: Any) -> None:
     views = attach(model, **filters)
     with pytest.raises(UnsupportedLayoutError, match=match):
-        FactorBuffer(views.buffers[0])
+        RowsAndColumnsBuffer(views.buffers[0])
 
 
 def test_refuses_what_it_cannot_scale() -> None:

@@ -16,8 +16,9 @@ from zoquant import ZOSGD, Trajectory, Views, attach, replay, save_delta
 from zoquant.errors import BaseMismatchError, CheckpointError, ValueRangeError
 from zoquant.files.atomic_files import load_tensors
 from zoquant.kernels.noise.definition import Noise
-from zoquant.record.mover import Step
+from zoquant.record.group import Group
 from zoquant.record.rules import SGD, Adam, Momentum, Rule, Sign
+from zoquant.record.step import Step
 from zoquant.testing.tensors import same_bits
 
 finite = st.floats(-1e18, 1e18)
@@ -27,7 +28,7 @@ def run(steps: int = 4, **settings: Any) -> ZOSGD:
     model = toy_model()
     optimizer = ZOSGD(attach(model), lr=2e-2, seed=8, **settings)
     for step in range(steps):
-        optimizer.step(lambda step=step: toy_loss(model, toy_batch(seed=step)))  # type: ignore[misc]
+        optimizer.step(lambda step=step: toy_loss(model, toy_batch(seed=step)))
     return optimizer
 
 
@@ -87,8 +88,8 @@ def test_replayed_in_part(file: Path, steps: int) -> None:
     st.sampled_from((SGD(), Momentum(0.5), Sign(), Adam(0.5, 0.9, 1e-4))),
 )
 def test_round_trip(rows: list[Any], space: Any, noise: Noise, coupled: bool, rule: Rule) -> None:
-    steps = [Step((seed, seed // 2), (d, -d), lr) for (seed, d), (lr, _) in rows]
-    trajectory = Trajectory({"a.d": "00ff"}, space, noise, coupled, "fzoo", rule, 0.25, steps)
+    steps = [Step((seed, seed // 2), (d, -d), (lr,)) for (seed, d), (lr, _) in rows]
+    trajectory = Trajectory((Group({"a.d": "00ff"}, space, noise, coupled, rule, 0.25),), "fzoo", steps=steps)
     assert Trajectory.from_dict(trajectory.to_dict()) == trajectory
     assert trajectory.probes == (2 if steps else 0)
 
@@ -108,8 +109,8 @@ def test_an_empty_run(tmp_path: Path) -> None:
 
 def test_a_copy_is_left_alone(optimizer: ZOSGD) -> None:
     copy = optimizer.trajectory.copy()
-    optimizer.trajectory.steps.append(Step((1,), (1.0,), 1.0))
-    optimizer.trajectory.base["x"] = "y"
+    optimizer.trajectory.steps.append(Step((1,), (1.0,), (1.0,)))
+    optimizer.trajectory.groups[0].base["x"] = "y"
     assert (len(copy.steps), "x" in copy.base) == (4, False)
 
 

@@ -109,7 +109,7 @@ def test_a_direction_an_example_has_its_losses_whoever_shares_the_row(
     found = []
     for packs in (False, True):
         monkeypatch.setattr("zoquant.tasks.scoring.worth_packing", lambda lengths, width, packs=packs: packs)
-        optimizer = zoquant.BatchedZO(views, directions=4, eps=0.1, lr=0.0, seed=5)
+        optimizer = zoquant.ZOSGD(views, subspace="rows-columns", probes=4, eps=0.1, lr=0.0, seed=5)
         trunk = zoquant.Trunk(model, views)
         for _ in range(2):
             with trunk.shared(optimizer.repeat):

@@ -12,7 +12,7 @@ from torch import nn
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from tests.toy import toy_batch, toy_loss, toy_model
-from zoquant.record.rows_and_columns import Subspace
+from zoquant.record.group import Subspace
 from zoquant.tasks import Classification, Evaluation, Metric, Template
 from zoquant.testing.tensors import same_bits
 from zoquant.training import Job, RunFolder, Settings, run

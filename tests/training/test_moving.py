@@ -20,7 +20,7 @@ from zoquant.checkpoint.replay_views import recorded_views
 from zoquant.cli import demo
 from zoquant.errors import CheckpointError, DataError, UnsupportedLayoutError
 from zoquant.integrations.refused_settings import check_subspace
-from zoquant.optim.calibration import WALK
+from zoquant.optim.choosing import WALK
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import WithObjective
 from zoquant.training import Job, Progress, RunFolder, Settings, run
@@ -212,7 +212,7 @@ def test_a_run_leaves_its_files_and_says_what_it_chose(job: Callable[..., Job]) 
     assert (settings["subspace"], settings["include"]) == ("rows-columns", ["model.layers.1.*"])
     recorded = zoquant.Trajectory.load(work.folder.trajectory)
     assert recorded.subspace == "rows-columns"
-    assert (recorded.probes, recorded.steps[0].lr) == (4, found["lr"])
+    assert (recorded.probes, recorded.steps[0].rates[0]) == (4, found["lr"])
     assert any(recorded.steps[0].derivatives)
 
 

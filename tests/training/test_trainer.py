@@ -160,7 +160,7 @@ def test_missing_numbers_are_calibrated_saved_and_kept_when_the_run_goes_on(job:
     assert len(told) == 1
     assert told[0].to_dict() == found
     steps = zoquant.Trajectory.load(whole.folder.trajectory).steps
-    assert [step.lr for step in steps] == pytest.approx([found["lr"] * (1 - n / 6) for n in range(6)])
+    assert [step.rates[0] for step in steps] == pytest.approx([found["lr"] * (1 - n / 6) for n in range(6)])
     # The calibration takes more than the 70 first calls; stop in the steps behind it.
     stopped = run(replace(part, train=FailsAfter(part.train, found["forwards"] + 5, interrupt)))  # type: ignore[arg-type]
     assert stopped.steps == 2
@@ -188,7 +188,7 @@ def test_given_numbers_are_kept(job: Callable[..., Job]) -> None:
     run(work)
     found = json.loads(work.folder.calibration.read_text())
     assert (found["lr"], found["clip"]) == (1e-3, 0.25)
-    assert zoquant.Trajectory.load(work.folder.trajectory).steps[0].lr == 1e-3
+    assert zoquant.Trajectory.load(work.folder.trajectory).steps[0].rates[0] == 1e-3
     other = job("other")
     run(other)
     assert not other.folder.calibration.exists()

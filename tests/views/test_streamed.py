@@ -140,7 +140,7 @@ def test_an_interrupted_forward_leaves_the_weights() -> None:
         hook = model[1].norm.register_forward_pre_hook(fail)  # type: ignore[index]
         optimizer = zoquant.ZOSGD(views, lr=1e-2, eps=1e-2, space="absolute")
         with pytest.raises(error):
-            optimizer.step(lambda model=model: output(model).sum())  # type: ignore[misc]
+            optimizer.step(lambda model=model: output(model).sum())
         assert [value.data_ptr() for value in model.parameters()] == pointers
         assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
         hook.remove()

@@ -8,7 +8,7 @@ import torch
 
 from zoquant.checkpoint.loading import load
 from zoquant.checkpoint.stored_values import read_base
-from zoquant.errors import BaseMismatchError
+from zoquant.errors import BaseMismatchError, CheckpointError
 from zoquant.files.hub import local_path
 from zoquant.protocol import ROLES
 from zoquant.record.trajectory import Trajectory
@@ -30,12 +30,18 @@ def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
 
     Raises:
         BaseMismatchError, NoViewsError: the checkpoint does not hold the keys of the trajectory.
-        CheckpointError: the checkpoint is damaged or of an unknown kind.
+        CheckpointError: the checkpoint is damaged or of an unknown kind, or the trajectory is of several groups.
     """
+    if len(trajectory.groups) != 1:
+        raise CheckpointError(
+            f"trajectory: of {len(trajectory.groups)} groups, expected one. Replay it in Python: "
+            "zoquant.replay(trajectory, [views of each group])."
+        )
+    coupled = trajectory.groups[0].coupled
     if trajectory.subspace == "values":
-        return checkpoint_views(path, trajectory.base, coupled=trajectory.coupled)
+        return checkpoint_views(path, trajectory.base, coupled=coupled)
     model, _ = load(path, runtime="native", compute_dtype=torch.float32, device="cpu")
-    return attach(model, roles=ROLES, include=[glob.escape(key) for key in trajectory.base], coupled=trajectory.coupled)
+    return attach(model, roles=ROLES, include=[glob.escape(key) for key in trajectory.base], coupled=coupled)
 
 
 def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) -> Views:

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from zoquant.cli.show import console, number, percent, score
-from zoquant.optim.calibration import Numbers
+from zoquant.optim.choosing import Numbers
 from zoquant.tasks import Evaluation
 from zoquant.training import OnProgress, Progress
 

@@ -23,7 +23,8 @@ def replay_command(
     from zoquant.checkpoint.replay_views import recorded_views
     from zoquant.files.atomic_files import refuse_existing
     from zoquant.record.delta import save_delta
-    from zoquant.record.trajectory import Trajectory, replay
+    from zoquant.record.replay import replay
+    from zoquant.record.trajectory import Trajectory
 
     refuse_existing(out)
     recorded = Trajectory.load(trajectory)

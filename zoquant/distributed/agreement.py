@@ -12,7 +12,7 @@ from torch import Tensor
 from zoquant.distributed.exchange import gathered
 from zoquant.errors import RankError
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 _STRETCH = 256
 _MASK = (1 << 64) - 1
@@ -32,10 +32,11 @@ class Agreement:
 
     def marks(self) -> list[int]:
         """Return what this rank holds: a digest of settings and last step, and a checksum of the deltas."""
-        optimizer, group = self.optimizer, self.optimizer.param_groups[0]
-        settings = [optimizer.seed, optimizer.probes, *(repr(group[name]) for name in ("lr", "eps", "clip"))]
+        optimizer = self.optimizer
+        rates = [repr(group[name]) for group in optimizer.param_groups for name in ("lr", "eps", "clip")]
+        settings = [optimizer.seed, optimizer.probes, *rates]
         state = digest([optimizer.steps, *settings], optimizer.trajectory.steps[-1:])
-        return [state, checksum([buffer.delta for buffer in optimizer.views.buffers])]
+        return [state, checksum(self._deltas())]
 
     def check(self, marks: Sequence[Sequence[int]]) -> None:
         """Refuse marks that differ. All ranks call it with the same marks.
@@ -76,11 +77,11 @@ class Agreement:
             raise RankError(f"step {self.optimizer.steps}: {_named(odd)} not agree {whom} on {what}. {_REMEDY}")
 
     def _holds_its_steps(self) -> bool:
-        views, run = self.optimizer.views, self.optimizer.trajectory
-        held = [buffer.delta for buffer in views.buffers]
-        replayed = [torch.zeros_like(delta) for delta in held]
-        run.mover(views, replayed).advance(run.steps)
-        return checksum(held) == checksum(replayed)
+        replayed = self.optimizer.trajectory.deltas(self.optimizer.all_views)
+        return checksum(self._deltas()) == checksum([delta for group in replayed for delta in group])
+
+    def _deltas(self) -> list[Tensor]:
+        return [buffer.delta for views in self.optimizer.all_views for buffer in views.buffers]
 
 
 def checksum(deltas: Sequence[Tensor]) -> int:
@@ -118,8 +119,7 @@ def digest(settings: Sequence[object], steps: Sequence[Step]) -> int:
     """
     found = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
     for step in steps:
-        numbers = (*step.seeds, *step.derivatives, step.lr)
-        found.update(struct.pack(f"<{len(step.seeds)}Q{len(step.derivatives)}dd", *numbers))
+        found.update(struct.pack(f"<{len(step.seeds)}Q{len(step.numbers)}d", *step.seeds, *step.numbers))
     return _signed(int.from_bytes(found.digest(), "little"))
 
 

@@ -20,7 +20,7 @@ from zoquant.errors import BaseMismatchError
 from zoquant.kernels.noise.definition import child_seed
 from zoquant.optim.closures import Closure, mean_loss
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 _RESTORED = 0xFFFFFFFF  # stands for the worker of a step that was put into the log from a trajectory
 
@@ -72,7 +72,7 @@ class AsyncZO:
     ) -> None:
         if optimizer.together:
             raise ValueError(
-                f"AsyncZO: optimizer is {type(optimizer).__name__}, whose losses come of one forward. Take ZOSGD."
+                "AsyncZO: optimizer moves rows and columns, whose losses come of one forward. Take one of values."
             )
         if not (0 <= worker < _RESTORED and oldest >= 0):
             raise ValueError(f"AsyncZO: worker is {worker} and oldest {oldest}, expected at least 0 each.")

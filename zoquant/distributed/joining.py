@@ -1,13 +1,14 @@
 """How a rank that comes late, or comes back, gets the steps it has missed: from a rank that has them."""
 
 import json
+import math
 from typing import Any
 
 from zoquant.distributed.agreement import Agreement, digest
 from zoquant.distributed.exchange import broadcast, gathered
 from zoquant.errors import RankError
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 
 def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
@@ -25,7 +26,7 @@ def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
     source, least = counts.index(max(counts)), min(counts)
     run = optimizer.trajectory
     sent = broadcast({"header": run.header(), "steps": [_plain(step) for step in run.steps[least:]]}, source)
-    missed = [Step(tuple(seeds), tuple(derivatives), lr) for seeds, derivatives, lr in sent["steps"]]
+    missed = [Step(*map(tuple, parts)) for parts in sent["steps"]]
     same_part = agreement.parts[rank] == agreement.parts[source]
     why = _difference(optimizer, sent["header"], missed, least, same_part)
     refused = [other for other, (bad,) in enumerate(gathered([int(bool(why))])) if bad]
@@ -45,6 +46,9 @@ def _difference(optimizer: ZOSGD, header: dict[str, Any], missed: list[Step], le
     for name, value in mine.items():
         if value != header.get(name) and (name != "base" or same_part):
             return f"Its {name} differs: the one has {_short(value)}, the other {_short(header.get(name))}."
+    for number, step in enumerate(missed, least):
+        if not all(map(math.isfinite, step.numbers)) or step.too_long() is not None:
+            return f"Step {number} has {_short(step.numbers)}, which float32 does not hold."
     own = optimizer.trajectory.steps[least:]
     return "" if own == missed[: len(own)] else f"They have done other steps from step {least} on."
 
@@ -55,4 +59,4 @@ def _short(value: object) -> str:
 
 
 def _plain(step: Step) -> list[Any]:
-    return [step.seeds, step.derivatives, step.lr]
+    return [step.seeds, step.derivatives, step.rates]

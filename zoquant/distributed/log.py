@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from zoquant.errors import BaseMismatchError, RankError
 from zoquant.files.plain_json import parse_json
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 _HEAD = struct.Struct("<IId")
 _PAIR = struct.Struct("<Qd")
@@ -40,7 +40,9 @@ class LoggedStep:
     def encode(self) -> str:
         """Return the step as it travels: 32 + 32 characters a probe."""
         pairs = zip(self.step.seeds, self.step.derivatives, strict=True)
-        return (_HEAD.pack(self.worker, self.seen, self.step.lr) + b"".join(_PAIR.pack(*pair) for pair in pairs)).hex()
+        return (
+            _HEAD.pack(self.worker, self.seen, self.step.rates[0]) + b"".join(_PAIR.pack(*pair) for pair in pairs)
+        ).hex()
 
     @classmethod
     def decode(cls, text: bytes, slot: int) -> "LoggedStep":
@@ -62,7 +64,7 @@ class LoggedStep:
                 f"slot {slot} of the log, by worker {worker}, has seen {seen} slots and has the numbers {numbers}, "
                 f"expected at most {slot} and finite ones. Stop that worker; go on from another one's trajectory."
             )
-        return cls(worker, seen, Step(tuple(seed for seed, _ in pairs), tuple(d for _, d in pairs), lr))
+        return cls(worker, seen, Step(tuple(seed for seed, _ in pairs), tuple(d for _, d in pairs), (lr,)))
 
 
 class StepLog:

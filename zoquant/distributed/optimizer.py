@@ -15,8 +15,9 @@ from zoquant.distributed.joining import join
 from zoquant.distributed.sharing import Cell, Sharing
 from zoquant.errors import LossError, RankError, RankMemoryError
 from zoquant.kernels.out_of_memory import is_out_of_memory
-from zoquant.optim.closures import Closure, loss_of, mean_loss
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.closures import AnyClosure, loss_of, mean_loss
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
 
 _HEAD = 3  # numbers of a row before the losses: how this rank fared, and its two marks
 _FINE, _NO_MEMORY, _FAILED = range(3)
@@ -52,7 +53,8 @@ class DistributedZO:
     def __init__(self, optimizer: ZOSGD, mesh: DeviceMesh | None = None, *, audit_every: int = 0) -> None:
         if optimizer.together:
             raise ValueError(
-                f"DistributedZO: optimizer is {type(optimizer).__name__}, whose losses come of one forward. Take ZOSGD."
+                "DistributedZO: optimizer moves rows and columns, whose losses come of one forward. Take a ZOSGD of "
+                "values."
             )
         self.optimizer = optimizer
         self.rank = dist.get_rank()
@@ -62,7 +64,7 @@ class DistributedZO:
         self._steps_here = 0
         join(optimizer, self._agreement, self.rank)
 
-    def step(self, closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None) -> StepResult:
+    def step(self, closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[float] | None = None) -> StepResult:
         """Do one step together with all ranks.
 
         Args:
@@ -83,13 +85,13 @@ class DistributedZO:
         try:
             own = self._measure(closures, shares[self.rank])
         except BaseException as error:
-            self.optimizer.views.write()
+            self.optimizer.restore()
             self._exchange([], shares, _NO_MEMORY if is_out_of_memory(error) else _FAILED)
             raise
         try:
             table = self._table(self._exchange(own, shares), shares)
         except BaseException:
-            self.optimizer.views.write()
+            self.optimizer.restore()
             raise
         self._steps_here += 1
         rows = [[table[Cell(number, batch)] for batch in range(len(closures))] for number in range(self._evaluations)]
@@ -145,7 +147,7 @@ class DistributedZO:
             return [sorted({Cell(0, 0), *cells}) for cells in shares]
         return shares
 
-    def _measure(self, closures: Sequence[Closure], cells: Sequence[Cell]) -> list[int]:
+    def _measure(self, closures: Sequence[AnyClosure], cells: Sequence[Cell]) -> list[int]:
         """Return the bits of the losses of some cells. The model is left at the last probe."""
         plan, found = self.optimizer.plan(), list[float]()
 
@@ -157,7 +159,7 @@ class DistributedZO:
             self.optimizer.loss_at(plan[number], partial(evaluate, list(group)), restore=False)
         return bits_of(found)
 
-    def _number(self, closure: Closure) -> float:
+    def _number(self, closure: AnyClosure) -> float:
         """Return a loss as a float, NaN where there is none: all ranks shall see it and undo the step."""
         try:
             return loss_of(closure(), self.optimizer.steps)
@@ -199,7 +201,9 @@ class DistributedZO:
         return dict(zip(found, losses_of([next(iter(by_rank.values())) for by_rank in found.values()]), strict=True))
 
 
-def _mean(losses: Sequence[float], closure: Closure | Sequence[Closure], weights: Sequence[float] | None) -> float:
+def _mean(
+    losses: Sequence[float], closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[float] | None
+) -> float:
     """Return the mean over micro-batches, through the arithmetic of one process."""
     if callable(closure):
         return losses[0]

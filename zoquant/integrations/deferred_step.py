@@ -9,7 +9,9 @@ import torch
 
 from zoquant.errors import LossError
 from zoquant.optim.closures import Closure
-from zoquant.optim.optimizer import ZOSGD, Evaluation, StepResult
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
+from zoquant.optim.probe import Probe
 
 _LOSSES_IN_A_ROW = 3
 
@@ -45,7 +47,7 @@ class DeferredStep(torch.optim.Optimizer):
         Returns:
             The mean of its losses; NaN if one is not finite.
         """
-        losses = [self._loss(evaluation, closure) for evaluation in self.zo.plan()]
+        losses = [self._loss(probe, closure) for probe in self.zo.plan()]
         self._losses = [sum(pair) for pair in zip(self._losses or [0.0] * len(losses), losses, strict=True)]
         return sum(losses) / len(losses)
 
@@ -86,9 +88,9 @@ class DeferredStep(torch.optim.Optimizer):
         """Take over a state of the optimizer, replaying its trajectory."""
         self.zo.load_state_dict(state_dict)
 
-    def _loss(self, evaluation: Evaluation, closure: Closure) -> float:
+    def _loss(self, probe: Probe, closure: Closure) -> float:
         try:
-            return self.zo.loss_at(evaluation, closure)
+            return self.zo.loss_at(probe, closure)
         except LossError as error:
             self._error = error
             return math.nan

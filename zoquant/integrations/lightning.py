@@ -16,7 +16,8 @@ from zoquant.errors import CheckpointError
 from zoquant.integrations.random_state import RandomState
 from zoquant.integrations.refused_settings import check_subspace, refuse_settings
 from zoquant.optim.calibration import Calibration
-from zoquant.optim.optimizer import ZOSGD, StepResult
+from zoquant.optim.measuring import StepResult
+from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import Delta
 from zoquant.training import Settings
 from zoquant.views.attach import attach

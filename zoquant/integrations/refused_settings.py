@@ -32,5 +32,5 @@ def check_subspace(settings: Settings) -> None:
     if settings.subspace == "rows-columns":
         raise ValueError(
             "Settings: subspace is 'rows-columns', which needs the loss of each example, but this trainer's loss is "
-            "one number a batch. Leave subspace out, or take zoquant train or zoquant.BatchedZO."
+            "one number a batch. Leave subspace out, or take zoquant train, or zoquant.ZOSGD of rows and columns."
         )

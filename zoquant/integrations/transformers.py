@@ -237,7 +237,8 @@ def _check_optimizer(ready: object, scheduler: object, zo: Settings | None) -> N
     if ready is None and scheduler is not None:
         raise ValueError("ZOTrainer: a scheduler needs its optimizer. Pass optimizers=(zosgd, scheduler).")
     if ready is not None and (not isinstance(ready, ZOSGD) or ready.together):
-        raise ValueError(f"ZOTrainer: optimizers holds a {type(ready).__name__}, expected a zoquant.ZOSGD or None.")
+        got = "a ZOSGD of rows and columns" if isinstance(ready, ZOSGD) else f"a {type(ready).__name__}"
+        raise ValueError(f"ZOTrainer: optimizers holds {got}, expected a zoquant.ZOSGD of values or None.")
     if ready is not None and zo is not None:
         raise ValueError("ZOTrainer: got zo and an optimizer, expected one of them.")
     if zo is not None:

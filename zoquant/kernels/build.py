@@ -30,7 +30,7 @@ SWITCH = "ZOQUANT_KERNELS"
 
 _FUNCTIONS = (
     "zoquant_decode", "zoquant_decode_words", "zoquant_noise", "zoquant_accumulate", "zoquant_write", "zoquant_matmul",
-    "zoquant_ratios", "zoquant_compose",
+    "zoquant_ratios", "zoquant_compose", "zoquant_contract",
 )  # fmt: skip
 _QUESTIONS = ("zoquant_matmul_ready", "zoquant_write_ready")
 _TIMEOUT = 300

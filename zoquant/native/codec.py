@@ -28,11 +28,12 @@ class FieldSpec:
 class Codec(Protocol):
     """Turns packed words and continuous fields into weights. The weights are linear in every field.
 
-    A codec may have two attributes more, for compiled code that layers on the CPU take where it is not None:
+    A codec may have three attributes more, for compiled code that layers on the CPU take where it is not None:
     `decode_rows: RowDecoder | None` gives the same bits as `decode`, see `zoquant.kernels.products.decode.row_decoder`,
     and `multiply_rows: RowMultiplier | None` multiplies with them, see
-    `zoquant.kernels.products.matmul.row_multiplier`. With `ggml = True` its codes are those of ggml's layout of its
-    name, which the kernels of a GPU know.
+    `zoquant.kernels.products.matmul.row_multiplier`; and `contract_rows: RowContractor | None` gives the gradient by
+    the fields, see `zoquant.kernels.products.contract.row_contractor`. With `ggml = True` its codes are those of
+    ggml's layout of its name, which the kernels of a GPU know.
 
     Attributes:
         name: the layout's own name, e.g. `"Q4_1"`.

@@ -1,11 +1,12 @@
 """Linear and embedding layers over packed words: the weights exist one tile at a time, while they are multiplied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.products.contract import RowContractor, contractible
 from zoquant.kernels.products.decode import OUTPUTS, RowDecoder, decodable
 from zoquant.kernels.products.matmul import Factors, RowMultiplier, multiplies
 from zoquant.kernels.products.operands import Numbers, Operands, words_of_blocks
@@ -107,15 +108,25 @@ class QuantWeight(PackedWeight):
             super().add_field_gradients(rows, gradient, into)
             return
         codes, _, place = self._parts(rows)
-        codes = codes if place is None else codes[place]
-        blocks = gradient.view(*codes.shape[:2], self.codec.block)
-        for name, sums in into.items():
-            units = [torch.full(codes.shape[:2], float(field.name == name)).to(codes.device) for field in self.fields]
-            found = self._decoded(codes, units, None, torch.float32).mul_(blocks).sum(-1)
+        groups = gradient.view(-1, codes.shape[1], self.codec.block)
+        for field, found in zip(self.fields, self._contracted(codes, place, groups), strict=True):
+            if field.name not in into:
+                continue
             if place is None:
-                sums[rows] += found
+                into[field.name][rows] += found
             else:
-                sums.index_add_(0, place, found)
+                into[field.name].index_add_(0, place, found)
+
+    def _contracted(self, codes: Tensor, place: Tensor | None, gradient: Tensor) -> Iterable[Tensor]:
+        """Yield the gradient by each field of the groups at some places, `[n, groups]`, from that by their weights."""
+        compiled: RowContractor | None = getattr(self.codec, "contract_rows", None)
+        if compiled is not None and contractible(codes, gradient):
+            yield from compiled(codes, place, gradient)
+            return
+        codes = codes if place is None else codes[place]
+        for wanted in self.fields:
+            ones = [torch.full(codes.shape[:2], float(field is wanted)).to(codes.device) for field in self.fields]
+            yield self._decoded(codes, ones, None, torch.float32).mul_(gradient).sum(-1)
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
         """Return codes, scale and minimum as a kernel reads them, of a codec that says it has ggml's blocks."""

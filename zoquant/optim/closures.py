@@ -11,9 +11,11 @@ from zoquant.errors import LossError
 Closure = Callable[[], Tensor | float]
 RowLosses = Callable[[int], Tensor]
 """Given how often to repeat the batch, returns the loss of each example: `[repeat * examples]`."""
+AnyClosure = Callable[..., Tensor | float]
+"""One of them: which of the two follows from how the probes are evaluated."""
 
 
-def mean_loss(closure: Closure | Sequence[Closure], weights: Sequence[float] | None = None) -> Closure:
+def mean_loss(closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[float] | None = None) -> Closure:
     """Return one closure for several: Σ w_i · L_i / Σ w_i, in float64.
 
     Args:
@@ -59,8 +61,8 @@ def loss_of(returned: object, step: int) -> float:
     return loss
 
 
-def block_means(returned: object, blocks: int, step: int, expected: str) -> list[float]:
-    """Return the mean loss of each block of rows, in float64.
+def rows_of(returned: object, blocks: int, step: int, expected: str) -> Tensor:
+    """Return what a closure returned as the losses of blocks of rows, float64 `[blocks, examples of a block]`.
 
     Args:
         returned: what a closure returned: a loss for each example, float `[examples]`, block after block.
@@ -69,7 +71,7 @@ def block_means(returned: object, blocks: int, step: int, expected: str) -> list
         expected: what the examples should be, for the message.
 
     Raises:
-        LossError: they are not that many losses, or one of the means is NaN or infinite.
+        LossError: they are not that many losses.
     """
     rows = returned if isinstance(returned, Tensor) and returned.dim() == 1 else None
     if rows is None or not len(rows) or len(rows) % blocks:
@@ -78,7 +80,7 @@ def block_means(returned: object, blocks: int, step: int, expected: str) -> list
             f"step {step}: the closure returned {got}, expected a tensor of one loss for each example{expected}. The "
             "step was undone; return e.g. cross_entropy(..., reduction='none')."
         )
-    return [loss_of(float(mean), step) for mean in rows.double().view(blocks, -1).mean(1)]
+    return rows.double().view(blocks, -1)
 
 
 def _double(loss: Tensor | float) -> Any:

@@ -107,7 +107,7 @@ class GroupRelative:
     s is taken over n. A step does not depend on the scale of the loss, nor on ε: in g = 1/n · Σ d_k · z_k the weights
     are of size 1. If all δ are equal the derivatives are 0. GRZO divides g by another 2ε, which is part of lr here, and
     adds a small number to s. Its directions are one shared matrix with the signs of rows and columns flipped for each
-    example, U ⊙ r sᵀ; those of `BatchedZO` are a row part plus a column part, of each example's own.
+    example, U ⊙ r sᵀ; those of `ZOSGD` on rows and columns are a row part plus a column part, of each example's own.
 
     Source: GRZO (arXiv 2606.02857), its abstract, and its update as the zij optimizer library documents it (a_i = δ_i /
     (s + ε), g = 1/(2σB) Σ a_i z_i); the paper itself was not at hand.

@@ -5,7 +5,9 @@
     n bytes    the header: JSON
     4 bytes    CRC-32 of all bytes before
     records    uint32 step number · float64 lr · for each probe uint64 seed and float64 derivative · uint32 CRC-32
-               where `seeds` in the header is below `probes`, the last derivatives have no seed before them
+               where `seeds` in the header is below `probes`, the last derivatives have no seed before them;
+               where `groups` in the header is a list, a float64 lr for each of them in the place of the one, and the
+               derivatives of the further groups, without seeds, after those of the first
 
 The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone.
 A record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
@@ -19,12 +21,12 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoquant.errors import CheckpointError, ValueRangeError
 from zoquant.files.atomic_files import replacing, writing
 from zoquant.files.plain_json import parse_json
-from zoquant.record.mover import Step
+from zoquant.record.step import Step
 
 MAGIC = b"ZOQTRAJ\x01"
 SYNC_EVERY = 25
@@ -33,6 +35,20 @@ MAX_BYTES = 1 << 31
 """Of a journal that is read: it fits in memory, as a trajectory does."""
 
 _LENGTH = struct.Struct("<I")
+
+
+class _Layout(NamedTuple):
+    """How many numbers a record has."""
+
+    probes: int
+    seeds: int
+    groups: int
+
+    @property
+    def record(self) -> struct.Struct:
+        """The bytes of a record before its CRC."""
+        bare = self.groups * self.probes - self.seeds
+        return struct.Struct("<I" + "d" * self.groups + "Qd" * self.seeds + "d" * bare)
 
 
 class Journal:
@@ -54,10 +70,10 @@ class Journal:
     ) -> None:
         self.path = path
         self.count = 0
-        self._seeds = probes if seeds is None else seeds
-        fewer = {"seeds": self._seeds} if self._seeds != probes else {}
+        self._layout = _Layout(probes, probes if seeds is None else seeds, len(header.get("groups", [None])))
+        fewer = {"seeds": self._layout.seeds} if self._layout.seeds != probes else {}
         head = encode_header({**header, "probes": probes, **fewer})
-        self._record = _record(probes, self._seeds)
+        self._record = self._layout.record
         self._salt = zlib.crc32(head[:-4])
         with replacing(path) as temporary:
             temporary.write_bytes(head + b"".join(self._encode(step) for step in steps))
@@ -97,9 +113,9 @@ class Journal:
         self.close()
 
     def _encode(self, step: Step) -> bytes:
-        paired = step.derivatives[: self._seeds]
-        pairs = [part for pair in zip(step.seeds, paired, strict=True) for part in pair]
-        body = self._record.pack(self.count, step.lr, *pairs, *step.derivatives[self._seeds :])
+        seeds = self._layout.seeds
+        pairs = [part for pair in zip(step.seeds, step.derivatives[:seeds], strict=True) for part in pair]
+        body = self._record.pack(self.count, *step.rates, *pairs, *step.derivatives[seeds:])
         self.count += 1
         return body + _LENGTH.pack(zlib.crc32(body, self._salt))
 
@@ -127,8 +143,8 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
     header, start = _decode_header(path, data)
-    probes, seeds = _counts(path, header)
-    record = _record(probes, seeds)
+    layout = _layout(path, header)
+    record = layout.record
     salt, size = zlib.crc32(data[: start - 4]), record.size + 4
     rows = [data[at : at + size] for at in range(start, len(data) - size + 1, size)]
     whole = [_LENGTH.unpack(row[-4:])[0] == zlib.crc32(row[:-4], salt) for row in rows]
@@ -138,7 +154,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
             f"{path}: the record of step {good} at byte {start + good * size} is damaged, but a later one is whole. "
             "Use a copy of the file."
         )
-    return header, [_decode(path, number, record, seeds, row) for number, row in enumerate(rows[:good])]
+    return header, [_decode(path, number, layout, record.unpack(row[:-4])) for number, row in enumerate(rows[:good])]
 
 
 def encode_header(header: dict[str, Any]) -> bytes:
@@ -168,32 +184,33 @@ def _decode_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
     return header, end + 4
 
 
-def _counts(path: Path, header: dict[str, Any]) -> tuple[int, int]:
-    """Return directions and seeds a step, as the header says."""
-    probes = header.get("probes")
+def _layout(path: Path, header: dict[str, Any]) -> _Layout:
+    """Return how many numbers a record has, as the header says."""
+    probes, groups = header.get("probes"), header.get("groups", [None])
     seeds = header.get("seeds", probes)
     if type(probes) is not int or type(seeds) is not int or not 0 < probes <= MAX_PROBES or seeds not in (1, probes):
         raise CheckpointError(
             f"{path}: the header says {probes!r:.40} probes and {seeds!r:.40} seeds a step, expected 1 to "
             f"{MAX_PROBES}, and as many seeds or one. Begin the run again."
         )
-    return probes, seeds
+    if not isinstance(groups, list) or not 0 < len(groups) <= MAX_PROBES // probes:
+        raise CheckpointError(
+            f"{path}: the header says groups of {groups!r:.40}, expected a list of at most {MAX_PROBES // probes}. "
+            "Begin the run again."
+        )
+    return _Layout(probes, seeds, len(groups))
 
 
-def _record(probes: int, seeds: int) -> struct.Struct:
-    return struct.Struct("<Id" + "Qd" * seeds + "d" * (probes - seeds))
-
-
-def _decode(path: Path, number: int, record: struct.Struct, seeds: int, row: bytes) -> Step:
-    found, lr, *rest = record.unpack(row[:-4])
-    pairs, others = rest[: 2 * seeds], rest[2 * seeds :]
+def _decode(path: Path, number: int, layout: _Layout, row: tuple[Any, ...]) -> Step:
+    found, rates, rest = row[0], row[1 : 1 + layout.groups], row[1 + layout.groups :]
+    pairs, others = rest[: 2 * layout.seeds], rest[2 * layout.seeds :]
     if found != number:
         raise CheckpointError(f"{path}: record {number} is of step {found}. Use a copy of the file.")
-    if not all(map(math.isfinite, (lr, *pairs[1::2], *others))):
+    if not all(map(math.isfinite, (*rates, *pairs[1::2], *others))):
         raise ValueRangeError(f"{path}: step {number} holds NaN or infinity, expected finite numbers.")
     if any(seed >= 1 << 63 for seed in pairs[::2]):
         raise CheckpointError(f"{path}: step {number} has a seed above 2⁶³. Use a copy of the file.")
-    return Step(tuple(pairs[::2]), (*pairs[1::2], *others), lr)
+    return Step(pairs[::2], (*pairs[1::2], *others), rates)
 
 
 def _write(file: int, data: bytes) -> None:

@@ -2,50 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from zoquant.kernels.noise.definition import Noise, child_seed
+from zoquant.kernels.noise.definition import Noise
 from zoquant.record.rules import SGD, Rule
+from zoquant.record.step import Step
 from zoquant.views.noise_source import NoiseSource
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its directions, the derivative along each as it was applied, and the learning rate.
-
-    A step whose derivatives are all 0 moves nothing, and no rule remembers it: a step that was undone is one.
-
-    Attributes:
-        seeds: the seed of each direction, or one that those of all directions are drawn from.
-        derivatives: the derivative along each direction, as it was applied.
-        lr: learning rate.
-    """
-
-    seeds: tuple[int, ...]
-    derivatives: tuple[float, ...]
-    lr: float
-
-    @property
-    def directions(self) -> tuple[int, ...]:
-        """The seed of each direction."""
-        return directions_of(self.seeds, len(self.derivatives))
-
-    @property
-    def amounts(self) -> list[float]:
-        """The weight of each direction in g, the mean over the probes."""
-        return [derivative / len(self.derivatives) for derivative in self.derivatives]
-
-
-def directions_of(seeds: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Return the seeds of `count` directions: these, or if it is one for several, those drawn from it."""
-    if len(seeds) == count:
-        return seeds
-    return tuple(child_seed(seeds[0], number) for number in range(count))
 
 
 class Movable(Protocol):
@@ -99,7 +65,7 @@ class Mover:
             tensor.zero_()
 
     def advance(self, steps: Sequence[Step]) -> None:
-        """Move the deltas by some steps. Writes no view.
+        """Move the deltas by some steps of one group. Writes no view.
 
         A stretch of the buffer that fits the cache does all steps before the next one begins; stretches are shared out
         among threads. Neither shows in the result: every element goes through the same operations in the same order.
@@ -120,7 +86,7 @@ class Mover:
     def _tile(self, number: int, source: NoiseSource, live: Sequence[Step], seeds: Sequence[int], tile: slice) -> None:
         delta = self.deltas[number][tile]
         if isinstance(self.rule, SGD) and not self.decay:
-            amounts = [-step.lr * amount for step in live for amount in step.amounts]
+            amounts = [-step.rates[0] * amount for step in live for amount in step.amounts]
             source.accumulate(delta, tile.start, seeds, amounts)
             return
         state = [tensor[tile] for tensor in self.states[number]]
@@ -131,8 +97,8 @@ class Mover:
             for amount in step.amounts:
                 g.add_(next(directions).mul_(amount))
             if self.decay:
-                delta.mul_(1 - step.lr * self.decay)
-            delta.add_(self.rule.transform(g, state, count, scratch).mul_(-step.lr))
+                delta.mul_(1 - step.rates[0] * self.decay)
+            delta.add_(self.rule.transform(g, state, count, scratch).mul_(-step.rates[0]))
 
 
 def _on_threads(tiles: Sequence[slice], work: Callable[[slice], None]) -> None:

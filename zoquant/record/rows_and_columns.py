@@ -7,14 +7,15 @@ move together. Scaling rows and columns of a matrix is scaling what goes in and 
 
     y = (1 + u) ⊙ W ((1 + v) ⊙ x) + bias,
 
-which is what `zoquant.optim.probing` does to any kernel. u and v are what a rule moves, and what it remembers is of
+which is what `zoquant.optim.probed_layers` does to any kernel. u and v are what a rule moves, and what it remembers is
+of
 their size. The delta of the views is computed from them; each product and sum is rounded by itself, so that a run
 replays anywhere.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,25 +24,25 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.choice import factor_kernels
 from zoquant.kernels.noise.definition import Noise
 from zoquant.protocol import Grid, ScaleView
-from zoquant.record.mover import Mover, Step
+from zoquant.record.mover import Mover
 from zoquant.record.rules import Rule
-from zoquant.views.experts import refuse_gathered
+from zoquant.record.step import Step
 from zoquant.views.flat_buffer import FlatBuffer
 from zoquant.views.layout import padded, view_count
 from zoquant.views.model_views import AttachedLayer, BoundView, Views
 from zoquant.views.noise_source import NoiseSource
-
-Subspace = Literal["values", "rows-columns"]
-SUBSPACES: tuple[Subspace, ...] = ("values", "rows-columns")
 
 LEAST = 2.0**-10 - 1
 """Least u or v: a factor 1 + u stops at 2⁻¹⁰, so scales keep their sign and a quotient of factors stays finite."""
 
 _TILE = 1 << 17
 
+_EXPERT = re.compile(r"(^|\.)experts\.\d+(\.|$)")
+"""The path of a layer of one expert, in a model that has modules for each."""
+
 
 @dataclass(frozen=True, eq=False)
-class LayerFactors:
+class LayerRowsAndColumns:
     """The vectors of one layer.
 
     Attributes:
@@ -78,7 +79,7 @@ class LayerFactors:
             delta[place] = (composed.t() if transposed else composed).reshape(-1)
 
 
-class FactorBuffer:
+class RowsAndColumnsBuffer:
     """The vectors u and v of all layers of one device, one after the other.
 
     Args:
@@ -97,7 +98,7 @@ class FactorBuffer:
     def __init__(self, buffer: FlatBuffer) -> None:
         self.device = buffer.device
         self.kernels = factor_kernels(buffer.device)
-        self.layers: list[LayerFactors] = []
+        self.layers: list[LayerRowsAndColumns] = []
         start = 0
         for layer, numbers in _by_layer(buffer).items():
             grids = _grids(layer, {buffer.views[number].name: buffer.views[number] for number in numbers})
@@ -107,7 +108,7 @@ class FactorBuffer:
             columns = slice(start + padded(grid.shape[0]), start + padded(grid.shape[0]) + grid.shape[1])
             places = {place.start: (place, grid.transposed) for place, grid in found}
             ordered = _in_order(grid.rows, grid.shape[0]), _in_order(grid.columns, grid.shape[1])
-            self.layers.append(LayerFactors(layer, grid, rows, columns, tuple(places.values()), *ordered))
+            self.layers.append(LayerRowsAndColumns(layer, grid, rows, columns, tuple(places.values()), *ordered))
             start = columns.start + padded(grid.shape[1])
         self._places = _table(self.layers)
         with torch.inference_mode(False):
@@ -137,7 +138,7 @@ class FactorBuffer:
             layer.compose(self.delta, delta)
 
 
-class FactorMover(Mover):
+class RowsAndColumnsMover(Mover):
     """Moves u and v, and computes the deltas of the views from them.
 
     Args:
@@ -154,8 +155,8 @@ class FactorMover(Mover):
     def __init__(
         self, views: Views, noise: Noise, rule: Rule, decay: float = 0.0, *, deltas: Sequence[Tensor] | None = None
     ) -> None:
-        self.factors = [FactorBuffer(buffer) for buffer in views.buffers]
-        super().__init__(self.factors, noise, rule, decay)
+        self.vectors = [RowsAndColumnsBuffer(buffer) for buffer in views.buffers]
+        super().__init__(self.vectors, noise, rule, decay)
         self._composed = [buffer.delta for buffer in views.buffers] if deltas is None else list(deltas)
 
     def reset(self) -> None:
@@ -169,8 +170,8 @@ class FactorMover(Mover):
         self._compose()
 
     def _compose(self) -> None:
-        for factors, delta in zip(self.factors, self._composed, strict=True):
-            factors.compose(delta)
+        for vectors, delta in zip(self.vectors, self._composed, strict=True):
+            vectors.compose(delta)
 
 
 def bounded(factors: Tensor, out: Tensor | None = None) -> Tensor:
@@ -178,7 +179,7 @@ def bounded(factors: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.clamp(factors, min=LEAST, out=out)
 
 
-def _table(layers: Sequence[LayerFactors]) -> Tensor:
+def _table(layers: Sequence[LayerRowsAndColumns]) -> Tensor:
     """Return the places of all layers as `zoquant.kernels.products.factors.compose` takes them."""
     rows = [
         (layer.rows.start, layer.columns.start, *layer.grid.shape, place.start, int(transposed))
@@ -201,7 +202,7 @@ def _by_layer(buffer: FlatBuffer) -> dict[AttachedLayer, list[int]]:
         layer = view.layer if isinstance(view, BoundView) else None
         if layer is None:
             raise UnsupportedLayoutError(
-                f"{view.name}: belongs to no layer of a model, and batched probes scale what goes into a layer and "
+                f"{view.name}: belongs to no layer of a model, and rows and columns scale what goes into a layer and "
                 "comes out. Take the views that attach(model) returns."
             )
         found.setdefault(layer, []).append(number)
@@ -214,7 +215,7 @@ def _grids(layer: AttachedLayer, views: Mapping[str, ScaleView]) -> Mapping[str,
     if not grids:
         raise UnsupportedLayoutError(
             f"{name} ({layer.backend.name}): its values are no rows and columns of a matrix that multiplies an input, "
-            f"which batched probes scale. Leave it out: attach(model, exclude='{_pattern(layer)}')."
+            f"which rows and columns scale. Leave it out: attach(model, exclude='{_pattern(layer)}')."
         )
     for key in grids.keys() - views.keys():
         raise UnsupportedLayoutError(
@@ -224,8 +225,8 @@ def _grids(layer: AttachedLayer, views: Mapping[str, ScaleView]) -> Mapping[str,
         )
     for key in views.keys() - grids.keys():
         raise UnsupportedLayoutError(
-            f"{key} ({layer.backend.name}): does not scale the weights of its layer, so batched probes cannot move it. "
-            f"Leave it out: attach(model, exclude={key!r}), or by roles."
+            f"{key} ({layer.backend.name}): does not scale the weights of its layer, so rows and columns cannot move "
+            f"it. Leave it out: attach(model, exclude={key!r}), or by roles."
         )
     first = next(iter(grids.values()))
     for key, grid in grids.items():
@@ -235,13 +236,22 @@ def _grids(layer: AttachedLayer, views: Mapping[str, ScaleView]) -> Mapping[str,
                 f"beside one of {list(first.shape)}; expected one grid for all. Leave the layer out: "
                 f"exclude='{_pattern(layer)}'."
             )
-    refuse_gathered(layer)
+    _refuse_expert(layer)
     if layer.tied:
         raise UnsupportedLayoutError(
             f"{name}: {layer.tied[0].path} reads the same values, and a probe of one layer does not reach the other. "
             f"Leave it out: attach(model, exclude='{_pattern(layer)}')."
         )
     return grids
+
+
+def _refuse_expert(layer: AttachedLayer) -> None:
+    """Refuse a layer of one expert: it sees tokens of any row of the batch, by which probes are told apart."""
+    if _EXPERT.search(layer.path):
+        raise UnsupportedLayoutError(
+            f"{layer.path}: probes that share a forward are told apart by rows of the batch, but an expert sees tokens "
+            "that were gathered. Leave the experts out: attach(model, exclude='*experts.*')."
+        )
 
 
 def _pattern(layer: AttachedLayer) -> str:

@@ -2,9 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.kernels.out_of_memory import is_out_of_memory
+from zoquant.optim.probed_layers import sharing_rows
 from zoquant.views.dry_run import ordinary_ids, trial
 
 _SAME = 0.1
@@ -29,7 +28,6 @@ _WORTH = 0.9
 
 log = logging.getLogger("zoquant")
 _packable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_present: ContextVar["Packing | None"] = ContextVar("packing", default=None)
 
 
 @dataclass(frozen=True)
@@ -104,21 +102,6 @@ def pack(lengths: Sequence[int], width: int, room_of_row: int | None = None) -> 
     return Packing(source, positions, sequences, len(lengths), width)
 
 
-def packed() -> Packing | None:
-    """Return how the sequences of the forward under way share rows; None where each has a row of its own."""
-    return _present.get()
-
-
-@contextmanager
-def sharing(packing: Packing) -> Iterator[None]:
-    """Say within a `with` that sequences share rows so."""
-    token = _present.set(packing)
-    try:
-        yield
-    finally:
-        _present.reset(token)
-
-
 def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
     """Return the last hidden states as of the padded batch, `[batch, length, width]`, zero at its padding.
 
@@ -131,7 +114,7 @@ def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
     used = packing.source >= 0
     tokens = ids.reshape(-1)[packing.source.clamp(min=0)]
     dtype = body.get_input_embeddings()(tokens[:, :1]).dtype
-    with sharing(packing):
+    with sharing_rows(packing):
         states: Tensor = body(
             input_ids=tokens, attention_mask=packing.mask(dtype), position_ids=packing.positions, use_cache=False
         ).last_hidden_state

@@ -39,8 +39,8 @@ class Task(Protocol[B]):
 class PerExample(Task[B], Protocol[B]):
     """A task that tells the loss of each example.
 
-    Its batches have `repeat(times)`, which returns the batch so many times one below the other, as `BatchedZO` asks
-    for.
+    Its batches have `repeat(times)`, which returns the batch so many times one below the other, as probes of rows and
+    columns ask for.
     """
 
     def losses(self, model: nn.Module, batch: B) -> Tensor:

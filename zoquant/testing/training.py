@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import load_delta, save_delta
-from zoquant.record.trajectory import replay
+from zoquant.record.replay import replay
 from zoquant.testing.case import BackendCase, attached, loss_of, opened, opened_inputs, quietly, train, values_of
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import codes_of, same_bits

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
 from zoquant.optim.default_layers import upper_middle
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.record.rows_and_columns import Subspace
+from zoquant.record.group import Subspace
 from zoquant.tasks import PerExample, Task
 from zoquant.training.settings import AUTO, Settings
 from zoquant.views.attach import attach, claimed
@@ -151,7 +151,7 @@ def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
     def losses(repeat: int) -> Tensor:
         return task.losses(model, batch.repeat(repeat))
 
-    found.optimizer.loss_at(found.optimizer.plan()[0], losses)  # type: ignore[arg-type]
+    found.optimizer.loss_at(found.optimizer.plan()[0], losses)
 
 
 def _told(views: Views) -> str:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zoquant.optim.calibration import Numbers
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.choosing import Numbers
+from zoquant.optim.measuring import StepResult
 from zoquant.tasks import Evaluation
 
 

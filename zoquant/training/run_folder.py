@@ -12,7 +12,7 @@ from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_
 from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
 from zoquant.files.plain_json import parse_json
-from zoquant.record.rows_and_columns import SUBSPACES, Subspace
+from zoquant.record.group import SUBSPACES, Subspace
 from zoquant.record.trajectory import Trajectory
 from zoquant.tasks import Evaluation
 from zoquant.training.progress import Progress

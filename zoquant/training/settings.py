@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from zoquant.kernels.noise.definition import Kind, Noise, Unit
-from zoquant.optim.batched import BatchedZO
-from zoquant.optim.calibration import Numbers, by_rule
+from zoquant.optim.choosing import Numbers, by_rule
 from zoquant.optim.estimators import ESTIMATORS, GroupRelative
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.protocol import Role
-from zoquant.record.rows_and_columns import SUBSPACES
+from zoquant.record.group import SUBSPACES
 from zoquant.record.rules import RULES
 from zoquant.views.flat_buffer import Space
 from zoquant.views.model_views import Views
@@ -116,8 +115,9 @@ class Settings:
         """Return the optimizer; numbers that a calibration has to choose stand at its defaults."""
         if self.subspace == "rows-columns":
             numbers = self.by_rule()
-            return BatchedZO(
-                views, directions=self.batch_size, lr=numbers.lr, eps=numbers.eps, clip=numbers.clip, seed=self.seed,
+            return ZOSGD(
+                views, subspace="rows-columns", probes=self.batch_size, lr=numbers.lr, eps=numbers.eps,
+                clip=numbers.clip, seed=self.seed,
                 noise=Noise(self.noise, self.density, self.unit), estimator=GroupRelative(), rule=RULES[self.rule](),
                 decay=self.decay,
             )  # fmt: skip

@@ -8,10 +8,9 @@ from torch import nn
 
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.launch import stepper
-from zoquant.optim.batched import BatchedZO
-from zoquant.optim.calibration import Numbers
+from zoquant.optim.choosing import Numbers
 from zoquant.optim.closures import Closure, RowLosses, mean_loss
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.measuring import StepResult
 from zoquant.optim.trunk import Trunk
 from zoquant.tasks import PerExample, Task
 from zoquant.training.micro_batches import MicroBatches
@@ -51,8 +50,7 @@ class Steps:
     @property
     def forwards(self) -> int:
         """How many forwards of the batch a step takes."""
-        optimizer = self.optimizer
-        return optimizer.repeat if isinstance(optimizer, BatchedZO) else len(optimizer.plan())
+        return self.optimizer.forwards
 
     @property
     def shared(self) -> str | None:
@@ -85,7 +83,7 @@ class Steps:
             group.update({name: numbers[name] for name in ("lr", "eps", "clip")})
         self._lr = float(group["lr"])
         self._micro_batches.agree()
-        if isinstance(self.optimizer, BatchedZO):
+        if self.optimizer.together:
             # The trunk sees a forward first, so that every step is computed alike.
             batch = self._train.batch_of_step(self._settings.seed, 0, 1)
             with self._trunk.shared(), torch.no_grad():
@@ -120,13 +118,14 @@ class Steps:
         """Do a step whose micro-batches are cut into these parts."""
         self.watch.discard()
         parts = [part for batch in cut for part in batch]
-        if isinstance(self.optimizer, BatchedZO):
-            with self._trunk.shared(self.optimizer.repeat):
-                return self.optimizer.step([self._losses(part) for part in parts], [part.weight for part in parts])
-        closures = [partial(self.watch.forward, partial(self._loss, part)) for part in parts]
+        together = self.optimizer.together
+        closures = [
+            self._losses(part) if together else partial(self.watch.forward, partial(self._loss, part)) for part in parts
+        ]
         weights = None if len(parts) == 1 else [part.weight for part in parts]
-        with self._trunk.shared():
-            return self._stepper.step(closures, weights)
+        with self._trunk.shared(self.optimizer.repeat):
+            result: StepResult = self._stepper.step(closures, weights)
+        return result
 
     def _losses(self, part: Any) -> RowLosses:
         """Return what evaluates the losses of the examples of a part of a batch, as often as it is told."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from zoquant.distributed.launch import from_first, is_first
 from zoquant.errors import LossError, RewardError
-from zoquant.optim.calibration import Numbers
-from zoquant.optim.optimizer import StepResult
+from zoquant.optim.choosing import Numbers
+from zoquant.optim.measuring import StepResult
 from zoquant.record.delta import save_delta
 from zoquant.record.journal import Journal
 from zoquant.tasks import Evaluation

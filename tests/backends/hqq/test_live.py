@@ -12,8 +12,9 @@ from zoquant import ZOSGD, attach
 from zoquant.backends.hqq.live import HQQBackend
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise
-from zoquant.optim.probing import Probing
-from zoquant.record.rows_and_columns import FactorMover
+from zoquant.optim.probe import Probe
+from zoquant.optim.probed_layers import ProbedLayers
+from zoquant.record.rows_and_columns import RowsAndColumnsMover
 from zoquant.record.rules import SGD
 from zoquant.testing.tensors import same_bits
 
@@ -179,11 +180,11 @@ def test_a_batched_probe_is_what_written_scales_give(nbits: int, axis: int) -> N
     views = attach(nn.ModuleDict({"a": layer}))
     if axis == 0:  # 48 groups for 16 columns: three rows of the grid
         assert views[0].shape == (1, 48)
-    mover, x = FactorMover(views, Noise(), SGD()), HQQBackend().sample_input(layer)[:1]
-    with Probing(mover.factors, Noise(), [(7, 0.1), (None, 0.0)]), torch.no_grad():
+    mover, x = RowsAndColumnsMover(views, Noise(), SGD()), HQQBackend().sample_input(layer)[:1]
+    with ProbedLayers([mover], [Probe(7, (0.1,)), Probe(None, (0.0,))]), torch.no_grad():
         probed, plain = layer(x.expand(2, -1))
-    u = mover.factors[0].delta
-    u.add_(mover.factors[0].source_of(Noise()).draw(7, 0, torch.empty_like(u)), alpha=0.1)
+    u = mover.vectors[0].delta
+    u.add_(mover.vectors[0].source_of(Noise()).draw(7, 0, torch.empty_like(u)), alpha=0.1)
     mover.advance([])
     with torch.no_grad():
         torch.testing.assert_close(layer(x)[0], plain)

@@ -187,7 +187,7 @@ def test_tokens_that_experts_gather_are_no_rows_of_the_batch(tmp_path: Path) -> 
     native = load(folders(mixtral, tmp_path)[1])
     views = zoquant.attach(native, include="*.experts.1.w1.*")
     with pytest.raises(UnsupportedLayoutError, match=r"experts\.1\.w1: .*gathered"):
-        zoquant.BatchedZO(views, directions=2, lr=1e-3, eps=1e-3)
+        zoquant.ZOSGD(views, subspace="rows-columns", probes=2, lr=1e-3, eps=1e-3)
 
 
 def test_a_head_alone_stands_for_the_embedding(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from zoquant.errors import ShapeError
 from zoquant.kernels.build import library
 from zoquant.kernels.noise.definition import Noise
 from zoquant.kernels.products import factors
-from zoquant.optim.probing import ratios
-from zoquant.record.rows_and_columns import LEAST, FactorBuffer
+from zoquant.optim.probed_layers import ratios
+from zoquant.record.rows_and_columns import LEAST, RowsAndColumnsBuffer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="nothing is compiled here")
 
@@ -25,9 +25,9 @@ evaluations = st.lists(
 )
 
 
-def buffer_of(seed: int) -> FactorBuffer:
+def buffer_of(seed: int) -> RowsAndColumnsBuffer:
     """Return u and v of a model, some of them below the bound."""
-    buffer = FactorBuffer(attach(toy_model(), roles=("scale", "zero")).buffers[0])
+    buffer = RowsAndColumnsBuffer(attach(toy_model(), roles=("scale", "zero")).buffers[0])
     buffer.delta.copy_(torch.randn(buffer.delta.shape, generator=torch.Generator().manual_seed(seed)))
     return buffer
 

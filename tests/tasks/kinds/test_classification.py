@@ -10,7 +10,7 @@ import torch
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError
-from zoquant.optim.optimizer import Evaluation
+from zoquant.optim.probe import Probe
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.scoring import hidden_states, logits_at
 
@@ -178,7 +178,7 @@ def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
     data = task(tokenizer, labels)
     batch = data.batch([0, 5, 9, 11])
     views = zoquant.attach(model, exclude=("*embed_tokens*", "*lm_head*"))
-    optimizer = zoquant.BatchedZO(views, directions=4, eps=0.1, lr=0.0)
+    optimizer = zoquant.ZOSGD(views, subspace="rows-columns", probes=4, eps=0.1, lr=0.0)
     with torch.no_grad():
         plain = data.losses(model, batch)
     seen: list[torch.Tensor] = []
@@ -194,8 +194,8 @@ def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
     assert moved.any()
     for number, evaluation in enumerate(optimizer.trajectory.steps[0].directions):
         alone = optimizer.loss_at(
-            Evaluation(evaluation, 0.1),
-            lambda repeat, n=number: data.losses(model, data.batch([[0, 5, 9, 11][n]]).repeat(repeat)),  # type: ignore[arg-type, misc]
+            Probe(evaluation, (0.1,)),
+            lambda repeat, n=number: data.losses(model, data.batch([[0, 5, 9, 11][n]]).repeat(repeat)),
         )
         assert alone == pytest.approx(float(seen[0][number]), rel=1e-4)
 

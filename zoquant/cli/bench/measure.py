@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from zoquant.cli.bench.machine import machine
 from zoquant.cli.bench.timing import in_turn, ratio, spread
 from zoquant.errors import ZoquantError
-from zoquant.optim.batched import BatchedZO
 from zoquant.optim.default_layers import upper_middle
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.optim.trunk import Trunk
@@ -59,7 +58,7 @@ def rows_and_columns(model: nn.Module, ids: Tensor) -> tuple[Views, int, Callabl
     Each example has a direction, whose two signs share one forward; the layers below the views run once.
     """
     views = default_views(model)
-    optimizer = BatchedZO(views, directions=len(ids), lr=0.0)
+    optimizer = ZOSGD(views, subspace="rows-columns", probes=len(ids), lr=0.0)
     return views, len(ids) * optimizer.repeat, default_step(model, ids, optimizer)
 
 
@@ -79,7 +78,7 @@ def default_views(model: nn.Module) -> Views:
     return attach(model, include=upper_middle(path for path, _, _ in claimed(model)))
 
 
-def default_step(model: nn.Module, ids: Tensor, optimizer: BatchedZO) -> Callable[[], object]:
+def default_step(model: nn.Module, ids: Tensor, optimizer: ZOSGD) -> Callable[[], object]:
     """Return what does a step on a batch in which the layers below the views run once."""
     trunk = Trunk(model, optimizer.views)
     with trunk.shared(), torch.no_grad():

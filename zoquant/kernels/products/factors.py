@@ -1,6 +1,6 @@
 """Rows and columns on a CPU, compiled: what probes multiply them with, and the deltas that they make, in one walk each.
 
-`zoquant.optim.probing.ratios` and `zoquant.record.rows_and_columns.LayerFactors.compose` are the same in torch, bit for
+`probed_layers.ratios` and `LayerRowsAndColumns.compose`, in `optim` and `record`, are the same in torch, bit for
 bit.
 """
 

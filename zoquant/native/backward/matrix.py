@@ -54,17 +54,18 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: Tensor, packed: PackedWeight, dtype: torch.dtype, rows: Rows | None, *by: Tensor
     ) -> Tensor:
         ctx.packed, ctx.dtype, ctx.rows = packed, dtype, rows
-        ctx.shape, ctx.x_dtype, ctx.names = x.shape, x.dtype, list(packed.moving)
+        ctx.tokens, ctx.x_dtype, ctx.names = len(x), x.dtype, list(packed.moving)
         ctx.save_for_backward(*([x] if any(ctx.needs_input_grad[4:]) else []))
         return packed.product(x, dtype) if rows is None else multiply(x, packed.decode_rows_to(rows, dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (dy,), packed, dtype = gradients, ctx.packed, ctx.dtype
-        dy = dy.to(dtype)
-        by_x = torch.zeros(ctx.shape, device=dy.device) if ctx.needs_input_grad[0] else None
         by_fields = _zeros(packed, ctx.names, ctx.needs_input_grad[4:])
         x = ctx.saved_tensors[0].to(dtype) if by_fields else None
+        dy, used = _used(dy.to(dtype))
+        x = x if x is None or used is None else x[used]
+        by_x = torch.zeros(len(dy), packed.columns, device=dy.device) if ctx.needs_input_grad[0] else None
         for rows, columns in _tiles(packed, ctx.rows):
             part = dy[:, columns]
             if by_x is not None:
@@ -72,8 +73,9 @@ class _Product(torch.autograd.Function):
             if x is not None:
                 by_tile = scratch((part.shape[1], packed.columns), dtype, x.device, "gradient")
                 packed.add_field_gradients(rows, torch.mm(part.t(), x, out=by_tile).float(), by_fields)
-        found = None if by_x is None else by_x.to(ctx.x_dtype)
-        return found, None, None, None, *map(by_fields.get, ctx.names)
+        if by_x is not None and used is not None:
+            by_x = by_x.new_zeros(ctx.tokens, packed.columns).index_copy_(0, used, by_x)
+        return None if by_x is None else by_x.to(ctx.x_dtype), None, None, None, *map(by_fields.get, ctx.names)
 
 
 class _Lookup(torch.autograd.Function):
@@ -92,6 +94,15 @@ class _Lookup(torch.autograd.Function):
             part = dy[start : start + step].float().contiguous()
             packed.add_field_gradients(ids[start : start + step], part, by_fields)
         return None, None, *map(by_fields.get, ctx.names)
+
+
+def _used(dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Leave out the rows of a gradient that are zero, if they are most of them: tokens of no account to the loss.
+
+    In the last layer of a classifier that is all of a text but its end.
+    """
+    rows = dy.any(1).nonzero().squeeze(1)
+    return (dy[rows], rows) if 2 * len(rows) <= len(dy) else (dy, None)
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:

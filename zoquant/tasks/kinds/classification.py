@@ -44,7 +44,7 @@ class Batch:
         return len(self.labels)
 
     def repeat(self, times: int) -> "Batch":
-        """Return the batch so many times one below the other, as `BatchedZO` asks for."""
+        """Return the batch so many times one below the other, as probes of rows and columns ask for."""
         lengths, labels = self.lengths.repeat(times), self.labels.repeat(times)
         return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times, self.repeated * times)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
+from zoquant.kernels.products.contract import RowContractor, row_contractor
 from zoquant.kernels.products.decode import RowDecoder, row_decoder
 from zoquant.kernels.products.matmul import RowMultiplier, row_multiplier
 from zoquant.kernels.workspace import scratch
@@ -92,6 +93,11 @@ class BlockCodec:
     def multiply_rows(self) -> RowMultiplier | None:
         """The compiled product, where there is one: of the same weights, rounded to bfloat16."""
         return row_multiplier(self.name)
+
+    @property
+    def contract_rows(self) -> RowContractor | None:
+        """The compiled gradient by fields, where there is one."""
+        return row_contractor(self.name)
 
     def decode(self, codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
         """Write the weights of some blocks to `out`.

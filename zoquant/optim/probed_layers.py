@@ -7,15 +7,17 @@ evaluation u + ε a, v + ε b is multiplied by
     y ← (y − bias) ⊙ (1 + u + ε a) / (1 + u) + bias,
 
 which is what the written values would give before they are rounded to their dtype. Kernel and model stay as they are.
-Where sequences share rows (`zoquant.tasks.packing`), a token goes with the row of the batch that its sequence is.
+Where sequences share rows, `sharing_rows` says how: a token goes with the row of the batch that its sequence is.
 
 Source: many perturbations in one batch are P-RGE's and EGGROLL's, of low rank there; here they are rows plus columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,35 +28,63 @@ from zoquant.kernels.noise.definition import Noise
 from zoquant.kernels.products.matmul import Factors
 from zoquant.native import QuantLinear
 from zoquant.native.scaling import scale_output, scaled_input, shift_output
-from zoquant.record.rows_and_columns import LEAST, FactorBuffer, LayerFactors, bounded
-from zoquant.tasks.packing import Packing, packed
+from zoquant.optim.probe import Probe
+from zoquant.record.rows_and_columns import (
+    LEAST,
+    LayerRowsAndColumns,
+    RowsAndColumnsBuffer,
+    RowsAndColumnsMover,
+    bounded,
+)
 from zoquant.views.dry_run import trying
 
-Block = tuple[int | None, float]
-"""The evaluation of a block of rows: seed of the direction and signed length; without a seed theta itself."""
+
+class SharedRows(Protocol):
+    """How the sequences of a batch lie in the rows of a forward."""
+
+    @property
+    def sequences(self) -> Tensor:
+        """int64 `[rows, length]`: number of the sequence that a token belongs to, -1 where there is none."""
+
+    @property
+    def count(self) -> int:
+        """Number of sequences."""
 
 
-class Probing:
-    """A context manager: within it, every block of rows sees the probe of its evaluation.
+_present: ContextVar[SharedRows | None] = ContextVar("shared_rows", default=None)
+
+
+@contextmanager
+def sharing_rows(rows: SharedRows) -> Iterator[None]:
+    """Say within a `with` that sequences share rows so."""
+    token = _present.set(rows)
+    try:
+        yield
+    finally:
+        _present.reset(token)
+
+
+class ProbedLayers:
+    """A context manager: within it, every block of rows sees a probe of its own.
 
     Args:
-        buffers: u and v of all layers.
-        noise: distribution of the directions.
-        blocks: the evaluation of each block, in the order of the rows.
+        groups: what holds u and v of all layers, group after group.
+        probes: the probe of each block, in the order of the rows.
     """
 
-    def __init__(self, buffers: Sequence[FactorBuffer], noise: Noise, blocks: Sequence[Block]) -> None:
-        rows = _Rows(len(blocks))
+    def __init__(self, groups: Sequence[RowsAndColumnsMover], probes: Sequence[Probe]) -> None:
+        rows = _Rows(len(probes))
         self._scalings = []
-        for buffer in buffers:
-            found = ratios(buffer, noise, blocks)
-            self._scalings += [_Scaling(layer, found, rows) for layer in buffer.layers]
+        for number, group in enumerate(groups):
+            for buffer in group.vectors:
+                found = ratios(buffer, group.noise, [(probe.seed, probe.eps[number]) for probe in probes])
+                self._scalings += [_Scaling(layer, found, rows) for layer in buffer.layers]
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> "Probing":
+    def __enter__(self) -> "ProbedLayers":
         try:
             for scaling in self._scalings:
-                module = scaling.factors.layer.module
+                module = scaling.vectors.layer.module
                 self._handles.append(module.register_forward_pre_hook(scaling.scale_input, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(scaling.scale_output))
         except BaseException:
@@ -79,10 +109,10 @@ class Probing:
             UnsupportedLayoutError: a layer was not called, so its probe had no effect.
         """
         for scaling in self._scalings:
-            rows, name = scaling.rows.count, scaling.factors.layer.path
+            rows, name = scaling.rows.count, scaling.vectors.layer.path
             if not scaling.called:
                 raise UnsupportedLayoutError(
-                    f"{name}: was not called in the forward, so a batched probe does not reach it: it is not used, or "
+                    f"{name}: was not called in the forward, so a probe does not reach it: it is not used, or "
                     f"its weights are read in another way. Leave it out: attach(model, exclude='{name}.*')."
                 )
             if rows % losses:
@@ -92,13 +122,13 @@ class Probing:
                 )
 
 
-def ratios(buffer: FactorBuffer, noise: Noise, blocks: Sequence[Block]) -> Tensor:
+def ratios(buffer: RowsAndColumnsBuffer, noise: Noise, blocks: Sequence[tuple[int | None, float]]) -> Tensor:
     """Return what a probe multiplies each row and column with: the probed factors over the present ones.
 
     Args:
         buffer: u and v.
         noise: distribution of the directions.
-        blocks: the evaluation of each block.
+        blocks: seed of the direction and signed length of each block; without a seed u and v themselves.
 
     Returns:
         float32 `[blocks, n]`, in the layout of `buffer.delta`.
@@ -125,21 +155,21 @@ class _Rows:
 
     blocks: int
     count: int = 0
-    packing: Packing | None = None
+    shared: SharedRows | None = None
     block: Tensor | None = None
     """The block of each place of a packed row, int32 `[rows, length]`."""
 
     def see(self, x: Tensor) -> bool:
         """Take note of what goes into a layer; return whether its rows can be cut into the blocks."""
-        if (packing := packed()) is None:
-            self.packing = self.block = None
+        if (shared := _present.get()) is None:
+            self.shared = self.block = None
             found = x.shape[0] if x.dim() > 1 else 0
         else:
-            if packing is not self.packing:
-                block = packing.sequences.clamp(min=0) * self.blocks // packing.count
-                self.packing, self.block = packing, block.int()
-            shape = packing.sequences.shape
-            found = packing.count if x.shape[:-1] in (shape, (shape.numel(),)) else 0
+            if shared is not self.shared:
+                block = shared.sequences.clamp(min=0) * self.blocks // shared.count
+                self.shared, self.block = shared, block.int()
+            shape = shared.sequences.shape
+            found = shared.count if x.shape[:-1] in (shape, (shape.numel(),)) else 0
         self.count = self.count or found
         return found == self.count and found > 0 and found % self.blocks == 0
 
@@ -151,8 +181,8 @@ class _Rows:
 class _Scaling:
     """The two hooks of one layer. A native one multiplies by the factors itself, where it reads x and writes y."""
 
-    def __init__(self, factors: LayerFactors, ratios: Tensor, rows: _Rows) -> None:
-        self.factors, self.rows, self.called = factors, rows, False
+    def __init__(self, vectors: LayerRowsAndColumns, ratios: Tensor, rows: _Rows) -> None:
+        self.vectors, self.rows, self.called = vectors, rows, False
         self._ratios = ratios
 
     def scale_input(
@@ -162,12 +192,12 @@ class _Scaling:
             return None
         if not args or not isinstance(args[0], Tensor):
             raise UnsupportedLayoutError(
-                f"{self.factors.layer.path}: called without a tensor as first argument, which is what a batched probe "
-                "scales. Leave the layer out with attach(model, exclude=...)."
+                f"{self.vectors.layer.path}: called without a tensor as first argument, which is what a probe of "
+                "rows and columns scales. Leave the layer out with attach(model, exclude=...)."
             )
         self._check_rows(x := args[0])
         self.called = True
-        columns, block = self.factors.across(self._ratios[:, self.factors.columns]), self.rows.block_of(x)
+        columns, block = self.vectors.across(self._ratios[:, self.vectors.columns]), self.rows.block_of(x)
         if isinstance(module, QuantLinear):
             return args, {
                 **kwargs,
@@ -180,7 +210,7 @@ class _Scaling:
             return
         if not isinstance(output, Tensor):
             raise UnsupportedLayoutError(
-                f"{self.factors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
+                f"{self.vectors.layer.path}: returned a {type(output).__name__}, expected a tensor. Leave the layer "
                 "out with attach(model, exclude=...)."
             )
         rows, block = self._rows(), self.rows.block_of(output)
@@ -189,12 +219,12 @@ class _Scaling:
             shift_output(output, rows, bias, block)
 
     def _rows(self) -> Tensor:
-        return self.factors.down(self._ratios[:, self.factors.rows])
+        return self.vectors.down(self._ratios[:, self.vectors.rows])
 
     def _check_rows(self, x: Tensor) -> None:
         if not self.rows.see(x):
             raise ShapeError(
-                f"{self.factors.layer.path}: its input is {list(x.shape)}, expected {self.rows.count or 'some'} rows "
+                f"{self.vectors.layer.path}: its input is {list(x.shape)}, expected {self.rows.count or 'some'} rows "
                 f"of a batch first, a multiple of {self.rows.blocks}: each block of rows has its own probe. If the "
                 "closure repeats its batch as often as it is told, the layer sees tokens that were flattened or "
                 "gathered, as an expert does: leave it out with attach(model, exclude=...)."

@@ -1,4 +1,4 @@
-"""Batched probes descend, replay and leave no trace, with every estimator and rule."""
+"""Probes of rows and columns descend, replay and leave no trace, with every estimator and rule."""
 
 import io
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from tests.optim.test_engine import bits, same
 from tests.record.test_rows_and_columns import drawn
 from tests.threads import threads
 from tests.toy import ToyModel, toy_batch, toy_layer, toy_model, write_toy
-from zoquant import ZOSGD, BatchedZO, Trajectory, Views, attach, export, replay, save_delta
+from zoquant import ZOSGD, Trajectory, Views, attach, export, replay, save_delta
 from zoquant.errors import BaseMismatchError, LossError, ShapeError, UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise, child_seed, step_seed
 from zoquant.optim.estimators import FZOO, Estimator, GroupRelative, OneSided, RobustClip, TwoPoint
-from zoquant.record.mover import Step
-from zoquant.record.rows_and_columns import FactorMover
+from zoquant.record.rows_and_columns import RowsAndColumnsMover
 from zoquant.record.rules import SGD, Adam, Momentum, Rule, Sign
+from zoquant.record.step import Step
 from zoquant.testing.tensors import same_bits
 from zoquant.views import flat_buffer as buffer
 
@@ -37,11 +37,11 @@ class Engine:
     rule: Rule
     split: bool
 
-    def optimizer(self, model: nn.Module, **changes: Any) -> BatchedZO:
+    def optimizer(self, model: nn.Module, **changes: Any) -> ZOSGD:
         lr = LR[self.rule.name] * (0.05 if self.estimator.name == "fzoo" and self.rule.gain(2) > 1 else 1)
-        chosen: dict[str, Any] = {"lr": lr, "eps": 1e-2, "seed": 4, "directions": 4, "split": self.split}
+        chosen: dict[str, Any] = {"lr": lr, "eps": 1e-2, "seed": 4, "probes": 4, "split": self.split}
         chosen |= {"estimator": self.estimator, "rule": self.rule, **changes}
-        return BatchedZO(attach(model, roles=ROLES), **chosen)
+        return ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", **chosen)
 
 
 BOTH: list[Estimator] = [TwoPoint(), GroupRelative()]
@@ -59,7 +59,7 @@ def losses_of(model: nn.Module, seed: int = 0) -> Callable[[int], Tensor]:
     return lambda repeat: (model(x.repeat(repeat, 1)) - y.repeat(repeat, 1)).square().mean(1)
 
 
-def steps_of(optimizer: BatchedZO, model: nn.Module, count: int) -> None:
+def steps_of(optimizer: ZOSGD, model: nn.Module, count: int) -> None:
     for _ in range(count):
         optimizer.step(losses_of(model, optimizer.steps))
 
@@ -72,7 +72,7 @@ def hooks(model: nn.Module) -> int:
 def test_descends(engine: Engine) -> None:
     model, target = toy_model(dtype=torch.float32), toy_model(dtype=torch.float32)
     away = attach(target, roles=ROLES)
-    FactorMover(away, Noise(), SGD()).advance([Step((9,), (1.0,), 0.3)])
+    RowsAndColumnsMover(away, Noise(), SGD()).advance([Step((9,), (1.0,), (0.3,))])
     away.write()
     x = toy_batch(count=COUNT)[0]
     y = target(x)
@@ -153,7 +153,7 @@ def test_an_exception_changes_nothing(engine: Engine, error: BaseException) -> N
 
 def test_an_error_within_a_layer_leaves_no_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model()
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=4)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4)
     before = losses_of(model)(1)
     with monkeypatch.context() as patch:
         patch.setattr(model.layers["l1"].packed, "product", lambda *_: 1 / 0)
@@ -165,7 +165,7 @@ def test_an_error_within_a_layer_leaves_no_factors(monkeypatch: pytest.MonkeyPat
 
 def test_a_hook_that_cannot_be_set_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model()
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=4)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no hooks here")
@@ -194,7 +194,7 @@ BAD_LOSSES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 def test_losses_that_do_not_fit_are_undone(bad: str) -> None:
     change, message = BAD_LOSSES[bad]
     model = toy_model()
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=4)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4)
     before = bits(optimizer.views)
     with pytest.raises(LossError, match=message):
         optimizer.step(lambda repeat: change(losses_of(model)(repeat)))
@@ -226,7 +226,7 @@ BAD_ROWS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_rows_that_are_no_batch_are_refused(bad: str) -> None:
     treat, message = BAD_ROWS[bad]
     model = Tokens(treat)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=2)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=2)
     with pytest.raises(ShapeError, match=message):
         optimizer.step(lambda repeat: model(torch.randn(4 * repeat, 5, 8)).mean((1, 2)))
     assert (optimizer.steps, hooks(model)) == (0, 0)
@@ -234,14 +234,14 @@ def test_rows_that_are_no_batch_are_refused(bad: str) -> None:
 
 def test_a_batch_in_the_second_dimension_is_refused() -> None:
     model = Tokens(lambda x: x)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=2)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=2)
     with pytest.raises(ShapeError, match=r"first: its input has 4 rows, expected a multiple of the 12 losses"):
         optimizer.step(lambda repeat: model(torch.randn(4, 6 * repeat, 8)).mean((0, 2)))
 
 
 def test_a_layer_that_is_not_called_is_refused() -> None:
     model = Tokens(lambda x: x)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=2)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=2)
     with pytest.raises(UnsupportedLayoutError, match=r"second: was not called .*exclude='second\.\*'"):
         optimizer.step(lambda repeat: model.first(torch.randn(4 * repeat, 8)).mean(1))
     assert optimizer.steps == 0
@@ -250,7 +250,7 @@ def test_a_layer_that_is_not_called_is_refused() -> None:
 def test_every_example_has_a_direction_of_its_own() -> None:
     """The losses of a step are those of the written probes, each of its own example."""
     model = toy_model(dtype=torch.float32)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=COUNT, eps=0.05, lr=1e-2)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=COUNT, eps=0.05, lr=1e-2)
     steps_of(optimizer, model, 3)
     seen: list[Tensor] = []
     at = {key: optimizer.views.delta(key) for key in optimizer.views.keys}
@@ -268,12 +268,12 @@ def test_every_example_has_a_direction_of_its_own() -> None:
     views = attach(written, roles=ROLES)
     for number, seed in enumerate(step.directions):
         for row, eps in ((number, 0.05), (COUNT + number, -0.05)):
-            mover = optimizer.trajectory.prefix(3).mover(views)
+            (mover,) = optimizer.trajectory.prefix(3).movers([views])
             mover.reset()
             mover.advance(optimizer.trajectory.steps[:3])
             assert all(same_bits(views.delta(key), at[key]) for key in views.keys)
             moved = mover.buffers[0].delta
-            moved.add_(drawn(mover.factors[0], seed), alpha=eps)  # type: ignore[attr-defined]
+            moved.add_(drawn(mover.vectors[0], seed), alpha=eps)  # type: ignore[attr-defined]
             mover.advance([])
             views.write()
             torch.testing.assert_close(losses_of(written)(1)[number], seen[0][row], rtol=1e-5, atol=1e-6)
@@ -283,7 +283,7 @@ def test_every_example_has_a_direction_of_its_own() -> None:
 @pytest.mark.parametrize("shares", [[4, 4], [3, 5], [1] * 8])
 def test_micro_batches_have_the_directions_of_their_examples(shares: list[int]) -> None:
     models = [toy_model(dtype=torch.float32) for _ in range(2)]
-    whole, parts = (BatchedZO(attach(model, roles=ROLES), directions=COUNT) for model in models)
+    whole, parts = (ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=COUNT) for model in models)
     x, y = toy_batch(count=COUNT)
 
     def losses_of_part(start: int, stop: int) -> Callable[[int], Tensor]:
@@ -300,17 +300,17 @@ def test_micro_batches_have_the_directions_of_their_examples(shares: list[int]) 
 @pytest.mark.parametrize(("split", "shares"), [(True, [4, 3]), (True, [8, 0]), (True, [8]), (False, [4, 4])])
 def test_shares_that_do_not_fit_are_refused(split: bool, shares: list[int]) -> None:
     model = toy_model()
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=COUNT, split=split)
-    with pytest.raises(ValueError, match="shares"):
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=COUNT, split=split)
+    with pytest.raises(ValueError, match="weights"):
         optimizer.step([losses_of(model)] * 2, shares)
     assert optimizer.steps == 0
 
 
 def test_one_forward_is_as_good_as_one_for_each_point() -> None:
     model = toy_model(dtype=torch.float32)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=3, split=False, estimator=OneSided())
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=3, split=False, estimator=OneSided())
     plan = optimizer.plan()
-    apart = [optimizer.loss_at(evaluation, losses_of(model)) for evaluation in plan]  # type: ignore[arg-type]
+    apart = [optimizer.loss_at(evaluation, losses_of(model)) for evaluation in plan]
     result = optimizer.step(losses_of(model))
     assert (optimizer.repeat, len(plan)) == (4, 4)
     assert result.loss == pytest.approx(sum(apart) / 4, rel=1e-5)
@@ -321,7 +321,7 @@ def test_a_record_has_8_bytes_a_direction(tmp_path: Path) -> None:
     sizes = []
     for directions in (2, 8):
         model = toy_model()
-        optimizer = BatchedZO(attach(model, roles=ROLES), directions=directions)
+        optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=directions)
         steps_of(optimizer, model, 3)
         with optimizer.trajectory.prefix(0).journal(tmp_path / "j", directions) as journal:
             empty = (tmp_path / "j").stat().st_size
@@ -334,7 +334,7 @@ def test_a_record_has_8_bytes_a_direction(tmp_path: Path) -> None:
 def test_exports_what_it_trained(tmp_path: Path, toy_format: Any) -> None:
     model = toy_model()
     write_toy(tmp_path / "base.toy", model)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=4, lr=1e-2)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4, lr=1e-2)
     steps_of(optimizer, model, 5)
     save_delta(tmp_path / "delta", optimizer.views)
     tuned = export(tmp_path / "base.toy", delta=tmp_path / "delta", out=tmp_path / "tuned.toy")
@@ -345,13 +345,13 @@ def test_exports_what_it_trained(tmp_path: Path, toy_format: Any) -> None:
 @pytest.mark.parametrize("estimator", WHOLE)
 def test_directions_that_share_the_examples_share_no_point(estimator: Estimator) -> None:
     with pytest.raises(ValueError, match=r"compares all directions with one loss at theta.*split=False"):
-        BatchedZO(attach(toy_model(), roles=ROLES), directions=4, estimator=estimator)
+        ZOSGD(attach(toy_model(), roles=ROLES), subspace="rows-columns", probes=4, estimator=estimator)
 
 
 def test_is_no_other_optimizer() -> None:
     views = attach(toy_model(), roles=ROLES)
-    batched, plain = BatchedZO(views, directions=1), ZOSGD(views, lr=4e-3, eps=3e-2)
-    for one, other in ((batched, plain), (plain, batched)):
+    rows, plain = ZOSGD(views, subspace="rows-columns", probes=1), ZOSGD(views, lr=4e-3, eps=3e-2)
+    for one, other in ((rows, plain), (plain, rows)):
         with pytest.raises(ValueError, match="subspace is"):
             one.load_state_dict(other.state_dict())
         with pytest.raises(ValueError, match="subspace is"):
@@ -360,7 +360,7 @@ def test_is_no_other_optimizer() -> None:
 
 def test_replay_needs_the_layers() -> None:
     model = toy_model()
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=4)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4)
     steps_of(optimizer, model, 1)
     alone = attach(toy_model(), roles=ROLES)
     for view in alone:
@@ -374,12 +374,12 @@ def test_replay_needs_the_layers() -> None:
 
 def test_calibrates_what_whole_batches_tell() -> None:
     model = toy_model(dtype=torch.float32)
-    optimizer = BatchedZO(attach(model, roles=ROLES), directions=4, split=False)
+    optimizer = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4, split=False)
     before = bits(optimizer.views)
     found = optimizer.calibrate([losses_of(model, 0), losses_of(model, 1)])
     assert optimizer.param_groups[0]["lr"] == found.lr
     assert same(bits(optimizer.views), before)
-    split = BatchedZO(attach(model, roles=ROLES), directions=4)
+    split = ZOSGD(attach(model, roles=ROLES), subspace="rows-columns", probes=4)
     with pytest.raises(ValueError, match=r"expected \('eps',\)"):
         split.calibrate(losses_of(model))
     assert split.calibrate(losses_of(model), choose=("eps",)).eps == split.param_groups[0]["eps"]
