@@ -89,11 +89,13 @@ def export_counted(base: str | Path, *, delta: str | Path, out: str | Path) -> E
             shutil.copyfile(source, temporary)
             changed = _patch({source.name: temporary}, index, change)
             _renew(checksums_of(source, found), files, {source.name: temporary})
+            refuse_existing(target)  # somebody else may have exported there meanwhile
         return _told(target, change, changed)
     with replacing_folder(target) as folder:
         copies = _copy(files, folder)
         changed = _patch(copies, index, change)
         _renew(checksums_of(source, found), files, copies)
+        refuse_existing(target)
     return _told(target if source.is_dir() else target / source.name, change, changed)
 
 
