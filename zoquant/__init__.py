@@ -8,6 +8,7 @@ from zoquant.checkpoint.exporting import export
 from zoquant.checkpoint.loading import load
 from zoquant.kernels.noise.definition import Noise
 from zoquant.optim import estimators, presets
+from zoquant.optim.backward.descent import GradientDescent
 from zoquant.optim.calibration import Calibration
 from zoquant.optim.measuring import StepResult
 from zoquant.optim.optimizer import ZOSGD
@@ -39,6 +40,7 @@ __all__ = [
     "Calibration",
     "Delta",
     "Format",
+    "GradientDescent",
     "Gradients",
     "MemberView",
     "Noise",

@@ -34,7 +34,7 @@ class DenseWeight(PackedWeight):
         return self.weight
 
     def forward(self, rows: Rows) -> Tensor:
-        """Return some rows of the file. It is a call of the module, so that hooks hear of every read."""
+        """Return rows of the file, decoded. Whoever reads them calls the module, so that hooks hear of every read."""
         part = self.weight[rows]
         return scratch(tuple(part.shape), torch.float32, part.device, "decode").copy_(part)
 

@@ -160,6 +160,21 @@ def test_tensors_that_contradict(tmp_path: Path, kind: str, change: Any, named: 
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["w4-g32-asym", "w4-tensor-asym", "int8-group-asym"])
+def test_zero_points_that_the_config_denies(tmp_path: Path, kind: str) -> None:
+    tensors, expected = stored(KINDS[kind], 40, 96)
+    config = config_of(KINDS[kind])
+    (group,) = config["config_groups"].values()
+    asym = {"weights": dict(group["weights"])}
+    group["weights"]["symmetric"] = True
+    folder = replace(folder_of(tmp_path, KINDS[kind], tensors), quantization=config)
+    with pytest.raises(CheckpointError, match="weight_zero_point': expected zero points of 0, as 'symmetric' says"):
+        FORMAT.layers(folder)["m.q"].packed(folder)
+    config["config_groups"]["other"] = asym
+    layer = FORMAT.layers(folder)["m.q"]
+    np.testing.assert_allclose(layer.packed(folder).dequantize().double().numpy(), expected, rtol=3e-7, atol=1e-30)
+
+
 @pytest.mark.parametrize("groups", [[-2, 0, 1], [0, 1, 3]])
 def test_groups_that_do_not_exist(tmp_path: Path, groups: list[int]) -> None:
     tensors, _ = stored(KINDS["w4-actorder"], 40, 96)

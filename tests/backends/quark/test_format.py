@@ -143,6 +143,15 @@ def test_tensors_that_are_missing(tmp_path: Path, name: str) -> None:
         FORMAT.index(path)
 
 
+def test_zeros_that_the_config_denies(tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{Q}.weight_zero_point"].fill_(1)
+
+    path = edit_tensors(write(tmp_path / "q", "int4-sym"), change)
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight_zero_point': expected zeros of 0, as 'symmetric' says"):
+        zoquant.load(path)
+
+
 def test_static_scales_of_activations_are_left_out(tmp_path: Path) -> None:
     one = torch.tensor(1.0)
     path = write(tmp_path / "q", "fp8-tensor")

@@ -10,7 +10,7 @@ import torch
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError
-from zoquant.optim.probe import Probe
+from zoquant.optim.probes.probe import Probe
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.scoring import hidden_states, logits_at
 

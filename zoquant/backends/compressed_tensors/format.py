@@ -44,8 +44,10 @@ class CompressedTensorsFormat(NativeOnlyFormat):
 
 
 def _first(folder: Folder, path: str, schemes: Sequence[Scheme]) -> StoredMatrix:
+    """Return the layer by the first scheme that it agrees with, of those first that have zero points if it has any."""
+    zeros = f"{path}.weight_zero_point" in folder.tensors
     wrong = folder.error(path, "no quantized weights, as the config has no group of them", "tensors of some")
-    for scheme in schemes:
+    for scheme in sorted(schemes, key=lambda scheme: scheme.symmetric == zeros):
         try:
             return layer_of(folder, path, scheme)
         except CheckpointError as error:

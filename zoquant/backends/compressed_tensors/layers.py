@@ -26,6 +26,7 @@ from zoquant.backends.layouts.scaled import (
 )
 from zoquant.checkpoint.folder import Folder, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.errors import CheckpointError
 from zoquant.native import AffineWeight, PackedWeight, Values
 from zoquant.protocol import Role
 
@@ -49,6 +50,27 @@ def layer_of(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainLayer(ScaledLayer):
+    """A byte a code.
+
+    Attributes:
+        symmetric: whether the config says that zero points are zero.
+    """
+
+    symmetric: bool
+
+    def packed(self, folder: Folder) -> PackedWeight:
+        """Read the matrix.
+
+        Raises:
+            CheckpointError: there are zero points that the config denies.
+        """
+        if self.symmetric and self.zero and bool(folder.read(self.zero).any()):
+            raise _not_symmetric(folder, self.zero)
+        return super().packed(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackedIntegers(StoredMatrix):
     """Integers of 1 to 8 bits in int32 words."""
 
@@ -59,13 +81,18 @@ class PackedIntegers(StoredMatrix):
         """Read the matrix.
 
         Raises:
-            CheckpointError: `weight_g_idx` names a group that does not exist.
+            CheckpointError: `weight_g_idx` names a group that does not exist, or there are zeros that the config
+                denies.
         """
         bits, scale = self.scheme.bits, f"{self.path}.weight_scale"
         group_of = self._group_of(folder)
         codes = packed_codes(folder.read(f"{self.path}.weight_packed"), bits, self.columns)
         values = self.grid.values(spec_of(self, folder, scale), folder.read(scale), group_of=group_of)
-        return AffineWeight(self.type, codes, values, zero=self._zero(folder, group_of))
+        zero = self._zero(folder, group_of)
+        middle = 1 << (bits - 1)
+        if self.scheme.symmetric and bool((zero.at(slice(0, self.rows)) != middle).any()):
+            raise _not_symmetric(folder, f"{self.path}.weight_zero_point")
+        return AffineWeight(self.type, codes, values, zero=zero)
 
     def _zero(self, folder: Folder, group_of: torch.Tensor | None) -> Values:
         name, middle = f"{self.path}.weight_zero_point", 1 << (self.scheme.bits - 1)
@@ -100,12 +127,13 @@ def _plain(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
     if not scheme.symmetric or zero in folder.tensors:
         check_grid(folder, zero, grid, _INTEGERS)
     powers = stored.dtype in POWERS
-    return ScaledLayer(
+    return PlainLayer(
         path, rows, columns, scheme.label(zeros=zero in folder.tensors),
         (codes, scale, *_companions(folder, path)),
         {} if powers else {"weight_scale": ("scale", scale)},
         POWER_NOTE if powers else "",
         codes=codes, scale=scale, grid=grid, zero=zero if zero in folder.tensors else "",
+        symmetric=scheme.symmetric,
     )  # fmt: skip
 
 
@@ -148,6 +176,10 @@ def _packed_floats(folder: Folder, path: str, scheme: Scheme) -> StoredMatrix:
         codes=packed, scale=scale, grid=grid, bits=scheme.bits, whole=whole if whole in folder.tensors else "",
         decode_whole=reciprocal,
     )  # fmt: skip
+
+
+def _not_symmetric(folder: Folder, name: str) -> CheckpointError:
+    return folder.error(name, "zero points of 0, as 'symmetric' says", "others")
 
 
 def _grid(folder: Folder, path: str, scheme: Scheme, rows: int, columns: int) -> ScaleGrid:

@@ -21,10 +21,12 @@ class Scheme:
     Attributes:
         bits: bits of a code.
         group_size: columns of a group; -1 for all of them.
+        sym: whether every zero is the middle of the codes.
     """
 
     bits: int
     group_size: int
+    sym: bool = False
 
     def group(self, columns: int) -> int:
         """Return the columns of a group."""
@@ -39,11 +41,13 @@ class GPTQConfig:
         schemes: how a layer may be quantized, that of most layers first.
         minus_one: whether `qzeros` holds zero − 1.
         desc_act: whether `g_idx` may be a permutation.
+        borrows: whether the ones were surely taken off whole words of zeros, as GPTQModel does.
     """
 
     schemes: tuple[Scheme, ...]
     minus_one: bool
     desc_act: bool
+    borrows: bool = False
 
 
 def read_config(folder: Folder) -> GPTQConfig:
@@ -61,7 +65,9 @@ def read_config(folder: Folder) -> GPTQConfig:
     schemes = read_schemes(folder, BITS)
     if kind == _PLANAR and any(scheme.bits == 3 for scheme in schemes):
         raise folder.error("checkpoint_format", "gptq or gptq_v2 for 3 bits", "gptq_p, whose words are planar")
-    return GPTQConfig(schemes, _MINUS_ONE[kind], bool(said.get("desc_act")))
+    meta = said.get("meta")
+    quantizer = str(meta.get("quantizer"))[:80] if isinstance(meta, Mapping) else ""
+    return GPTQConfig(schemes, _MINUS_ONE[kind], bool(said.get("desc_act")), borrows="gptqmodel" in quantizer)
 
 
 def read_schemes(folder: Folder, allowed: tuple[int, ...]) -> tuple[Scheme, ...]:
@@ -94,4 +100,4 @@ def _scheme(folder: Folder, said: Mapping[str, Any], allowed: tuple[int, ...]) -
         raise folder.error("bits", " or ".join(map(str, allowed)), repr(bits)[:40])
     if type(size) is not int or size < -1 or size == 0:
         raise folder.error("group_size", "a number of columns, or -1 for all of them", repr(size)[:40])
-    return Scheme(bits, size)
+    return Scheme(bits, size, sym=said.get("sym") is True)

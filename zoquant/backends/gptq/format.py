@@ -1,12 +1,15 @@
 """Checkpoints that AutoGPTQ and GPTQModel write: tensors in `weight`, the config in `config`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from zoquant.backends.gptq.config import GPTQConfig, Scheme, read_config
 from zoquant.backends.gptq.weight import gptq_weight
+from zoquant.backends.gptq.zeros import check_symmetric, wrap_alone
 from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
@@ -41,35 +44,39 @@ class GPTQLayer(StoredMatrix):
 
     Attributes:
         scheme: how it is quantized.
-        minus_one: whether `qzeros` holds zero − 1.
+        config: what holds for all of them.
     """
 
     scheme: Scheme
-    minus_one: bool
+    config: GPTQConfig
 
     def packed(self, folder: Folder) -> AffineWeight:
         """Read the matrix.
 
         Raises:
-            CheckpointError: `g_idx` names a group that there is not.
+            CheckpointError: `g_idx` names a group that there is not, or zeros are others than `sym` says.
         """
+        qweight, qzeros, scales = (folder.read(f"{self.path}.{name}") for name in ("qweight", "qzeros", "scales"))
+        bits, minus_one = self.scheme.bits, self.config.minus_one
+        make = partial(
+            gptq_weight, qweight, qzeros, scales, self._g_idx(folder, len(scales)),
+            bits=bits, group_size=self.scheme.group(self.columns), columns=self.columns, minus_one=minus_one,
+        )  # fmt: skip
+        if self.scheme.sym:
+            name = f"{self.path}.qzeros"
+            check_symmetric(folder, name, qzeros, bits=bits, rows=self.rows, minus_one=minus_one)
+            return make()
+        alone = minus_one and not self.config.borrows and wrap_alone(self.path, make(), qzeros, bits=bits)
+        return make(wrap="fields" if alone else "words")
+
+    def _g_idx(self, folder: Folder, groups: int) -> Tensor | None:
         name = f"{self.path}.g_idx"
-        g_idx = folder.read(name) if name in folder.tensors else None
-        scales = folder.read(f"{self.path}.scales")
-        if g_idx is not None and (int(g_idx.min()) < 0 or int(g_idx.max()) >= scales.shape[0]):
-            raise folder.error(
-                name, f"groups from 0 to {scales.shape[0] - 1}", f"{int(g_idx.min())}, {int(g_idx.max())}"
-            )
-        return gptq_weight(
-            folder.read(f"{self.path}.qweight"),
-            folder.read(f"{self.path}.qzeros"),
-            scales,
-            g_idx,
-            bits=self.scheme.bits,
-            group_size=self.scheme.group(self.columns),
-            columns=self.columns,
-            minus_one=self.minus_one,
-        )
+        if name not in folder.tensors:
+            return None
+        g_idx = folder.read(name)
+        if int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
+            raise folder.error(name, f"groups from 0 to {groups - 1}", f"{int(g_idx.min())}, {int(g_idx.max())}")
+        return g_idx
 
 
 def gptq_layers(folder: Folder, config: GPTQConfig) -> dict[str, StoredMatrix]:
@@ -93,13 +100,17 @@ def quantized_paths(folder: Folder) -> Iterator[str]:
 
 
 def _layer(folder: Folder, path: str, config: GPTQConfig) -> GPTQLayer:
+    """Return the layer by the first scheme that its tensors fit; it is symmetric if all that they fit are."""
     errors: list[CheckpointError] = []
+    found: list[GPTQLayer] = []
     for scheme in config.schemes:
         try:
-            return _checked(folder, path, scheme, config)
+            found.append(_checked(folder, path, scheme, config))
         except CheckpointError as error:
             errors.append(error)
-    raise errors[0]
+    if not found:
+        raise errors[0]
+    return replace(found[0], scheme=replace(found[0].scheme, sym=all(layer.scheme.sym for layer in found)))
 
 
 def _checked(folder: Folder, path: str, scheme: Scheme, config: GPTQConfig) -> GPTQLayer:
@@ -129,7 +140,7 @@ def _checked(folder: Folder, path: str, scheme: Scheme, config: GPTQConfig) -> G
         tensors=tuple(tensors),
         fields=fields,
         scheme=scheme,
-        minus_one=config.minus_one,
+        config=config,
     )
 
 

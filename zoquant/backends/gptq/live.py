@@ -25,7 +25,8 @@ from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
 from zoquant.views.tensor_views import TensorView
 
-_IGNORES_G_IDX = "cuda-old"
+_OLD = "cuda-old"
+"""The kernel that ignores `g_idx`, and alone keeps a zero of its words within its bits."""
 
 
 class TorchBackend:
@@ -145,15 +146,17 @@ class AutoGPTQBackend:
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight, decoded from the layer's words; AutoGPTQ has no function for it."""
         layer: Any = module
+        old = layer.QUANT_TYPE == _OLD
         return gptq_weight(
             layer.qweight,
             layer.qzeros,
             layer.scales,
-            None if layer.QUANT_TYPE == _IGNORES_G_IDX else layer.g_idx,
+            None if old else layer.g_idx,
             bits=layer.bits,
             group_size=layer.group_size,
             columns=layer.infeatures,
             minus_one=True,
+            wrap="fields" if old and layer.bits != 3 else "never",
         ).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:

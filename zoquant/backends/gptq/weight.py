@@ -11,7 +11,7 @@ Source: AutoGPTQ 0.7.1 and GPTQModel 7.7.0, nn_modules/qlinear.
 import torch
 from torch import Tensor
 
-from zoquant.backends.gptq.words import ThreeBitWords, packed_zeros
+from zoquant.backends.gptq.words import ThreeBitWords, Wrap, packed_zeros
 from zoquant.native import AffineWeight, Codes, FieldSpec, PackedWords, Values
 from zoquant.native.values import column_groups
 
@@ -26,6 +26,7 @@ def gptq_weight(
     group_size: int,
     columns: int,
     minus_one: bool,
+    wrap: Wrap = "words",
 ) -> AffineWeight:
     """Return the matrix of a layer, whose tensors it holds as they are.
 
@@ -38,6 +39,7 @@ def gptq_weight(
         group_size: columns of a group.
         columns: columns of the matrix.
         minus_one: whether `qzeros` holds zero − 1.
+        wrap: how those ones come back, see `packed_zeros`.
     """
     groups = _group_of(g_idx, columns, group_size, scales.device)
     codes: Codes = (
@@ -47,7 +49,7 @@ def gptq_weight(
         f"gptq {bits}-bit g{group_size}",
         codes,
         Values(FieldSpec("scales", "scale", scales.dtype), scales, column_groups, group_of=groups),
-        zero=Values(None, qzeros, packed_zeros(bits, minus_one=minus_one), group_of=groups),
+        zero=Values(None, qzeros, packed_zeros(bits, minus_one=minus_one, wrap=wrap), group_of=groups),
     )
 
 

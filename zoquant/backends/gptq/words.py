@@ -5,6 +5,9 @@ Three bits cross from a word into the next: 32 codes lie in 3 words. Read as byt
 Source: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda.py (`pack`); the same in GPTQModel 7.7.0.
 """
 
+from functools import cache
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -45,16 +48,23 @@ class ThreeBitWords(Codes):
         return out.flatten(1)
 
 
-def packed_zeros(bits: int, *, minus_one: bool) -> GroupLookup:
+Wrap = Literal["words", "fields", "never"]
+"""How ones come back that were taken off zeros: to whole words, to each field within its bits, or beyond them."""
+
+
+@cache
+def packed_zeros(bits: int, *, minus_one: bool, wrap: Wrap = "words") -> GroupLookup:
     """`[groups, words]` int32: integer zeros, packed along the rows of the matrix.
 
     Args:
         bits: bits of a zero: 2, 3, 4 or 8.
-        minus_one: whether the file holds zero − 1, as the format `gptq` does and `gptq_v2` does not. GPTQModel takes
-            the ones off whole words, so that a zero of 0 borrows from its neighbour, and whole words get them back; of
-            3 bits it takes each field by itself.
+        minus_one: whether the file holds zero − 1, as the format `gptq` does and `gptq_v2` does not.
+        wrap: GPTQModel takes the ones off whole words, so that a zero of 0 borrows from its neighbour, and gives them
+            back to whole words; of 3 bits it takes each field by itself.
     """
-    if not minus_one or bits in _ONES:
-        return PackedRows(bits, _ONES[bits] if minus_one else 0)
-    stored = PackedRows(bits)
-    return lambda data, rows: stored(data, rows) + 1 & (1 << bits) - 1
+    if not minus_one:
+        return PackedRows(bits)
+    if bits in _ONES and wrap == "words":
+        return PackedRows(bits, _ONES[bits])
+    stored, mask = PackedRows(bits), -1 if wrap == "never" else (1 << bits) - 1
+    return lambda data, rows: stored(data, rows) + 1 & mask

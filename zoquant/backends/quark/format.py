@@ -83,8 +83,15 @@ class IntegerLayer(StoredMatrix):
     order: str
 
     def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix."""
+        """Read the matrix.
+
+        Raises:
+            CheckpointError: there are zeros, and `symmetric` says that there are none.
+        """
         weight, scale, *zero = self.tensors[: 2 if self.spec.symmetric else 3]
+        unsaid = f"{self.path}.weight_zero_point"
+        if self.spec.symmetric and unsaid in folder.tensors and bool(folder.read(unsaid).any()):
+            raise folder.error(unsaid, "zeros of 0, as 'symmetric' says", "others")
         place = {"per_group": column_groups, "per_channel": per_row, "per_tensor": whole}[self.spec.scheme]
         scales = Values(spec_of(self, folder, scale), folder.read(scale), place)
         zeros = Values(None, folder.read(zero[0]), self._zero_place(place)) if zero else None

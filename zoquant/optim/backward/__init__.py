@@ -1,0 +1,1 @@
+"""Steps along the gradient, for whoever can afford a backward."""
