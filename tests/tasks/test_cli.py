@@ -51,7 +51,7 @@ def test_a_named_task_by_the_protocol_of_the_papers(shell: Shell, folder: Path) 
     measured = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in measured if "eval_loss" in line] == [0, 1, 2]
     found = shell.json("eval", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", "--delta",
-                       "run/best.safetensors")  # fmt: skip
+                       "run")  # fmt: skip
     assert found == summary["test"]
     assert f"| test of step {summary['best_step']} |" in (folder / "run" / "README.md").read_text()
     (folder / "run" / "summary.json").unlink()

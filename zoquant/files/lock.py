@@ -20,7 +20,7 @@ from zoquant.files.atomic_files import writing
 _MOST = 4096
 """Bytes that are read of what a holder said of itself."""
 _NO_LOCKS = (ENOLCK, ENOSYS, EOPNOTSUPP)
-_PATIENCE = 0.1
+_PATIENCE = 0.02
 """Seconds in which a holder that is going may go."""
 
 
@@ -33,7 +33,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path, timeout=_PATIENCE, thread_local=False, fallback_to_soft=False, poll_interval=0.02)
+        self._lock = FileLock(path, timeout=_PATIENCE, thread_local=False, fallback_to_soft=False, poll_interval=0.005)
 
     def acquire(self) -> None:
         """Take the lock.

@@ -12,15 +12,18 @@ class DenseWeight(PackedWeight):
     """Plain numbers.
 
     Args:
-        weight: `[rows, columns]`, float32, float16 or bfloat16.
+        weight: `[rows, columns]`, float32, float16 or bfloat16, as the file has it.
+        row_order: for every row of the matrix the row of the file, int64 `[rows]`; None when they agree.
     """
 
     weight: Tensor
+    row_order: Tensor | None
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, row_order: Tensor | None = None) -> None:
         super().__init__()
         self.layout = str(weight.dtype).removeprefix("torch.")
         self.register_buffer("weight", weight)
+        self.register_buffer("row_order", row_order)
         self.rows, self.columns = weight.shape
 
     @property
@@ -31,10 +34,10 @@ class DenseWeight(PackedWeight):
         return self.weight
 
     def forward(self, rows: Rows) -> Tensor:
-        """Do what `decode_rows` says. It is a call of the module, so that hooks hear of every read."""
+        """Return rows of the file, decoded. Whoever reads them calls the module, so that hooks hear of every read."""
         part = self.weight[rows]
         return scratch(tuple(part.shape), torch.float32, part.device, "decode").copy_(part)
 
     def decode_rows(self, rows: Rows) -> Tensor:
-        found: Tensor = self(rows)
+        found: Tensor = self(rows if self.row_order is None else self.row_order[rows])
         return found

@@ -346,6 +346,7 @@ class ZOSGD(torch.optim.Optimizer):
         """
         check_choice(choose, self.split)
         batches = [closure] if callable(closure) else list(closure)
+        check("closure", batches, bool(batches), "one, or one for each of several batches")
         rates, record, prober = self._rates()[group], self.trajectory.groups[group], self._prober
         zeros = [0.0] * len(self.all_views)
 

@@ -41,17 +41,6 @@ def store(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def keep_dtype(tensor: Tensor, dtype: torch.dtype) -> None:
-    """Remember that a file stores a tensor of a model in another dtype: what is trained has to fit that dtype."""
-    tensor._stored_dtype = dtype  # type: ignore[attr-defined]
-
-
-def kept_dtype(tensor: Tensor) -> torch.dtype:
-    """Return what `keep_dtype` said of a tensor, or the tensor's own dtype."""
-    dtype: torch.dtype = getattr(tensor, "_stored_dtype", tensor.dtype)
-    return dtype
-
-
 class TensorView:
     """A view of a plain tensor in disk order: a parameter, a buffer, an attribute.
 

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from tests.backends.gguf.models import VERSION, relative_error
-from tests.backends.gguf.test_format import on_disk
+from tests.backends.gguf.test_format import check_index
 from zoquant.backends.gguf.format import GGUFFormat
 from zoquant.backends.gguf.header import read_header
 
@@ -47,11 +47,7 @@ def test_it_knows_the_capital_of_france(opened: tuple[Any, Any]) -> None:
 def test_index_names_the_bytes_of_every_live_value(opened: tuple[Any, Any]) -> None:
     index = GGUFFormat().index(FILE)
     assert len(index) == 210 * 2 + 1 + 61
-    for key, span in index.items():
-        path, _, field = key.rpartition(".")
-        module = opened[0].get_submodule(path)
-        live = getattr(module, field) if span.role == "dense" else module.packed.value(field)
-        assert torch.equal(on_disk(FILE.parent, span).float(), live.float()), key
+    check_index(FILE, opened[0])
 
 
 @pytest.mark.slow

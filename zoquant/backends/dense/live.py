@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
-from zoquant.views.tensor_views import TensorView, kept_dtype
+from zoquant.views.stored_form import plain_view
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """The dtypes of plain weights; narrower floats are codes, which need a scale beside them."""
@@ -34,7 +34,7 @@ class DenseBackend:
                 raise UnsupportedLayoutError(
                     f"{name}: on the meta device, expected numbers in memory. Load the model without offloading."
                 )
-            views.append(TensorView(name, "dense", tensor, dtype=kept_dtype(tensor)))
+            views.append(plain_view(module, name, tensor))
         return views
 
     def dequantize(self, module: nn.Module) -> Tensor:

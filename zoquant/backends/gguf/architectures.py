@@ -104,9 +104,9 @@ class Architecture:
         path = module if number is None else f"model.layers.{number}.{module}"
         return Target(path, "weight" if what == "weight" else "bias", part)
 
-    def in_file_order(self, target: Target) -> bool:
-        """Tell whether the model holds these plain numbers as the file does, value by value."""
-        return not (target.part in self.permuted or (self.norm_offset and target.part.endswith("norm")))
+    def added_to(self, target: Target) -> float:
+        """Return what the file adds to the numbers of a tensor."""
+        return self.norm_offset if target.part.endswith("norm") else 0.0
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {

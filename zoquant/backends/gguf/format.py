@@ -39,8 +39,8 @@ class GGUFFormat:
     def index(self, path: Path) -> Mapping[str, Span]:
         """Return the place of every continuous value: the fp16 fields of the blocks, and plain numbers.
 
-        Left out are values that the model holds in another form than the file: the norms of Gemma, to which the file
-        adds 1, weights and biases in llama.cpp's rope order, and matrices of 16 bits, which become float32.
+        Values are those of the file, also where the model holds them in another form: the norms of Gemma, to which the
+        file adds 1, weights and biases in llama.cpp's rope order, and numbers of 16 bits, some of which become float32.
 
         Args:
             path: the file, or any shard.
@@ -97,7 +97,7 @@ def _spans(header: Header, architecture: Architecture) -> Iterator[tuple[str, Sp
             _check_matrix(target, tensor)
         if tensor.type.name in CODECS:
             yield from _block_spans(target.module, tensor)
-        elif tensor.type.name in DENSE and _is_held_as_stored(target, tensor) and architecture.in_file_order(target):
+        elif tensor.type.name in DENSE:
             shape = tensor.shape if target.experts is None else (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
             yield f"{target.module}.{target.field}", _dense_span(shape, tensor)
 
@@ -108,11 +108,6 @@ def _diffusion_spans(header: Header) -> Iterator[tuple[str, Span]]:
             yield from _block_spans(name.rpartition(".")[0], tensor)
         elif tensor.type.name in DENSE:
             yield name, _dense_span(tensor.shape, tensor)
-
-
-def _is_held_as_stored(target: Target, tensor: TensorInfo) -> bool:
-    """Tell whether the model holds plain numbers in the precision of the file, or few enough to round them there."""
-    return tensor.type.name == "F32" or len(tensor.shape) == 1 or target.experts is not None
 
 
 def _check_matrix(target: Target, tensor: TensorInfo) -> None:
@@ -163,13 +158,6 @@ def _notes(header: Header) -> Iterator[str]:
             yield f"{name}: zoquant cannot decode this type"
         elif codec.reason:
             yield f"{name}: nothing to train, {codec.reason}"
-    architecture = ARCHITECTURES.get(header.architecture)
-    if architecture is None:
-        return
-    if architecture.norm_offset:
-        yield "norms: nothing to train, the file holds their weights plus 1"
-    if any(f"blk.0.{part}.bias" in header.tensors for part in architecture.permuted):
-        yield "biases of q and k: nothing to train, the file holds them in another order"
 
 
 def _runtimes(header: Header) -> dict[str, str]:

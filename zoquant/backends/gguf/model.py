@@ -1,7 +1,8 @@
 """A GGUF file as a model of transformers on zoquant's native layers.
 
-The model is built without memory for its weights. Quantized tensors become native layers over the file's blocks,
-plain ones float32 parameters. Every tensor of the file is used and every parameter filled, or the file is refused.
+The model is built without memory for its weights. Quantized matrices become native layers over the file's blocks,
+plain ones native layers in the dtype of the file, and everything else float32 parameters. Every tensor of the file is
+used and every parameter filled, or the file is refused.
 """
 
 from collections import defaultdict
@@ -17,8 +18,9 @@ from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import Header, TensorInfo
 from zoquant.backends.gguf.types import DENSE
 from zoquant.errors import CheckpointError
-from zoquant.native import QuantEmbedding, QuantExperts, QuantLinear
+from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights, unfilled
+from zoquant.views.stored_form import StoredForm, keep_form
 
 _ROPE_TOLERANCE = 1e-3
 
@@ -116,14 +118,20 @@ class _Filler:
         for field, (_, info) in parts.items():
             self._check_shape(module, path, field, info)
         weight = parts.get("weight")
-        if weight is None or weight[1].type.name in DENSE:
+        if weight is None or (weight[1].type.name in DENSE and not isinstance(module, nn.Linear | nn.Embedding)):
             for field, part in parts.items():
-                module.register_parameter(field, nn.Parameter(self._numbers(part), requires_grad=False))
+                numbers, form = self._numbers(part)
+                module.register_parameter(field, nn.Parameter(numbers, requires_grad=False))
+                keep_form(module, field, form)
+        elif "bias" in parts:
+            bias, form = self._numbers(parts["bias"])
+            native = self._native(module, weight, bias)
+            keep_form(native, "bias", form)
+            self.places.replace(path, native)
+        elif getattr(module, "bias", None) is not None:
+            raise _incomplete(self.header, [f"{path}.bias"])
         else:
-            bias = self._numbers(parts["bias"]) if "bias" in parts else None
-            if bias is None and getattr(module, "bias", None) is not None:
-                raise _incomplete(self.header, [f"{path}.bias"])
-            self.places.replace(path, self._native(module, weight, bias))
+            self.places.replace(path, self._native(module, weight, None))
 
     def _fill_experts(self, path: str, matrices: Mapping[str, TensorInfo]) -> None:
         """Put native experts in the place of those of transformers, fused or in a list."""
@@ -167,7 +175,7 @@ class _Filler:
 
     def _native(self, module: nn.Module, weight: Part, bias: Tensor | None) -> nn.Module:
         target, info = weight
-        packed = self.reader.packed(info, self._row_order(target, info))
+        packed = self._packed(info, self._row_order(target, info))
         if isinstance(module, nn.Linear):
             return QuantLinear(packed, bias, compute_dtype=self.compute_dtype)
         if isinstance(module, nn.Embedding):
@@ -178,15 +186,18 @@ class _Filler:
             f"{', '.join(DENSE)} for a {type(module).__name__}, got {info.type.name}. Convert the checkpoint again."
         )
 
-    def _numbers(self, part: Part) -> Tensor:
+    def _packed(self, info: TensorInfo, order: Tensor | None) -> PackedWeight:
+        if info.type.name in DENSE:
+            return DenseWeight(self.reader.dense(info, as_stored=True), order)
+        return self.reader.packed(info, order)
+
+    def _numbers(self, part: Part) -> tuple[Tensor, StoredForm]:
+        """Return plain numbers as the model holds them, float32, and how the file does."""
         target, info = part
-        numbers = self.reader.dense(info)
-        order = self._row_order(target, info)
-        if order is not None:
-            numbers = numbers[order.to(numbers.device)]
-        if self.architecture.norm_offset and not self.architecture.in_file_order(target):
-            numbers -= self.architecture.norm_offset
-        return numbers
+        stored = self.reader.dense(info)
+        added = self.architecture.added_to(target)
+        form = StoredForm(DENSE[info.type.name], self._row_order(target, info), added, stored if added else None)
+        return form.held(stored), form
 
     def _row_order(self, target: Target, info: TensorInfo) -> Tensor | None:
         if target.part not in self.architecture.permuted:
@@ -203,11 +214,9 @@ class _Filler:
     def _tie(self) -> None:
         if "output.weight" in self.header.tensors:
             return
-        embedding, head = self.model.get_submodule("model.embed_tokens"), self.model.get_submodule("lm_head")
+        embedding = self.model.get_submodule("model.embed_tokens")
         if isinstance(embedding, QuantEmbedding):
             self.places.replace("lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
-        else:
-            head.weight = embedding.weight
 
 
 def _set_rope(header: Header, model: nn.Module, factors: Tensor | None) -> None:

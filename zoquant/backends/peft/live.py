@@ -38,7 +38,8 @@ class PeftLayerBackend:
         ]
         if backend_of(layer.base_layer) is None:
             for view in plain_backend().open(layer.base_layer):
-                views.append(TensorView(f"base_layer.{view.name}", "dense", cast(Tensor, view.live)))
+                cast(Any, view).name = f"base_layer.{view.name}"
+                views.append(view)
         return views
 
     def dequantize(self, module: nn.Module) -> Tensor:

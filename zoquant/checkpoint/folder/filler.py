@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from zoquant.checkpoint.folder.experts import list_experts
 from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix
-from zoquant.checkpoint.folder.model_names import ModelNames
+from zoquant.checkpoint.folder.model_names import ModelNames, named_tensors
 from zoquant.checkpoint.folder.reading import Folder
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantLinear
 from zoquant.native.meta import ModuleSlots, tied
 from zoquant.views.checkpoint_names import keep_names
-from zoquant.views.tensor_views import keep_dtype
+from zoquant.views.stored_form import StoredForm, keep_form
 
 
 class Filler:
@@ -59,9 +59,16 @@ class Filler:
 
     def remember(self) -> None:
         """Keep for the views what the checkpoint calls the tensors, and the dtypes that it stores them in."""
-        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
-            if name in self.source:
-                keep_dtype(tensor, self.folder.tensors[self.source[name]].dtype)
+        tensors = dict(named_tensors(self.model))
+        dtypes = {
+            id(tensors[name]): self.folder.tensors[source].dtype
+            for name, source in self.source.items()
+            if name in tensors
+        }
+        for name, tensor in tensors.items():
+            if id(tensor) in dtypes:
+                path, _, field = name.rpartition(".")
+                keep_form(self.model.get_submodule(path), field, StoredForm(dtypes[id(tensor)]))
         keep_names(self.model, self.names.in_checkpoint() | self._tied_names())
 
     def _tied_in_file(self) -> list[list[str]]:

@@ -38,7 +38,7 @@ class ModelNames:
         self._model = model
         self._renamings = _renamings(model)
         self._modules = {path for path, _ in model.named_modules() if path}
-        self._tensors = {name for name, _ in _tensors_of(model)}
+        self._tensors = {name for name, _ in named_tensors(model)}
         self.source: dict[str, str] = {}
         self.aliases = {self.of(name): kept for name, kept in folder.aliases.items()}
         for name in folder.tensors:
@@ -85,7 +85,8 @@ class ModelNames:
         return found
 
 
-def _tensors_of(model: nn.Module) -> Iterable[tuple[str, Any]]:
+def named_tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
+    """Yield parameters and buffers by all of their names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
 

@@ -4,7 +4,9 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any, NoReturn
 
 import pytest
@@ -13,7 +15,15 @@ import torch
 from tests.toy import toy_model, write_toy
 from zoquant import attach, export, save_delta
 from zoquant.errors import CheckpointError, OutputExistsError, WriteError
-from zoquant.files.atomic_files import load_tensors, refuse_existing, replacing, save_tensors, write_text
+from zoquant.files.atomic_files import (
+    load_tensors,
+    refuse_existing,
+    replacing,
+    replacing_folder,
+    save_tensors,
+    temporary_path,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -36,6 +46,39 @@ def test_written_whole(tmp_path: Path) -> None:
     write_text(path, "zwei, größer")
     assert path.read_text(encoding="utf-8") == "zwei, größer"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_two_threads_write_one_place(tmp_path: Path) -> None:
+    """Each has a file of its own until it is whole, though both are of one process."""
+    path, met = tmp_path / "a.txt", Barrier(2, timeout=60)
+
+    def write(text: str) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+            met.wait()
+            assert temporary.read_text() == text
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, ["one" * 1000, "two" * 1000]))
+    assert path.read_text() in ("one" * 1000, "two" * 1000)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_kill_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A process of the same number, as the first one of every container is, must not meet it."""
+    dead = [".a.txt.1.tmp", f".a.txt.{os.getpid()}.tmp", f".folder.{os.getpid()}.tmp"]
+    for name in dead:
+        (tmp_path / name).mkdir()
+    write_text(tmp_path / "a.txt", "text")
+    with replacing_folder(tmp_path / "folder") as folder:
+        write_text(folder / "b.txt", "text")
+    assert sorted(os.listdir(tmp_path)) == sorted([*dead, "a.txt", "folder"])
+
+
+def test_names_of_temporary_files_are_never_the_same(tmp_path: Path) -> None:
+    names = {temporary_path(tmp_path / "a.txt").name for _ in range(1000)}
+    assert len(names) == 1000
+    assert all(name.startswith(".a.txt.") and name.endswith(".tmp") for name in names)
 
 
 def test_an_error_inside_leaves_the_old_file(tmp_path: Path) -> None:
