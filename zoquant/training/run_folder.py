@@ -31,7 +31,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         settings, config, calibration, metrics, samples, delta, trajectory, summary, card: its files.
-        best: the delta of the step that did best on held-out data, where there is data to test it on.
+        delta: where there is data to test on, that of the step that did best on held-out data; else that of the last.
         journal: the trajectory while the run is under way.
         micro_batches: at which steps batches were halved, if memory ran out.
         lock: who trains here now; held from `begin` or `resume` to `release`.
@@ -43,7 +43,6 @@ class RunFolder:
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
         self.delta = self.path / "delta.safetensors"
-        self.best = self.path / "best.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
         self.calibration = self.path / "calibration.json"

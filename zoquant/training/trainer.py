@@ -66,6 +66,7 @@ class _Run:
         self.rss_loaded = rss_bytes()
         self.best_step: int | None = None
         self.test: Evaluation | None = None
+        self.changed = 0.0
 
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
@@ -91,7 +92,7 @@ class _Run:
             self._test()
         return Outcome.read(
             self.folder, self.moving.views, self.steps.done, self.steps.forwards, finished=finished,
-            rss_loaded_bytes=self.rss_loaded, best_step=self.best_step, test=self.test,
+            changed=self.changed, rss_loaded_bytes=self.rss_loaded, best_step=self.best_step, test=self.test,
         )  # fmt: skip
 
     def _numbers(self) -> dict[str, Any] | None:
@@ -168,15 +169,19 @@ class _Run:
         self._note(evaluation=found, seconds=time.perf_counter() - start)
 
     def _test(self) -> None:
-        """Save the delta of the step that did best on held-out data, and measure it. The model keeps the last one."""
+        """Measure the step that did best on held-out data, and leave its delta in the folder: that is the one to take.
+
+        The model keeps the last one.
+        """
         best = self.job.best.among(self.folder.evaluations())
         if self.job.test is None or best is None:
             return
         views = self.moving.views
         delta = self.optimizer.trajectory.prefix(best).delta(views)
-        delta.save(self.folder.best)
         with holding(views, delta):
             self.test = self.job.test.evaluate(self.job.model)
+            self.changed = views.share_changed()
+        delta.save(self.folder.delta)
         self.best_step = best
 
     def _note(self, **what: Any) -> None:
@@ -200,3 +205,4 @@ class _Run:
             self.journal.close()
         self.optimizer.trajectory.save(self.folder.trajectory)
         save_delta(self.folder.delta, self.moving.views)
+        self.changed = self.moving.views.share_changed()
