@@ -14,6 +14,7 @@ from zoquant.files.lock import Lock
 from zoquant.record.step import Step
 from zoquant.tasks.rows import read_rows
 from zoquant.training import Config
+from zoquant.training.config.file import ConfigFile
 
 _ROWS = {
     "jsonl": '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n',
