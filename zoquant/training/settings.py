@@ -77,6 +77,8 @@ class Settings:
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
+        if self.gradient not in ("forward", "backward"):
+            raise ValueError(f"gradient is {self.gradient!r}, expected one of forward, backward.")
         if self.subspace not in (AUTO, *SUBSPACES):
             raise ValueError(f"subspace is {self.subspace!r}, expected one of {', '.join((AUTO, *SUBSPACES))}.")
         for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):

@@ -10,7 +10,7 @@ from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
 from zoquant.record.delta import save_delta
 from zoquant.tasks import Evaluation
-from zoquant.training.backward_steps import BackwardSteps
+from zoquant.training.backward.steps import BackwardSteps
 from zoquant.training.best_step import holding
 from zoquant.training.job import Job
 from zoquant.training.micro_batches import MicroBatches
@@ -20,7 +20,9 @@ from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.resident_memory import rss_bytes
 from zoquant.training.settings import AUTO, Settings
 from zoquant.training.steps import Steps
-from zoquant.training.trail import States, Trail, Trajectories, go_on
+from zoquant.training.trails.states import States, go_on
+from zoquant.training.trails.trail import Trail
+from zoquant.training.trails.trajectories import Trajectories
 from zoquant.views.attach import attach
 from zoquant.views.model_views import Views
 
@@ -141,8 +143,7 @@ class _Run:
         return shared
 
     def _chosen(self) -> Numbers:
-        by_rule = self.settings.subspace == "rows-columns" or isinstance(self.steps, BackwardSteps)
-        numbers = self.settings.by_rule() if by_rule else self.steps.measure()
+        numbers = self.settings.by_rule() if self.settings.subspace == "rows-columns" else self.steps.measure()
         why = self.why
         return numbers if why is None else replace(numbers, reasons=(why, *numbers.reasons))
 

@@ -1,81 +1,16 @@
-"""What a run leaves in its folder as it goes, so that it can go on to the same bytes: its steps, or where it stands."""
+"""The trail of a run by backwards: deltas and what the rule remembers, every few steps."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import load_tensors, save_tensors
 from zoquant.optim.backward.descent import GradientDescent
-from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import Delta, read_delta, save_delta
-from zoquant.record.journal import Journal
 from zoquant.training.run_folder import RunFolder
 
 _VERSION = 1
 _EVERY = 10
-"""Steps between two states of a run by backwards: what a kill may cost."""
-
-
-class Trail(Protocol):
-    """What the loop asks of it."""
-
-    def begin(self) -> None:
-        """Get ready for the first step of this life of the run."""
-
-    def record(self) -> None:
-        """Keep the steps so far, or part of them."""
-
-    def evaluated(self, *, best: bool) -> None:
-        """Keep where the run stands; `best` if it never stood better."""
-
-    def best(self, step: int) -> Delta:
-        """Return the delta of the step that did best."""
-
-    def save(self) -> None:
-        """Keep all there is, at the end of this life of the run."""
-
-    def finish(self) -> None:
-        """Leave out what only a run needs that is to go on."""
-
-
-class Trajectories:
-    """The trail of a run by forwards: a seed and a derivative a step, from which any of its deltas is replayed.
-
-    Args:
-        folder: of the run.
-        optimizer: what makes the steps.
-    """
-
-    def __init__(self, folder: RunFolder, optimizer: ZOSGD) -> None:
-        self.folder, self.optimizer = folder, optimizer
-        self.journal: Journal | None = None
-
-    def begin(self) -> None:
-        """Open the journal."""
-        self.journal = self.optimizer.trajectory.journal(self.folder.journal, self.optimizer.probes)
-
-    def record(self) -> None:
-        """Append what the journal does not hold yet."""
-        if self.journal is not None:
-            for step in self.optimizer.trajectory.steps[self.journal.count :]:
-                self.journal.append(step)
-
-    def evaluated(self, *, best: bool) -> None:
-        """Do nothing: the journal holds every step."""
-
-    def best(self, step: int) -> Delta:
-        """Replay the delta of a step."""
-        return self.optimizer.trajectory.prefix(step).delta(self.optimizer.views)
-
-    def save(self) -> None:
-        """Close the journal, and write the trajectory."""
-        self.record()
-        if self.journal is not None:
-            self.journal.close()
-        self.optimizer.trajectory.save(self.folder.trajectory)
-
-    def finish(self) -> None:
-        """Take the journal away."""
-        self.folder.journal.unlink(missing_ok=True)
+"""Steps between two states: what a kill may cost."""
 
 
 class States:

@@ -1,7 +1,7 @@
 """The steps of a run by backwards: batches of a task, cut as memory allows, and a descent along their gradient."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from zoquant.errors import DataError
 from zoquant.optim.measuring import StepResult
 from zoquant.tasks import Task
 from zoquant.tasks.objective import WithObjective
+from zoquant.training.backward.allocation import give_back_large_blocks
 from zoquant.training.micro_batches import MicroBatches
 from zoquant.training.settings import Settings
 from zoquant.training.steps import cut
@@ -54,6 +55,7 @@ class BackwardSteps:
         self._rank, self._ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.descent = settings.descent(model, views, add_up if dist.is_initialized() else None)
         self._lr = self.descent.lr
+        give_back_large_blocks()
         try:
             self._try()
         except BaseException:
@@ -84,6 +86,15 @@ class BackwardSteps:
     def begin(self, numbers: dict[str, Any] | None) -> None:
         """Get ready for the first step of this life of the run; nothing is measured, so there are no numbers."""
         self._micro_batches.agree()
+        if self._ranks > 1:  # rank 0 alone has read what an earlier life of the run left
+            state = self.descent.state()
+            for tensor in state.values():
+                dist.broadcast(tensor, 0)
+            self.descent.load_state(state)
+
+    def measure(self) -> NoReturn:
+        """Raise: a run by backwards has no number to be measured."""
+        raise ValueError("a run by backwards has no numbers to calibrate.")
 
     def step(self) -> StepResult:
         """Do the next step.
@@ -110,7 +121,7 @@ class BackwardSteps:
         return self.descent.step(closures, weights[self._rank :: self._ranks], total=sum(weights))
 
     def _loss(self, batch: Any) -> Tensor:
-        loss: Any = self._train.loss(self._model, batch)
+        loss: Tensor = self._train.loss(self._model, batch)  # type: ignore[assignment]  # `_try` has seen that it is one
         return loss
 
     def _try(self) -> None:
