@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import zoquant
 from tests.toy import DTYPES, ToyFormat, stored, toy_batch, toy_loss, toy_model, write_toy
 from zoquant import ZOSGD, attach, export, save_delta
+from zoquant.checkpoint.exporting import export_counted
 from zoquant.checkpoint.replay_views import checkpoint_views
 from zoquant.checkpoint.stored_values import read_base
 from zoquant.errors import BaseMismatchError, CheckpointError, OutputExistsError, RegistryError, ShapeError
@@ -173,3 +174,30 @@ def test_values_of_a_checkpoint_without_a_model(toy_file: Path) -> None:
     assert views.fingerprints() == trained.fingerprints()
     with pytest.raises(BaseMismatchError, match=r"base\.toy: holds no layers\.l9\.d"):
         checkpoint_views(toy_file, ["layers.l9.d"], coupled=True)
+
+
+def test_a_delta_that_vanishes_in_the_file_is_warned_of(toy_file: Path, tmp_path: Path) -> None:
+    """Every value of it is above 0, and rounds to the base in float16."""
+    views = attach(zoquant.load(toy_file, compute_dtype=torch.float32)[0])
+    views.set_delta({key: torch.full_like(views.delta(key), 1e-6) for key in views.keys})
+    assert views.share_changed() == 0
+    save_delta(tmp_path / "lost.safetensors", views)
+    with pytest.warns(UserWarning, match=rf"no value differs from the base: all {views.trainable} of the delta vanish"):
+        out = export(toy_file, delta=tmp_path / "lost.safetensors", out=tmp_path / "same.toy")
+    assert out.read_bytes() == toy_file.read_bytes()
+
+
+def test_what_really_changes_in_the_file_is_counted(
+    toy_file: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    views = attach(zoquant.load(toy_file, compute_dtype=torch.float32)[0], coupled=False)
+    key = views.keys[0]
+    views.set_delta({key: torch.full_like(views.delta(key), 0.25)})
+    save_delta(tmp_path / "one.safetensors", views)
+    path, values, changed = export_counted(toy_file, delta=tmp_path / "one.safetensors", out=tmp_path / "one.toy")
+    assert (path, values, changed) == (tmp_path / "one.toy", views.trainable, views.delta(key).numel())
+    assert views.share_changed() == changed / values
+    views.reset()
+    save_delta(tmp_path / "zero.safetensors", views)
+    assert export_counted(toy_file, delta=tmp_path / "zero.safetensors", out=tmp_path / "zero.toy").changed == 0
+    assert not recwarn.list

@@ -14,7 +14,7 @@ from torch import nn
 
 import zoquant
 from tests.toy import ToyFormat, toy_model, write_toy
-from zoquant.checkpoint.runtime_choice import faster
+from zoquant.checkpoint.runtime_choice import Comparison, faster
 from zoquant.errors import UnsupportedLayoutError
 
 loading = import_module("zoquant.checkpoint.loading")
@@ -79,6 +79,27 @@ def test_a_vendor_that_fails_leaves_the_native_model(
     error.with_traceback(None)
     gc.collect()
     assert vendors[0]() is None
+
+
+@pytest.mark.parametrize("chosen", [torch.float32, torch.bfloat16])
+def test_a_dtype_of_activations_chooses_the_layers_that_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, chosen: torch.dtype
+) -> None:
+    """On the meta device, where the vendor would win."""
+    monkeypatch.setattr(loading, "faster", lambda native, vendor: Comparison("a", native=2.0, vendor=1.0))
+    monkeypatch.setattr(loading, "pass_activations", lambda model, dtype: setattr(model, "passed", dtype))
+    monkeypatch.setattr(WithVendor, "open_native", lambda *_, **__: (toy_model(), None))
+    zoquant.register(format=WithVendor())
+    path = write_toy(tmp_path / "a.toy", toy_model())
+    try:
+        assert hasattr(zoquant.load(path, device="meta")[0], "marker")
+        with caplog.at_level(logging.INFO, logger="zoquant"):
+            model, _ = zoquant.load(path, device="meta", activation_dtype=chosen)
+    finally:
+        zoquant.unregister("toy-vendor")
+    assert not hasattr(model, "marker")
+    assert getattr(model, "passed", torch.float32) == chosen
+    assert caplog.messages[-1].endswith("native: activation_dtype is given, and a vendor's layers have none")
 
 
 def test_refusals(tmp_path: Path) -> None:

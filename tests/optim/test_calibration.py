@@ -150,6 +150,8 @@ def test_the_model_is_bit_for_bit_what_it_was(estimator: Any) -> None:
     assert (found.lr, found.eps, found.clip) == (group["lr"], group["eps"], group["clip"])
     with pytest.raises(ValueError, match="ZOSGD: choose is"):
         optimizer.calibrate(lambda: 1.0, choose=("rate",))
+    with pytest.raises(ValueError, match=r"ZOSGD: closure is \[\], expected one, or one for each of several batches"):
+        optimizer.calibrate([])
 
 
 def test_a_closure_that_draws_batches_is_told_so() -> None:

@@ -82,6 +82,6 @@ def summary(steps: int, text: str) -> dict[str, Any]:
         "model": text, "format": text, "device": text, "compute_dtype": text, "finished": True, "views": 14,
         "trainable": 101, "steps": steps, "step_seconds": 0.12, "forward_seconds": 0.05, "overhead": 1.1,
         "rss_loaded_bytes": 2**28, "rss_peak_bytes": 2**29, "delta_bytes": 500, "trajectory_bytes": 900,
-        "calibration": None, "export_path": None, text: text, "best_step": steps // 2,
+        "calibration": None, "export_path": None, text: text, "best_step": steps // 2, "changed": 0.5,
         "test": {"primary": "accuracy", "examples": 50, "accuracy": 0.75, "accuracy_interval": [0.65, 0.85]},
     }  # fmt: skip

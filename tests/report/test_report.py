@@ -200,8 +200,9 @@ def test_where_the_page_goes(tmp_path: Path) -> None:
     [
         ("settings.json", None, "holds no run, expected settings.json"),
         ("settings.json", "{", "settings.json: cannot be read"),
-        ("metrics.jsonl", "{}\n", "metrics.jsonl, line 1: expected an object with a step"),
-        ("metrics.jsonl", '{"step": 1}\nnot\n', "metrics.jsonl, line 2: is not JSON"),
+        ("metrics.jsonl", '{}\n{"step": 1}\n', "metrics.jsonl, line 1: is damaged, but a later one is whole"),
+        ("metrics.jsonl", f'{{"step": {10**400}}}\n', "metrics.jsonl, line 1: expected an object with a step"),
+        ("metrics.jsonl", '{"step": 1}\nnot\n{"step": 2}\n', "metrics.jsonl, line 2: is damaged, but a later one"),
         ("samples.jsonl", '{"step": 1, "prompt": 2}\n', "samples.jsonl, line 1: expected prompt and text"),
         ("delta.safetensors", "x", r"delta\.safetensors: .*The file is damaged"),
     ],
@@ -214,6 +215,17 @@ def test_damaged_runs(tmp_path: Path, file: str, text: str | None, message: str)
     with pytest.raises(CheckpointError, match=message):
         write_report([run])
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 41, "lo', b"\x00" * 4096 + b"\n", b"not\n", b"{}\n\n[1]\n"])
+def test_what_a_power_failure_left_at_the_end_is_left_out(tmp_path: Path, tail: bytes) -> None:
+    """A run with it goes on, so it can be shown too."""
+    whole, torn = make_run(tmp_path / "whole").path, make_run(tmp_path / "torn").path
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with open(torn / name, "ab") as file:
+            file.write(tail)
+    pages = [write_report([run]).read_text(encoding="utf-8") for run in (whole, torn)]
+    assert pages[1] == pages[0].replace("whole", "torn")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_named_task_by_the_protocol_of_the_papers(shell: Shell, folder: Path) 
     measured = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in measured if "eval_loss" in line] == [0, 1, 2]
     found = shell.json("eval", "base.gguf", "--task", "copa", "--data", ".", "--protocol", "mezo", "--delta",
-                       "run/best.safetensors")  # fmt: skip
+                       "run")  # fmt: skip
     assert found == summary["test"]
     assert f"| test of step {summary['best_step']} |" in (folder / "run" / "README.md").read_text()
     (folder / "run" / "summary.json").unlink()
@@ -100,7 +100,7 @@ def test_a_masked_model(shell: Shell, folder: Path) -> None:
         (("--task", "wild"), "task is 'wild', expected one of classification"),
         (("--task", "generation", "--template", "{sentence} {label}", "--metric", "bleu"), "metric is 'bleu'"),
         (("--task", "squad"), "row 1 has no field 'title'"),
-        (("--task", "chat"), "has no chat template"),
+        (("--task", "chat"), "no field 'messages'. Its fields are 'sentence', 'label'. Name one of them"),
         (("--task", "sst2", "--objective", "speed"), "objective is 'speed'"),
         (("--task", "sst2", "--protocol", "wild"), "protocol is 'wild'"),
         (("--task", "squad", "--max-new-tokens", "0"), "max_new_tokens is 0, expected at least 1"),

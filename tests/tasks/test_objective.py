@@ -14,7 +14,8 @@ import torch
 
 from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError, RewardError
-from zoquant.tasks import Classification, Generation, Prompt, Template
+from zoquant.tasks import Classification, Generation, LanguageModeling, MultipleChoice, Prompt, Template
+from zoquant.tasks.kinds.sequences import Scored
 from zoquant.tasks.objective import WithObjective, with_objective
 from zoquant.tasks.rewards import Generated, OutsideReward
 from zoquant.training import Job, RunFolder, Settings, run
@@ -54,6 +55,33 @@ def test_examples_of_any_length_weigh_alike(loaded: tuple[Any, Any], tmp_path: P
     folder = RunFolder(tmp_path / "run")
     run(Job(loaded[0], task, None, settings, folder, {}))
     assert folder.read_metrics()[0]["loss"] == -0.5
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("kind", ["generation", "choice", "text"])
+def test_a_function_of_examples_weighs_them_alike(
+    loaded: tuple[Any, Any], tmp_path: Path, kind: str, parts: int
+) -> None:
+    """A short answer that scores 1 and one of many tokens that scores 0: the mean is a half however they are cut."""
+    long = "rain " * 20
+    rows = [{"q": "a", "label": "x", "o": ["x", "y"]}, {"q": "b", "label": long, "o": [long, "y"]}]
+    prompt, tokenizer = Prompt("Q: {q} A: {label}"), loaded[1]
+    data: Any
+    if kind == "generation":
+        data = Generation(rows, prompt, tokenizer, CPU, max_new_tokens=4)
+    elif kind == "choice":
+        data = MultipleChoice(rows, prompt, ["o"], tokenizer, CPU)
+    else:
+        data = LanguageModeling([Scored([1, 2, 3], [False, True, True]), Scored([1] * 30, [True] * 30)], CPU)
+
+    def short(model: Any, batch: Any) -> float:
+        lengths: tuple[int, ...] = batch.answers.rows if kind == "generation" else batch.rows
+        return sum(length < 20 for length in lengths) / len(lengths)
+
+    settings = Settings(steps=1, batch_size=2, micro_batches=parts, lr=0.0, eps=1e-2, include=("*.layers.1.*",))
+    folder = RunFolder(tmp_path / "run")
+    run(Job(loaded[0], WithObjective(data, short), None, settings, folder, {}))
+    assert folder.read_metrics()[0]["loss"] == 0.5
 
 
 def test_a_reward_sees_what_was_written(loaded: tuple[Any, Any], writer: Generation) -> None:

@@ -89,12 +89,16 @@ def test_a_run_tests_its_best_step(subspace: Subspace, tmp_path: Path) -> None:
     assert outcome.best_step == 2
     short = job("short")
     cut = run(replace(short, settings=replace(short.settings, steps=2)))
-    assert whole.folder.best.read_bytes() == short.folder.delta.read_bytes() != whole.folder.delta.read_bytes()
+    assert whole.folder.delta.read_bytes() == short.folder.delta.read_bytes()
     assert outcome.test is not None
     assert outcome.test == cut.after
-    last = job("last")
-    zoquant.load_delta(whole.folder.delta, zoquant.attach(last.model))
+    assert outcome.after == measured(0.2)
+    last, tested = job("last"), job("tested")
+    recorded = zoquant.Trajectory.load(whole.folder.trajectory)
+    zoquant.replay(recorded, zoquant.attach(last.model, include=tuple(recorded.base)))
     assert whole.train.evaluate(whole.model) == last.train.evaluate(last.model)
+    zoquant.load_delta(whole.folder.delta, zoquant.attach(tested.model))
+    assert outcome.test == tested.train.evaluate(tested.model)
 
 
 def test_without_data_to_test_on_nothing_is_chosen(tmp_path: Path) -> None:
@@ -104,4 +108,3 @@ def test_without_data_to_test_on_nothing_is_chosen(tmp_path: Path) -> None:
     outcome = run(job)
     assert outcome.best_step is None
     assert outcome.test is None
-    assert not job.folder.best.exists()

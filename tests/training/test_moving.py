@@ -176,9 +176,22 @@ def test_the_rate_makes_a_walk(schedule: Any, batch_size: int) -> None:
     moves = [numbers.lr * settings.rate_at(step) / math.sqrt(batch_size) for step in range(62)]
     assert math.sqrt(sum(move**2 for move in moves)) == pytest.approx(WALK)
     assert (numbers.eps, numbers.clip, numbers.forwards) == (0.03, None, 0)
+    assert all("say little" not in reason for reason in numbers.reasons)
     given = replace(settings, lr=0.5, eps=0.1, clip=2.0).by_rule()
     assert (given.lr, given.eps, given.clip) == (0.5, 0.1, 2.0)
     assert all("was given" in reason for reason in given.reasons)
+
+
+@pytest.mark.parametrize(("steps", "batch_size"), [(3, 2), (1, 2), (10, 4), (60, 2)])
+def test_few_examples_make_a_short_walk(steps: int, batch_size: int) -> None:
+    """The step of a run of few steps is no leap: three steps of two examples took 92 % of a model to 50 %."""
+    settings = Settings(steps=steps, batch_size=batch_size, subspace="rows-columns")
+    numbers = settings.by_rule()
+    moves = [numbers.lr * settings.rate_at(step) / math.sqrt(batch_size) for step in range(steps)]
+    walk = math.sqrt(sum(move**2 for move in moves))
+    assert walk == pytest.approx(WALK * min(1, math.sqrt(steps * batch_size / 120)))
+    said = f"less than 0.15, since {steps * batch_size} examples say little."
+    assert numbers.reasons[1].endswith(said) == (steps * batch_size < 120)
 
 
 @pytest.mark.parametrize(

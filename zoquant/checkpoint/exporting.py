@@ -3,11 +3,14 @@
 Where a file keeps checksums of its own bytes, those of the bytes that changed are renewed.
 """
 
+import logging
 import shutil
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +29,29 @@ from zoquant.views.flat_buffer import Space, compose
 from zoquant.views.layout import keeps_sign
 from zoquant.views.tensor_views import bytes_of
 
+log = logging.getLogger("zoquant")
+
+
+class Exported(NamedTuple):
+    """What was exported.
+
+    Attributes:
+        path: the tuned checkpoint: `out`, or the first file in it where the base is one file of several.
+        values: number of values in the delta.
+        changed: how many of them differ from the base in the file.
+    """
+
+    path: Path
+    values: int
+    changed: int
+
 
 def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     """Write the tuned checkpoint: the same format, the same size, the same bytes but those of the moved values.
 
-    The model is never loaded. A delta of zero gives files that are byte-identical to their base.
+    The model is never loaded. A delta of zero gives files that are byte-identical to their base. How many values differ
+    in the file is logged in one line: logger `zoquant`, level INFO. Where all of a delta is lost in the rounding to the
+    dtype of the file, that is a warning.
 
     Args:
         base: the checkpoint that the training started from, or its name on the Hub.
@@ -47,6 +68,15 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
         CheckpointError, ShapeError, ValueRangeError: a file is damaged, or two keys of the delta lie on the same bytes.
         WriteError: the disk is full or read-only. In every case nothing stands at `out`.
     """
+    return export_counted(base, delta=delta, out=out).path
+
+
+def export_counted(base: str | Path, *, delta: str | Path, out: str | Path) -> Exported:
+    """Write the tuned checkpoint as `export` does, and say how many values differ from the base in it.
+
+    Raises:
+        ZoquantError: see `export`.
+    """
     source, target = local_path(base), Path(out)
     refuse_existing(target)
     found = format_of(source)
@@ -57,16 +87,30 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
     if source.is_file() and len(files) == 1:
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
-            _patch({source.name: temporary}, index, change)
+            changed = _patch({source.name: temporary}, index, change)
             _renew(checksums_of(source, found), files, {source.name: temporary})
             refuse_existing(target)  # somebody else may have exported there meanwhile
-        return target
+        return _told(target, change, changed)
     with replacing_folder(target) as folder:
         copies = _copy(files, folder)
-        _patch(copies, index, change)
+        changed = _patch(copies, index, change)
         _renew(checksums_of(source, found), files, copies)
         refuse_existing(target)
-    return target if source.is_dir() else target / source.name
+    return _told(target if source.is_dir() else target / source.name, change, changed)
+
+
+def _told(path: Path, change: Delta, changed: int) -> Exported:
+    """Say what share of a delta the file really holds."""
+    values = sum(value.numel() for value in change.values.values())
+    if changed or not any(bool(value.any()) for value in change.values.values()):
+        log.info("%s: %d of the %d values of the delta differ from the base in the file.", path, changed, values)
+    else:
+        warnings.warn(
+            f"{path}: no value differs from the base: all {values} of the delta vanish in the rounding to the dtype of "
+            "the file. Train with a larger lr, or for more steps.",
+            stacklevel=2,
+        )
+    return Exported(path, values, changed)
 
 
 def _copy(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
@@ -120,21 +164,27 @@ def _overlap(one: Span, other: Span) -> bool:
     return bool(bytes_of(taken, other.offset - start, other.shape, other.strides, other.dtype).any())
 
 
-def _patch(files: Mapping[str, Path], index: Mapping[str, Span], change: Delta) -> None:
+def _patch(files: Mapping[str, Path], index: Mapping[str, Span], change: Delta) -> int:
+    """Put a delta into files; return how many values differ afterwards."""
+    changed = 0
     keys = sorted(change.values, key=lambda key: index[key].file)
     for name, group in groupby(keys, key=lambda key: index[key].file):
         mapped = np.memmap(files[name], dtype=np.uint8, mode="r+")
         for key in group:
-            _patch_values(torch.from_numpy(mapped), index[key], change.values[key], change.space)
+            changed += _patch_values(torch.from_numpy(mapped), index[key], change.values[key], change.space)
         mapped.flush()
+    return changed
 
 
-def _patch_values(packed: Tensor, span: Span, value: Tensor, space: Space) -> None:
+def _patch_values(packed: Tensor, span: Span, value: Tensor, space: Space) -> int:
     place = bytes_of(packed, span.offset, span.shape, span.strides, span.dtype)
     old = values_at(packed, span)
     new = _theta(old, value, span, space)
     moved = (value != 0).unsqueeze(-1)
-    place.copy_(torch.where(moved, new.unsqueeze(-1).view(torch.uint8), place))
+    patched = torch.where(moved, new.unsqueeze(-1).view(torch.uint8), place)
+    changed = int((patched != place).any(-1).sum())
+    place.copy_(patched)
+    return changed
 
 
 def _renew(checksums: Sequence[Checksum], before: Mapping[str, Path], after: Mapping[str, Path]) -> None:

@@ -41,7 +41,7 @@ def load(
         path_or_repo: a file or folder, or `owner/name` or `owner/name/file` on the Hub.
         runtime: who computes the forward: `"native"`, zoquant's own layers; `"vendor"`, the format's own library;
             `"auto"` is native, unless on a GPU the vendor's kernels are installed, follow what is written to them, and
-            are the faster ones.
+            are the faster ones, and no activation_dtype is given.
         compute_dtype: dtype of the matrix products; None takes bfloat16 where the hardware multiplies it, else float32.
         activation_dtype: dtype of what passes between native layers; None takes float32. A vendor's runtime has
             `compute_dtype` throughout.
@@ -74,7 +74,9 @@ def load(
         loaded, why = found.open_native(path, compute_dtype=dtype, device=place), "native: as asked for"
         if activation_dtype not in (None, torch.float32):
             pass_activations(loaded[0], activation_dtype)
-        if runtime == "auto":
+        if runtime == "auto" and activation_dtype is not None and place.type != "cpu":
+            why = "native: activation_dtype is given, and a vendor's layers have none"
+        elif runtime == "auto":
             loaded, why = _choose(found, path, dtype, place, loaded)
     log.info("%s (%s): runtime %s", path, found.name, why)
     if delta is not None:

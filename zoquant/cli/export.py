@@ -19,12 +19,14 @@ def export_command(
 
     Example: `zoquant export model.gguf --delta run/delta.safetensors --out tuned.gguf`
     """
-    from zoquant.checkpoint.exporting import export
+    from zoquant.checkpoint.exporting import export_counted
 
-    path = export(base, delta=delta, out=out)
+    path, values, changed = export_counted(base, delta=delta, out=out)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     if json:
-        show_json({"export_path": str(path), "bytes": size})
+        show_json({"export_path": str(path), "bytes": size, "values": values, "changed": changed})
         return
-    show_pairs("Exported", {"checkpoint": path, "size": mebibytes(size)})
+    show_pairs(
+        "Exported", {"checkpoint": path, "size": mebibytes(size), "changed": f"{changed:,} of {values:,} values"}
+    )

@@ -7,10 +7,10 @@ import typer
 
 from zoquant.cli.flags import JSON, config_of, with_flags
 from zoquant.cli.progress import reporting
-from zoquant.cli.show import mebibytes, score, show_json, show_pairs
+from zoquant.cli.show import mebibytes, percent, score, show_json, show_pairs
 from zoquant.training import finetune
 from zoquant.training.config import keys
-from zoquant.training.outcome import step_time
+from zoquant.training.outcome import step_time, warnings_of
 
 
 @with_flags(*keys())
@@ -40,9 +40,12 @@ def train_command(
         show_json(summary)
         return
     show_summary(summary, out)
+    against = warnings_of(summary)
+    for warning in against:
+        print(warning)
     if not summary["finished"]:
         print(f"Interrupted after {summary['steps']} steps; all is saved. The same command with --resume goes on.")
-    else:
+    elif not against:
         tuned = "tuned.gguf" if Path(chosen.model).suffix == ".gguf" else "tuned"
         print(f"Next: zoquant export {chosen.model} --delta {out / 'delta.safetensors'} --out {tuned}")
 
@@ -52,6 +55,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
     pairs: dict[str, Any] = {
         "model": f"{summary['model']} ({summary['format']})",
         "trained": f"{summary['trainable']:,} values in {summary['views']} views, {summary['steps']} steps",
+        "changed in the file": f"{percent(summary['changed'])} of these values",
     }
     for when in ("before", "after"):
         found = summary[f"eval_{when}"]

@@ -21,6 +21,8 @@ from zoquant.record.rules import Rule
 
 PREFERRED = 3e-2
 """Of several eps that are equally good the one nearest to this share is taken."""
+EXAMPLES = 120
+"""A run on rows and columns that sees fewer examples walks less far."""
 WALK = 0.15
 """How far a run may go, as a share of the values: what tuning by hand came to on the models that were tried."""
 CLIP = 6.0
@@ -110,7 +112,8 @@ def by_rule(
 ) -> Numbers:
     """Choose without a forward: group-relative derivatives are of size 1, whatever the loss.
 
-    The mean of n of them has the rms 1/√n, so the lr that makes a run walk `WALK` of a value is known beforehand.
+    The mean of n of them has the rms 1/√n, so the lr that makes a run walk `WALK` of a value is known beforehand. A
+    run of m examples in all, fewer than `EXAMPLES`, walks √(m / `EXAMPLES`) of that: as noise it would do harm.
 
     Args:
         rule: update rule.
@@ -121,13 +124,15 @@ def by_rule(
         clip: bound on the derivative.
     """
     step = 1 / math.sqrt(directions)
-    walk = WALK / (rule.gain(step) * _length(schedule))
+    share = min(1.0, math.sqrt(directions * len(schedule) / EXAMPLES))
+    walk = share * WALK / (rule.gain(step) * _length(schedule))
     why_eps = f"eps {eps:.3g} was given." if eps is not None else (
         f"eps {PREFERRED:.3g}: a derivative relative to those of the other examples does not depend on its size."
     )  # fmt: skip
     why_lr = f"lr {lr:.3g} was given." if lr is not None else (
         f"lr {walk:.3g}: the mean of {directions} such derivatives is of size {step:.2g}, and {len(schedule)} steps of "
-        f"{walk * rule.gain(step):.2g} of a value add up to a walk of {WALK:.2g} of it."
+        f"{walk * rule.gain(step):.2g} of a value add up to a walk of {share * WALK:.2g} of it"
+        f"{'' if share == 1 else f', less than {WALK:.2g}, since {directions * len(schedule)} examples say little'}."
     )  # fmt: skip
     why_clip = "clip: none, since the derivatives of a step share their scale." if clip is None else "clip was given."
     return Numbers(PREFERRED if eps is None else eps, walk if lr is None else lr, clip, (why_eps, why_lr, why_clip), 0)

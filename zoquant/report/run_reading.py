@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.errors import CheckpointError
-from zoquant.files.plain_json import parse_json
+from zoquant.files.json_lines import read_lines
 from zoquant.report.moves import Moves
 from zoquant.training.run_folder import RunFolder
 
 _POINTS = 300
 _LARGEST = 1e100
-_MOST = 1 << 31
-"""Bytes of metrics or samples."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +122,15 @@ def _stretch(count: int) -> int:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file with their `step`; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    if path.stat().st_size > _MOST:
-        raise CheckpointError(f"{path}: expected at most {_MOST} bytes. Is it the right file?")
-    found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            value = parse_json(line)
-        except ValueError as error:
-            raise CheckpointError(f"{path}, line {number}: is not JSON: {error}. Remove the line.") from error
-        if not isinstance(value, dict) or finite(value, "step") is None:
+    """Return the lines that a run left, each with the number of a step that a chart can hold.
+
+    Raises:
+        CheckpointError: one is damaged although a later one is whole.
+    """
+    found = read_lines(path)
+    for number, line in enumerate(found, 1):
+        if finite(line, "step") is None:
             raise CheckpointError(f"{path}, line {number}: expected an object with a step. Remove the line.")
-        found.append(value)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import write_text
-from zoquant.training.outcome import step_time
+from zoquant.training.outcome import step_time, warnings_of
 from zoquant.training.run_folder import RunFolder
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,7 +52,7 @@ def _card(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, 
         _table(["run", ""], _facts(folder, settings, summary)),
         _loading(settings, folder),
         f"Made with zoquant {version('zoquant')}. The files of this folder:\n",
-        _files(folder, settings),
+        _files(folder, settings, summary.get("best_step")),
     ]
     return "\n".join(parts)
 
@@ -87,6 +87,7 @@ def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         f"# {base}, tuned\n\nA delta for the quantized checkpoint **{base}** ({_text(summary['format'])}), "
         f"{how}: {summary['steps']:,} steps moved {summary['trainable']:,} values in "
         f"{summary['views']:,} views. The integer codes of the base stay as they are.{done}\n"
+        + "".join(f"\n**{_text(warning)}**\n" for warning in warnings_of(summary))
     )
 
 
@@ -130,6 +131,7 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
         "steps x batch": f"{summary['steps']} x {settings['batch_size']}",
         **{name: chosen.get(name) for name in _numbers(settings)},
         "roles": ", ".join(settings["roles"]),
+        "changed in the file": f"{summary['changed']:.1%} of the values that may move",
         "step": step_time(summary),
         "peak memory": f"{summary['rss_peak_bytes'] / 2**20:,.0f} MiB",
         "device": f"{summary['device']}, products in {summary['compute_dtype']}",
@@ -159,13 +161,15 @@ zoquant.export({base}, delta={delta}, out="tuned")  # the same checkpoint, tuned
 """
 
 
-def _files(folder: RunFolder, settings: Mapping[str, Any]) -> str:
+def _files(folder: RunFolder, settings: Mapping[str, Any], best: int | None) -> str:
+    until = "" if best is None else f" until step {best}, which did best on held-out data and was tested"
+    replay = "`zoquant replay`" if best is None else f"`zoquant replay --steps {best}`"
     reward = ", and its reward again, by `--reward`" if settings.get("reward") else ""
     told = {
-        folder.delta: "what training added to each value",
-        folder.best: "the delta of the step that did best on held-out data",
-        folder.trajectory: "all of training: a seed and a derivative a step; `zoquant replay` makes the delta of it",
+        folder.delta: f"what training added to each value{until}",
+        folder.trajectory: f"all of training: a seed and a derivative a step; {replay} makes the delta of it",
         folder.state: "where the run stands: deltas and what the rule remembers, for `--resume`",
+        folder.best: "the delta of the step that did best on held-out data so far, for `--resume`",
         folder.config: f"the run again: `zoquant train --config config.toml --out again`{reward}",
         folder.settings: "what decides the bytes, for `--resume`",
         folder.calibration: "the numbers that were chosen, and why",

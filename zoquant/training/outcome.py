@@ -18,11 +18,12 @@ class Outcome:
     Attributes:
         finished: False when it was interrupted.
         views: number of views.
-        trainable: number of values that moved.
+        trainable: number of values that may move.
+        changed: share of them that differ from the base in the dtype that stores them.
         steps: steps done.
         skipped: steps among them whose loss was no finite number, which were undone.
         before: evaluation before training, None without evaluation data.
-        after: evaluation after training.
+        after: evaluation after training, of the step whose delta the folder holds.
         best_step: number of steps after which `test` was measured; None where nothing was tested.
         test: evaluation on the data to test on, of the step that did best on held-out data.
         step_seconds: median time of a step, over all lives of the run; this and the next two are None before the first.
@@ -37,6 +38,7 @@ class Outcome:
     finished: bool
     views: int
     trainable: int
+    changed: float
     steps: int
     skipped: int
     before: Evaluation | None
@@ -53,8 +55,8 @@ class Outcome:
 
     @classmethod
     def read(
-        cls, folder: RunFolder, views: Views, steps: int, forwards: int, *, finished: bool, rss_loaded_bytes: int,
-        best_step: int | None, test: Evaluation | None,
+        cls, folder: RunFolder, views: Views, steps: int, forwards: int, *, finished: bool, changed: float,
+        rss_loaded_bytes: int, best_step: int | None, test: Evaluation | None,
     ) -> "Outcome":  # fmt: skip
         """Return what the folder of a run says of it.
 
@@ -64,17 +66,20 @@ class Outcome:
             steps: steps done.
             forwards: forwards of the batch that a step takes.
             finished: whether the run came to its end.
+            changed: share of the values that differ from the base.
             rss_loaded_bytes: resident memory before the first forward.
             best_step: the step that was tested, or None.
             test: what was measured of it, or None.
         """
-        evaluations = [evaluation for _, evaluation in folder.evaluations()]
+        found = folder.evaluations()
+        evaluations = [evaluation for step, evaluation in found if best_step is None or step <= best_step]
         lines = folder.read_metrics()
         timed = [line for line in lines if "loss" in line and line["overhead"]]
         return cls(
             finished=finished,
             views=len(views),
             trainable=views.trainable,
+            changed=changed,
             steps=steps,
             skipped=sum("skipped" in line for line in lines),
             before=evaluations[0] if evaluations else None,
@@ -95,6 +100,29 @@ class Outcome:
         plain = {f"eval_{name}" if name in ("before", "after") else name: value for name, value in vars(self).items()}
         plain |= {name: value.to_dict() for name, value in plain.items() if isinstance(value, Evaluation)}
         return {name: value for name, value in plain.items() if self.test or name not in ("best_step", "test")}
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """Return what speaks against exporting what a run came to, for people; nothing where nothing does."""
+    found, (before, after) = [], (summary.get(f"eval_{when}") for when in ("before", "after"))
+    if summary["steps"] and not summary["changed"]:
+        found.append(
+            f"No value changed: all {summary['trainable']:,} round to those of the base in the dtype of the file, so "
+            "an export would be the base. Begin a new run with a larger lr."
+        )
+    if before and after and (name := _fallen(before, after)):
+        found.append(
+            f"Held-out {name} got worse: {before[name]:.4g} before, {after[name]:.4g} after. Keep the base, and begin "
+            "a new run with more steps, more examples a step, or a smaller lr."
+        )
+    return found
+
+
+def _fallen(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return the metric that says how good a model is if it got worse, None if it did not."""
+    name: str = after["primary"]
+    worse = after[name] > before[name] if name == "loss" else after[name] < before[name]
+    return name if worse else None
 
 
 def step_time(summary: Mapping[str, Any]) -> str:

@@ -31,9 +31,9 @@ class RunFolder:
     Attributes:
         path: the folder.
         settings, config, calibration, metrics, samples, delta, trajectory, summary, card: its files.
-        best: the delta of the step that did best on held-out data, where there is data to test it on.
+        delta: where there is data to test on, that of the step that did best on held-out data; else that of the last.
         journal: the trajectory while the run is under way.
-        state: of a run by backwards, where it stands.
+        state, best: of a run by backwards, where it stands, and the delta of its best step so far.
         micro_batches: at which steps batches were halved, if memory ran out.
         lock: who trains here now; held from `begin` or `resume` to `release`.
     """
@@ -44,10 +44,10 @@ class RunFolder:
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
         self.delta = self.path / "delta.safetensors"
-        self.best = self.path / "best.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
         self.state = self.path / "descent.safetensors"
+        self.best = self.path / "best.safetensors"
         self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
         self.card = self.path / "README.md"

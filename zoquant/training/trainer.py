@@ -101,6 +101,7 @@ class _Run:
         self.rss_loaded = rss_bytes()
         self.best_step: int | None = None
         self.test: Evaluation | None = None
+        self.changed = 0.0
 
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
@@ -126,7 +127,7 @@ class _Run:
             self._test()
         return Outcome.read(
             self.folder, self.views, self.steps.done, self.steps.forwards, finished=finished,
-            rss_loaded_bytes=self.rss_loaded, best_step=self.best_step, test=self.test,
+            changed=self.changed, rss_loaded_bytes=self.rss_loaded, best_step=self.best_step, test=self.test,
         )  # fmt: skip
 
     def _numbers(self) -> dict[str, Any] | None:
@@ -206,14 +207,18 @@ class _Run:
         self._note(evaluation=found, seconds=time.perf_counter() - start)
 
     def _test(self) -> None:
-        """Save the delta of the step that did best on held-out data, and measure it. The model keeps the last one."""
+        """Measure the step that did best on held-out data, and leave its delta in the folder: that is the one to take.
+
+        The model keeps the last one.
+        """
         best = self.job.best.among(self.folder.evaluations())
         if self.job.test is None or best is None:
             return
         delta = self.trail.best(best)
-        delta.save(self.folder.best)
         with holding(self.views, delta):
             self.test = self.job.test.evaluate(self.job.model)
+            self.changed = self.views.share_changed()
+        delta.save(self.folder.delta)
         self.best_step = best
 
     def _note(self, **what: Any) -> None:
@@ -228,3 +233,4 @@ class _Run:
     def _save(self) -> None:
         self.trail.save()
         save_delta(self.folder.delta, self.views)
+        self.changed = self.views.share_changed()

@@ -203,6 +203,13 @@ class Views(Sequence[BoundView]):
         """Return the share of values that a probe really changes once it is cast to the dtype that stores it."""
         return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / self.trainable
 
+    def share_changed(self) -> float:
+        """Return the share of the values that differ from their base in the dtype that stores them."""
+        changed = sum(
+            int((self.theta(view.name).to(view.dtype).float() != self.base(view.name)).sum()) for view in self._views
+        )
+        return changed / self.trainable
+
     def coupled_keys(self) -> list[tuple[str, ...]]:
         """Return the keys of the views that share their delta, a tuple for each such delta."""
         slots = (slot for buffer in self.buffers for slot in buffer.slots)
