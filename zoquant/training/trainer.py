@@ -71,6 +71,8 @@ class _Run:
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
         finished = False
+        if self.job.notice is not None:
+            self._say(notice=self.job.notice)
         if self.moving.why is not None and not self.settings.missing:
             self._say(notice=self.moving.why)
         if self.steps.shared is not None:
