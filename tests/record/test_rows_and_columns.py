@@ -26,8 +26,8 @@ from zoquant.native import (
     VectorWeight,
 )  # fmt: skip
 from zoquant.native.values import column_groups, flat_groups, per_row, row_groups, tall_groups, whole
-from zoquant.optim.probe import Probe
-from zoquant.optim.probed_layers import ProbedLayers, sharing_rows
+from zoquant.optim.probes.probe import Probe
+from zoquant.optim.probes.probed_layers import ProbedLayers, sharing_rows
 from zoquant.protocol import Grid, ScaleView
 from zoquant.record.rows_and_columns import RowsAndColumnsBuffer, RowsAndColumnsMover
 from zoquant.record.rules import SGD

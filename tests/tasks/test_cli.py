@@ -100,7 +100,7 @@ def test_a_masked_model(shell: Shell, folder: Path) -> None:
         (("--task", "wild"), "task is 'wild', expected one of classification"),
         (("--task", "generation", "--template", "{sentence} {label}", "--metric", "bleu"), "metric is 'bleu'"),
         (("--task", "squad"), "row 1 has no field 'title'"),
-        (("--task", "chat"), "has no chat template"),
+        (("--task", "chat"), "no field 'messages'. Its fields are 'sentence', 'label'. Name one of them"),
         (("--task", "sst2", "--objective", "speed"), "objective is 'speed'"),
         (("--task", "sst2", "--protocol", "wild"), "protocol is 'wild'"),
         (("--task", "squad", "--max-new-tokens", "0"), "max_new_tokens is 0, expected at least 1"),

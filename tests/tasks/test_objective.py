@@ -1,11 +1,12 @@
 """Objectives that are no loss, and rewards from outside."""
 
 import json
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 
 from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError, RewardError
-from zoquant.tasks import Classification, Generation, Prompt, Template
+from zoquant.tasks import Classification, Generation, LanguageModeling, MultipleChoice, Prompt, Template
+from zoquant.tasks.kinds.sequences import Scored
 from zoquant.tasks.objective import WithObjective, with_objective
 from zoquant.tasks.rewards import Generated, OutsideReward
 from zoquant.training import Job, RunFolder, Settings, run
@@ -54,6 +56,33 @@ def test_examples_of_any_length_weigh_alike(loaded: tuple[Any, Any], tmp_path: P
     folder = RunFolder(tmp_path / "run")
     run(Job(loaded[0], task, None, settings, folder, {}))
     assert folder.read_metrics()[0]["loss"] == -0.5
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("kind", ["generation", "choice", "text"])
+def test_a_function_of_examples_weighs_them_alike(
+    loaded: tuple[Any, Any], tmp_path: Path, kind: str, parts: int
+) -> None:
+    """A short answer that scores 1 and one of many tokens that scores 0: the mean is a half however they are cut."""
+    long = "rain " * 20
+    rows = [{"q": "a", "label": "x", "o": ["x", "y"]}, {"q": "b", "label": long, "o": [long, "y"]}]
+    prompt, tokenizer = Prompt("Q: {q} A: {label}"), loaded[1]
+    data: Any
+    if kind == "generation":
+        data = Generation(rows, prompt, tokenizer, CPU, max_new_tokens=4)
+    elif kind == "choice":
+        data = MultipleChoice(rows, prompt, ["o"], tokenizer, CPU)
+    else:
+        data = LanguageModeling([Scored([1, 2, 3], [False, True, True]), Scored([1] * 30, [True] * 30)], CPU)
+
+    def short(model: Any, batch: Any) -> float:
+        lengths: tuple[int, ...] = batch.answers.rows if kind == "generation" else batch.rows
+        return sum(length < 20 for length in lengths) / len(lengths)
+
+    settings = Settings(steps=1, batch_size=2, micro_batches=parts, lr=0.0, eps=1e-2, include=("*.layers.1.*",))
+    folder = RunFolder(tmp_path / "run")
+    run(Job(loaded[0], WithObjective(data, short), None, settings, folder, {}))
+    assert folder.read_metrics()[0]["loss"] == 0.5
 
 
 def test_a_reward_sees_what_was_written(loaded: tuple[Any, Any], writer: Generation) -> None:
@@ -229,3 +258,43 @@ def test_a_metric_that_is_nan_skips_the_step(loaded: tuple[Any, Any], writer: Ge
     settings = Settings(steps=3, batch_size=2, lr=0.0, eps=1e-2, include=("*.layers.1.*",))
     outcome = run(Job(loaded[0], task, None, settings, RunFolder(tmp_path / "run"), {}))
     assert (outcome.steps, outcome.skipped) == (3, 1)
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers a byte at a time, each within the timeout of a socket: for ever in its headers, or in its body."""
+
+    def do_POST(self) -> None:
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"" if self.path == "/headers" else b"\r\n"))
+        for _ in range(100):
+            try:
+                self.wfile.write(b" ")
+            except OSError:
+                return
+            time.sleep(0.05)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("where", ["body", "headers"])
+def test_an_answer_that_never_ends(where: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(RewardError, match=r"TimeoutError: no whole answer in time\. The step is skipped"):
+            OutsideReward(f"http://127.0.0.1:{server.server_port}/{where}", timeout=0.3, tries=2)(SEEN)
+        assert time.monotonic() - start < 3
+        server.shutdown()
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 3e6])
+def test_who_waits_for_ever_says_inf(timeout: float, server: Server) -> None:
+    server.answers = [(200, "0.5")]
+    assert OutsideReward("echo 0.5", timeout=timeout)(SEEN) == 0.5
+    assert OutsideReward(url(server), timeout=timeout)(SEEN) == 0.5
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan])
+def test_a_timeout_is_above_nothing(timeout: float) -> None:
+    with pytest.raises(ValueError, match=r"reward_timeout is .*, expected seconds above 0, or inf to wait for ever"):
+        OutsideReward("echo 0.5", timeout=timeout)

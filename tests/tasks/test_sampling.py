@@ -31,5 +31,9 @@ def test_a_batch_smaller_than_the_groups_still_sees_them_all() -> None:
     assert seen == {0, 1, 2, 3, 4, 5}
 
 
+def test_a_group_without_an_example_has_no_share() -> None:
+    assert sorted(Draws([1, 1, 3]).of_step(0, 0, 4)) == [0, 1, 2, 2]
+
+
 def test_examples_of_like_length_stand_together() -> None:
     assert list(by_length([5, 1, 4, 2], 3)) == [[1, 3, 2], [0]]

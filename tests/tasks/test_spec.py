@@ -22,7 +22,7 @@ WORDS = parse_words(LABELS)
             TaskSettings("choice", "{a} is {label}", label_column="right", options=("b", "c")),
             {"a": "x", "b": "good", "c": "bad", "right": "1"}, MultipleChoice,
         ),
-        (TaskSettings("generation", "{a}\\n{label}", label_column="out"), {"a": "x", "out": "good"}, Generation),
+        (TaskSettings("generation", "{a}\n{label}", label_column="out"), {"a": "x", "out": "good"}, Generation),
         (TaskSettings("text"), {"text": "a text"}, LanguageModeling),
         (TaskSettings("text", "{body}"), {"body": "a text"}, LanguageModeling),
     ],
@@ -88,3 +88,39 @@ def test_surface_form_correction_leaves_the_fields_empty(template: str, bare: st
 def test_a_misspelt_task_is_told_the_nearest() -> None:
     with pytest.raises(DataError, match=r"task is 'sqad', expected one of .*\. Did you mean 'squad'\?"):
         TaskSettings("sqad")
+
+
+def test_a_backslash_before_an_n_is_itself() -> None:
+    """The command line alone takes it for a new line: a file and Python have signs of their own for one."""
+    settings = TaskSettings("generation", r"\nabla {a} = {label}")
+    assert settings.worked(settings._prompt(), [{"a": "f", "label": "0"}]) == "\\nabla f = 0\n\n"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", ["text", "chat", "masked"])
+def test_worked_examples_need_a_prompt(task: str) -> None:
+    settings = TaskSettings(task, template="{text} {label}" if task == "masked" else None, labels=WORDS)
+    with pytest.raises(DataError, match=f"task {task}: worked examples stand before a prompt .* Leave --shots out"):
+        settings.check([{"text": "a", "messages": [], "label": "0"}], shots=4)
+
+
+def test_rows_to_learn_from_have_every_label() -> None:
+    settings = TaskSettings(template=TEMPLATE, labels=WORDS)
+    settings.check(ROWS[:1])
+    with pytest.raises(DataError, match=r"labels: no row has the label '[01]'\. Check labels against the data"):
+        settings.check(ROWS[:1], learned=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "message"),
+    [
+        (TaskSettings(template=TEMPLATE, labels=WORDS), {"sentence": "x", "topic": "0"},
+         "no field 'label', which holds the answer. Its fields are 'sentence', 'topic'. .*--label-column"),
+        (TaskSettings("choice", "{a} {label}"), {"a": "x", "label": "0"}, "'options', which holds options.*--options"),
+        (TaskSettings("generation", "{b} {label}"), {"a": "x", "label": "0"}, "no field 'b', which the template"),
+        (TaskSettings("text"), {"body": "x"}, "'text'. Its fields are 'body'. Name one of them: --template '{body}'"),
+        (TaskSettings(template=TEMPLATE, labels=WORDS), {"sentence": "x", "label": "7"}, "has the label '7', expected"),
+    ],
+)  # fmt: skip
+def test_rows_are_checked_without_a_model(settings: TaskSettings, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        settings.check([row])

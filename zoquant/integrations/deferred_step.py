@@ -11,7 +11,7 @@ from zoquant.errors import LossError
 from zoquant.optim.closures import Closure
 from zoquant.optim.measuring import StepResult
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.optim.probe import Probe
+from zoquant.optim.probes.probe import Probe
 
 _LOSSES_IN_A_ROW = 3
 

@@ -1,4 +1,7 @@
-"""Zeroth-order optimization of views: losses alone, no gradient; kept are base, delta and what a rule asks for."""
+"""Zeroth-order optimization of views: losses alone, no gradient; kept are base, delta and what a rule asks for.
+
+Long: half of it is what a caller has to know of arguments and errors, and one class is one file.
+"""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +26,7 @@ from zoquant.optim.parameter_groups import (
     record_of,
     unit_of,
 )  # fmt: skip
-from zoquant.optim.probe import Probe, Prober
+from zoquant.optim.probes.probe import Probe, Prober
 from zoquant.optim.run import Run
 from zoquant.optim.state import check_same, check_subspace, read_state, state_dict
 from zoquant.record.group import Subspace

@@ -7,10 +7,9 @@ move together. Scaling rows and columns of a matrix is scaling what goes in and 
 
     y = (1 + u) ⊙ W ((1 + v) ⊙ x) + bias,
 
-which is what `zoquant.optim.probed_layers` does to any kernel. u and v are what a rule moves, and what it remembers is
-of
-their size. The delta of the views is computed from them; each product and sum is rounded by itself, so that a run
-replays anywhere.
+which is what `zoquant.optim.probes.probed_layers` does to any kernel. u and v are what a rule moves, and what it
+remembers is of their size. The delta of the views is computed from them; each product and sum is rounded by itself, so
+that a run replays anywhere.
 """
 
 import re

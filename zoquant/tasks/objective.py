@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from zoquant.errors import DataError, one_of
 from zoquant.tasks.evaluation import Evaluation
 from zoquant.tasks.kinds.classification import Classification
-from zoquant.tasks.kinds.generation import Generation
+from zoquant.tasks.kinds.generation import Generation, Questions
 from zoquant.tasks.kinds.masked import MaskedClassification
+from zoquant.tasks.kinds.sequences import Sequences
 from zoquant.tasks.metrics import METRICS
 from zoquant.tasks.rewards import Generated, Reward
 from zoquant.tasks.task import Task
 
 Objective = Callable[[nn.Module, Any], float]
-"""Takes the model and a batch of the task; returns the number to make smaller."""
+"""Takes the model and a batch of the task; returns the number to make smaller, a mean over the batch's examples."""
 
 OBJECTIVES = ("loss", "accuracy", *METRICS, "reward")
 
@@ -36,8 +37,9 @@ class WithObjective:
         return len(self.task)
 
     def batch_of_step(self, seed: int, step: int, size: int) -> Any:
-        """Return the task's batch of a training step."""
-        return self.task.batch_of_step(seed, step, size)
+        """Return the task's batch of a training step; where it goes through in parts, examples weigh alike in all."""
+        batch = self.task.batch_of_step(seed, step, size)
+        return replace(batch, by_example=True) if isinstance(batch, Sequences | Questions) else batch
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor | float:
         """Return the objective."""
@@ -46,13 +48,6 @@ class WithObjective:
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Return the task's evaluation."""
         return self.task.evaluate(model)
-
-
-class _Scored(WithObjective):
-    """A generation that is trained by a mean over examples: in a batch of several parts, examples weigh alike."""
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> Any:
-        return replace(self.task.batch_of_step(seed, step, size), by_example=True)
 
 
 def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
@@ -88,8 +83,8 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
     writer = task
     if reward is not None:
         chosen = reward
-        return _Scored(task, lambda model, batch: -chosen(_generated(writer, model, batch)))
-    return _Scored(task, lambda model, batch: -_mean(writer.score(name, batch, writer.generate(model, batch))))
+        return WithObjective(task, lambda model, batch: -chosen(_generated(writer, model, batch)))
+    return WithObjective(task, lambda model, batch: -_mean(writer.score(name, batch, writer.generate(model, batch))))
 
 
 def _generated(task: Generation, model: nn.Module, batch: Any) -> list[Generated]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.kernels.out_of_memory import is_out_of_memory
-from zoquant.optim.probed_layers import sharing_rows
+from zoquant.optim.probes.probed_layers import sharing_rows
 from zoquant.views.dry_run import ordinary_ids, trial
 
 _SAME = 0.1

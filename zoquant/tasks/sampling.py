@@ -13,7 +13,7 @@ class Draws:
     smaller than the number of groups is drawn from all examples alike.
 
     Args:
-        groups: the group of each example, e.g. its label; numbers from 0.
+        groups: the group of each example, e.g. its label; numbers from 0. One without an example has no share.
     """
 
     def __init__(self, groups: Sequence[int]) -> None:
@@ -21,6 +21,7 @@ class Draws:
         self._groups: list[list[int]] = [[] for _ in range(max(groups) + 1)]
         for example, group in enumerate(groups):
             self._groups[group].append(example)
+        self._groups = [members for members in self._groups if members]
 
     def of_step(self, seed: int, step: int, size: int) -> list[int]:
         """Return the numbers of the examples of a step."""

@@ -13,11 +13,11 @@ from zoquant.tasks.encoding import longest
 from zoquant.tasks.kinds.choice import MultipleChoice, options_of, right_options
 from zoquant.tasks.kinds.classification import Classification
 from zoquant.tasks.kinds.generation import Generation
-from zoquant.tasks.kinds.language import LanguageModeling, chat_sequences, text_sequences
+from zoquant.tasks.kinds.language import LanguageModeling, chat_sequences, check_column, text_sequences
 from zoquant.tasks.kinds.masked import Cloze, MaskedClassification
 from zoquant.tasks.rows import Row
 from zoquant.tasks.task import Task
-from zoquant.tasks.template import LABEL, Prompt, Template
+from zoquant.tasks.template import LABEL, Prompt, Template, label_numbers, refuse_unused_words
 
 _BETWEEN = "\n\n"
 
@@ -89,6 +89,33 @@ class TaskSettings:
         """
         return self.definition.rows(rows) if self.definition else list(rows)
 
+    def check(self, rows: Sequence[Row], *, learned: bool = False, shots: int = 0) -> None:
+        """See that data and settings fit together, as far as that can be known without the model.
+
+        Args:
+            rows: the data, as they were read.
+            learned: whether they are to be learned from: then every label needs a row.
+            shots: how many worked examples stand before every prompt.
+
+        Raises:
+            DataError: they do not fit; the row and the field are named.
+        """
+        if shots and self.kind in ("masked", "text", "chat"):
+            raise DataError(
+                f"task {self.task}: worked examples stand before a prompt of a causal model, and {self.kind} has none. "
+                "Leave --shots out."
+            )
+        found, prompt = self.rows(rows), self._prompt()
+        if isinstance(prompt, str):
+            check_column(found, prompt)
+            return
+        fields = prompt.prompt if isinstance(prompt, Cloze) else prompt
+        fields.check(found, [prompt.label, *(self.options if self.kind == "choice" else ())])
+        if not isinstance(prompt, Prompt) or isinstance(prompt, Template):
+            label_numbers(found, prompt.words, prompt.label)
+            if learned:
+                refuse_unused_words(found, prompt.words, prompt.label)
+
     def build(
         self,
         rows: Sequence[Row],
@@ -112,10 +139,9 @@ class TaskSettings:
         Raises:
             DataError: data and settings do not fit together; the row and the field are named.
         """
+        self.check(rows, shots=len(shots))
         found, length, prompt = self.rows(rows), longest(model), self._prompt()
         if isinstance(prompt, Cloze):
-            if shots:
-                raise DataError(f"task {self.task}: worked examples are for causal models, not for masked ones.")
             return MaskedClassification(found, prompt, tokenizer, device, max_length=length, balanced=balanced)
         if not isinstance(prompt, Prompt):
             make = text_sequences if self.kind == "text" else chat_sequences
@@ -141,8 +167,7 @@ class TaskSettings:
 
     @property
     def _text(self) -> str | None:
-        given = self.template or (self.definition.template if self.definition else None)
-        return given and given.replace("\\n", "\n")
+        return self.template or (self.definition.template if self.definition else None)
 
     @property
     def _words(self) -> Mapping[str, str] | None:

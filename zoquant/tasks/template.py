@@ -30,8 +30,8 @@ class Prompt:
         _refuse_formats(self.text)
         if {LABEL[1:-1], self.label} & set(_fields(self.text.removesuffix(LABEL))):
             raise DataError(
-                f"template {self.text!r:.200} shows the answer before its end: it holds {{label}} or the column "
-                f"{self.label!r} twice. Leave {{label}} at the end alone."
+                f"template {self.text!r:.200} shows the answer: it holds {{label}} or the column {self.label!r} beside "
+                "the place of the answer. Take that field out."
             )
 
     @property
@@ -70,10 +70,16 @@ class Prompt:
         for number, row in enumerate(rows, 1):
             missing = [name for name in (*self.fields, *columns) if name not in row]
             if missing:
-                raise DataError(
-                    f"row {number} has no field {missing[0]!r}, which the template {self.text!r} needs. "
-                    f"Its fields are {', '.join(map(repr, row))}. Name one of these, or rename the column."
-                )
+                raise DataError(f"row {number} has no field {missing[0]!r}{self._wanted(missing[0], row)}")
+
+    def _wanted(self, name: str, row: Row) -> str:
+        """Return what a missing field is for, which there are, and what to do."""
+        has = f"Its fields are {', '.join(map(repr, row))}."
+        if name == self.label:
+            return f", which holds the answer. {has} Name the one that does: --label-column, label_column in a config."
+        if name in self.fields:
+            return f", which the template {self.text!r:.200} needs. {has} Name one of these, or rename the column."
+        return f", which holds options. {has} Name the ones that do: --options, options in a config."
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,22 @@ def check_words(words: Mapping[str, str]) -> None:
         raise DataError(f"labels: got {len(words)}, expected at least two, e.g. '0=terrible,1=great'.")
 
 
+def refuse_unused_words(rows: Sequence[Row], words: Mapping[str, str], label: str) -> None:
+    """See that rows to learn from have every label.
+
+    Raises:
+        DataError: a label has no row.
+    """
+    unused = [value for value in words if all(row[label] != value for row in rows)]
+    if unused:
+        raise DataError(f"labels: no row has the label {unused[0]!r}. Check labels against the data.")
+
+
 def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> list[int]:
     """Return the index of each row's label among the words.
 
     Raises:
-        DataError: a row has a label without a word, or a word has no row.
+        DataError: a row has a label without a word.
     """
     values = list(words)
     for number, row in enumerate(rows, 1):
@@ -167,7 +184,4 @@ def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> 
                 f"row {number} has the label {row[label]!r}, expected one of {', '.join(map(repr, words))}. "
                 "Name a word for it in labels."
             )
-    unused = set(words) - {row[label] for row in rows}
-    if unused:
-        raise DataError(f"labels: no row has the label {sorted(unused)[0]!r}. Check labels against the data.")
     return [values.index(row[label]) for row in rows]

@@ -12,8 +12,8 @@ from zoquant import ZOSGD, attach
 from zoquant.backends.hqq.live import HQQBackend
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise
-from zoquant.optim.probe import Probe
-from zoquant.optim.probed_layers import ProbedLayers
+from zoquant.optim.probes.probe import Probe
+from zoquant.optim.probes.probed_layers import ProbedLayers
 from zoquant.record.rows_and_columns import RowsAndColumnsMover
 from zoquant.record.rules import SGD
 from zoquant.testing.tensors import same_bits

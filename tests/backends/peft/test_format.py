@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.backends.peft.models import IDS, KINDS, adapted, logits, trained
 from tests.folders import save_folder, tiny_llama
 from zoquant.backends.peft.format import PeftFormat
 from zoquant.checkpoint.inspection import inspect
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.registry import format_of
 
 FIXTURES = Path(os.environ.get("ZOQUANT_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
@@ -162,3 +163,80 @@ def test_a_model_with_an_adapter_beside_it_is_the_model(tmp_path: Path) -> None:
     assert format_of(alone).name == "peft"
     assert format_of(both).name == "dense"
     assert torch.equal(logits(zoquant.load(both, compute_dtype=torch.float32)[0]), expected)
+
+
+def ring(folder: Path, *names: str) -> Path:
+    """Write adapters each of which names the next as its base, and the last the first."""
+    for name, base in zip(names, [*names[1:], names[0]], strict=True):
+        config = {"peft_type": "LORA", "base_model_name_or_path": str(folder / base)}
+        written(folder / name, {"a.lora_A.weight": torch.ones(2, 4)}, config)
+    return folder / names[0]
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b"), ("a", "b", "c")])
+@pytest.mark.parametrize("runtime", ["native", "vendor"])
+def test_a_base_that_is_an_adapter_is_refused(tmp_path: Path, names: tuple[str, ...], runtime: Any) -> None:
+    pytest.importorskip("peft")
+    path = ring(tmp_path, *names)
+    with pytest.raises(CheckpointError) as caught:
+        zoquant.load(path, runtime=runtime)
+    assert str(caught.value).startswith(f"{path}: 'base_model_name_or_path': expected a model, got ")
+    assert str(caught.value).endswith(", which is an adapter itself. Name the model there.")
+
+
+def with_config(folder: Path, kind: str = "lora", **changes: Any) -> Path:
+    """Return an adapter that peft wrote, with another config."""
+    path = saved(adapted(kind), folder)
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("megatron_config", {"tensor_model_parallel_size": 1}), ("layer_replication", [[0, 1]]), ("use_qalora", True),
+        ("target_parameters", ["x"]), ("init_lora_weights", "pissa"), ("init_lora_weights", "loftq"),
+        ("a_key_of_tomorrow", "x"), ("arrow_config", {"top_k": 1}), ("trainable_token_indices", [1]),
+    ],
+)  # fmt: skip
+def test_keys_that_peft_would_act_on_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(UnsupportedLayoutError, match=f"'{key}': peft would act on it, and zoquant does not tell it"):
+        zoquant.load(with_config(tmp_path, **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", "8"), ("r", -1), ("lora_alpha", [1]), ("modules_to_save", "(a+)+b"), ("modules_to_save", ["(a+)+b"]),
+        ("alpha_pattern", {"(a+)+b": 8}), ("use_dora", "yes"), ("bias", 3), ("task_type", 3), ("lora_alpha", "0"),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(CheckpointError, match=f"'{key}': expected what peft writes there, got "):
+        zoquant.load(with_config(tmp_path, **{key: value}))
+
+
+def test_other_kinds_of_adapters_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(UnsupportedLayoutError, match=r"'peft_type': zoquant opens LORA, IA3, .* and this is 'LOHA'"):
+        zoquant.load(with_config(tmp_path, peft_type="LOHA"))
+
+
+def test_no_pattern_and_no_name_of_a_module_is_taken_from_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is imported by a name that stands there, and layers and ranks are those of the tensors."""
+    pytest.importorskip("peft")
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = logits(zoquant.load(with_config(tmp_path / "a"), compute_dtype=torch.float32)[0])
+    path = with_config(
+        tmp_path / "b", megatron_core="evil_module", target_modules="(a+)+$", rank_pattern={"(a+)+": 2}, r=64,
+        auto_mapping={"base_model_class": "X", "parent_library": "evil_module"},
+    )  # fmt: skip
+    changed = zoquant.load(path, compute_dtype=torch.float32)[0]
+    assert "evil_module" not in sys.modules
+    assert torch.equal(logits(changed), expected)

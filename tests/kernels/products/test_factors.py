@@ -15,7 +15,7 @@ from zoquant.errors import ShapeError
 from zoquant.kernels.build import library
 from zoquant.kernels.noise.definition import Noise
 from zoquant.kernels.products import factors
-from zoquant.optim.probed_layers import ratios
+from zoquant.optim.probes.probed_layers import ratios
 from zoquant.record.rows_and_columns import LEAST, RowsAndColumnsBuffer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="nothing is compiled here")

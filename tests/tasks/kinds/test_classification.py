@@ -10,7 +10,7 @@ import torch
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE
 from zoquant.errors import DataError
-from zoquant.optim.probe import Probe
+from zoquant.optim.probes.probe import Probe
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.scoring import hidden_states, logits_at
 
@@ -32,8 +32,8 @@ def test_a_label_word_follows_with_one_space(labels: str) -> None:
     ("template", "labels", "message"),
     [
         ("{sentence} It was", LABELS, "does not end in {label}"),
-        ("{label} {sentence} It was {label}", LABELS, "shows the answer before its end"),
-        ("{label}{label}", LABELS, "shows the answer before its end"),
+        ("{label} {sentence} It was {label}", LABELS, "shows the answer"),
+        ("{label}{label}", LABELS, "shows the answer"),
         ("{q.x} It was {label}", LABELS, "the field 'q.x' is no name of a column"),
         ("{q[x]} It was {label}", LABELS, r"the field 'q\[x\]' is no name of a column"),
         ("{} {0} It was {label}", LABELS, "the field '' is no name of a column"),
@@ -53,7 +53,6 @@ def test_bad_templates_are_one_clear_error(template: str, labels: str, message: 
     [
         ("{text} It was {label}", LABELS, "row 1 has no field 'text'.*'sentence', 'label'"),
         (TEMPLATE, "0=bad,2=good", "row 7 has the label '1', expected one of '0', '2'"),
-        (TEMPLATE, "0=bad,1=good,2=fine", "no row has the label '2'"),
         (TEMPLATE, "0=bad,1= bad", "are the same tokens"),
     ],
 )
@@ -211,7 +210,7 @@ def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
 
 
 def test_the_column_of_the_answer_is_no_field() -> None:
-    with pytest.raises(DataError, match=r"holds \{label\} or the column 'kind' twice"):
+    with pytest.raises(DataError, match=r"holds \{label\} or the column 'kind' beside"):
         Template.parse("{kind}: {sentence} It was {label}", LABELS, "kind")
 
 

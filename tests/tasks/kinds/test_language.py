@@ -105,6 +105,22 @@ def test_a_template_that_rewrites_what_was_said(loaded: tuple[Any, Any], monkeyp
         chat_sequences([{"messages": CHAT}], "messages", loaded[1])
 
 
+SPACED = "".join([
+    "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}",
+    "{% if add_generation_prompt %}assistant: {% endif %}",
+])  # fmt: skip
+
+
+def test_a_generation_prompt_that_ends_in_a_space(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space belongs to the token of the first word of the answer, and one after it to that of the next role."""
+    monkeypatch.setattr(loaded[1], "chat_template", SPACED)
+    (found,) = chat_sequences([{"messages": CHAT}], "messages", loaded[1])
+    counted = loaded[1].decode([token for token, counts in zip(found.ids, found.scored, strict=True) if counts])
+    answers = [each["content"] for each in CHAT if each["role"] == "assistant"]
+    assert counted.split() == " ".join(answers).split()
+    assert "assistant" not in counted
+
+
 ALTERNATING = (
     "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('System role not\n"
     " supported') }}{% endif %}{% if (m.role == 'user') != loop.index0 is even %}{{ raise_exception('Roles must "

@@ -134,3 +134,23 @@ def test_bad_words(tokenizer: Any, words: dict[str, str], message: str) -> None:
 def test_a_tokenizer_without_a_mask(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(DataError, match="has no mask token"):
         MaskedClassification(ROWS, CLOZE, loaded[1], CPU)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{kind} : {text} it was {label} .", r"shows the answer: it holds \{label\} or the column 'kind' beside"),
+        ("{text} it was {label} , {kind} .", "shows the answer"),
+        ("{text:>3000} it was {label} .", "has a format, expected a name alone"),
+        ("{text.__class__} it was {label} .", "is no name of a column"),
+    ],
+)
+def test_a_cloze_shows_no_answer_and_runs_nothing(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Cloze(text, {"bad": "bad", "good": "good"}, label="kind")
+
+
+def test_held_out_rows_may_have_one_label(tokenizer: Any) -> None:
+    task = MaskedClassification(ROWS[1:3], CLOZE, tokenizer, CPU)
+    assert task.labels == [0, 0]
+    assert task.evaluate(model_of("bert")).examples == 2

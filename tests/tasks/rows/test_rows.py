@@ -1,5 +1,6 @@
 """Rows of every kind of file, of folders, and what is refused."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_rows_of_every_kind_are_the_same(tmp_path: Path, name: str, text: str) -
         ("a.jsonl", "", "holds no row"),
         ("a.csv", "sentence,label\n", "holds no row"),
         ("a.jsonl", '{"a": 1}\n{"a"', "line 2: not JSON"),
-        ("a.jsonl", "[1]\n", "expected an object, got list"),
+        ("a.jsonl", "[1]\n", r"line 1: expected an object, \{\.\.\.\}, got \[1\]"),
         ("a.csv", "sentence,label\nx\n", "line 2: expected 2 columns"),
         ("a.csv", 'sentence,label\n"x" y,1\n', "from line 2 on: .*Mend its quotes"),
         ("a.csv", 'label,sentence\n0,x\n1,"y\n0,z\n', "from line 3 on: .*Mend its quotes"),
@@ -39,6 +40,11 @@ def test_rows_of_every_kind_are_the_same(tmp_path: Path, name: str, text: str) -
         ("a.csv", "label,sentence,label\n0,x,1\n", "line 1: the column 'label' comes twice"),
         ("a.tsv", "label\tlabel\n0\t1\n", "line 1: the column 'label' comes twice"),
         ("a.doc", "x", "unknown kind of file"),
+        ("a.json", '[{"a": 1}, 2]', r"object 2: expected an object, \{\.\.\.\}, got 2"),
+        ("a.json", '[{"a": 1}', "begins as an array, but is not JSON: .* Mend it, or save it as JSONL"),
+        ("a.json", '{\n"a": 1}', "line 1: not JSON: .* or all into one array of a .json file"),
+        ("a.json", '[{"a": "\\ud800"}]', "object 1: holds half a character"),
+        ("a.json", " []", "holds no row"),
     ],
 )
 def test_bad_data_files_are_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -47,8 +53,26 @@ def test_bad_data_files_are_one_clear_error(tmp_path: Path, name: str, text: str
         read_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_objects(tmp_path: Path, indent: int | None) -> None:
+    alpaca = [{"instruction": "say \u00e9", "output": "good"}, {"instruction": "no", "output": 1}]
+    (tmp_path / "alpaca.json").write_text(json.dumps(alpaca, indent=indent))
+    assert read_rows(tmp_path / "alpaca.json") == [alpaca[0], {"instruction": "no", "output": "1"}]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_cell_may_be_long(tmp_path: Path, ending: str) -> None:
+    """Python's module csv stops at 131,072 characters, unless it is told otherwise; for others that stays."""
+    before = csv.field_size_limit()
+    between = "," if ending == "csv" else "\t"
+    (tmp_path / f"a.{ending}").write_text(f"sentence{between}label\n{'b' * 400_000}{between}0\nbad{between}1\n")
+    rows = read_rows(tmp_path / f"a.{ending}")
+    assert [len(row["sentence"]) for row in rows] == [400_000, 3]
+    assert csv.field_size_limit() == before
+
+
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.csv: cannot be read"):
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file or folder"):
         read_rows(tmp_path / "nowhere.csv")
 
 

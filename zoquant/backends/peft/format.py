@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoquant.backends.peft.config import peft_arguments
 from zoquant.backends.peft.live import lora_on_native, prompts_on_native
 from zoquant.checkpoint.folder import Folder
 from zoquant.checkpoint.folder.matrix import DENSE
@@ -20,12 +21,11 @@ from zoquant.checkpoint.folder.reading import ADAPTER_CONFIG as CONFIG
 from zoquant.checkpoint.folder.reading import ADAPTERS as TENSORS
 from zoquant.checkpoint.folder.reading import CONFIG as MODEL_CONFIG
 from zoquant.checkpoint.folder.reading import holds_only_adapter, read_json
-from zoquant.checkpoint.loading import Runtime, load
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.files.archive import read_archive
 from zoquant.files.hub import local_path
 from zoquant.files.safetensors import read_safetensors
-from zoquant.protocol import Role, Span, Summary
+from zoquant.protocol import Format, Role, Span, Summary, Vendor
 from zoquant.registry import format_of
 
 PROMPT = "prompt_embeddings"
@@ -88,20 +88,24 @@ class PeftFormat:
 
         Raises:
             UnsupportedLayoutError: peft is not installed.
-            CheckpointError: the config names no base, or base and adapter do not fit.
+            CheckpointError: the config names no base, or another adapter, or base and adapter do not fit.
         """
-        base = _base(path)
-        runtime: Runtime = "vendor" if format_of(base).name == "dense" else "native"
-        return _with_adapter(path, load(base, runtime=runtime, compute_dtype=compute_dtype, device=device))
+        folder = _open(path)
+        (base, found), config = _base(folder), _config(folder)
+        if found.name == "dense":
+            return _with_adapter(path, config, _on_its_library(base, found, compute_dtype, device))
+        return _with_adapter(path, config, found.open_native(base, compute_dtype=compute_dtype, device=device))
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return the base on the layers of its own library, with the adapter on it, and its tokenizer.
 
         Raises:
             UnsupportedLayoutError: peft or the library of the base is not installed.
-            CheckpointError: the config names no base, or base and adapter do not fit.
+            CheckpointError: the config names no base, or another adapter, or base and adapter do not fit.
         """
-        return _with_adapter(path, load(_base(path), runtime="vendor", compute_dtype=compute_dtype, device=device))
+        folder = _open(path)
+        (base, found), config = _base(folder), _config(folder)
+        return _with_adapter(path, config, _on_its_library(base, found, compute_dtype, device))
 
 
 def _open(path: Path) -> Folder:
@@ -133,25 +137,55 @@ def _role(name: str) -> Role:
     return "dense" if ".base_layer." in name else "adapter"
 
 
-def _base(path: Path) -> Path:
-    """Return the place of the base that the config names, here or from the Hub."""
-    base = _open(path).config.get("base_model_name_or_path")
+def _base(folder: Folder) -> tuple[Path, Format]:
+    """Return the place of the base that the config names, here or from the Hub, and its format.
+
+    Raises:
+        UnsupportedLayoutError: peft is not installed.
+        CheckpointError: the config names no base, or one that is an adapter, such as the folder itself.
+    """
+    path, base = folder.path, folder.config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
             f"{path}: 'base_model_name_or_path': expected the base of the adapter, got {base!r}. Name it there."
         )
     if find_spec("peft") is None:
         raise UnsupportedLayoutError(f"{path}: peft computes adapters and is missing: pip install 'zoquant[peft]'.")
-    return local_path(base)
+    place = local_path(base)
+    found = format_of(place)
+    if found.name == PeftFormat.name:
+        raise CheckpointError(
+            f"{path}: 'base_model_name_or_path': expected a model, got {base[:80]!r}, which is an adapter itself. "
+            "Name the model there."
+        )
+    return place, found
 
 
-def _with_adapter(path: Path, loaded: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
-    from peft import LoraConfig, PeftConfig, PeftModel
+def _on_its_library(base: Path, found: Format, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
+    if not isinstance(found, Vendor):
+        raise UnsupportedLayoutError(
+            f"{base}: the format {found.name} of the base has no vendor runtime here. Use runtime='native'."
+        )
+    return found.open_vendor(base, compute_dtype=dtype, device=device)
+
+
+def _config(folder: Folder) -> Any:
+    """Return the config of peft, made of what `peft_arguments` lets pass."""
+    from peft import LoraConfig, PeftConfig
+
+    arguments = peft_arguments(folder)
+    try:
+        config: Any = PeftConfig.from_peft_type(**arguments, inference_mode=True)
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{folder.path}: peft does not take adapter_config.json: {said}") from error
+    return lora_on_native(config) if isinstance(config, LoraConfig) else config
+
+
+def _with_adapter(path: Path, config: Any, loaded: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
+    from peft import PeftModel
 
     model, tokenizer = loaded
-    config: Any = PeftConfig.from_pretrained(str(path))
-    if isinstance(config, LoraConfig):
-        lora_on_native(config)
     try:
         tuned: nn.Module = PeftModel.from_pretrained(model, str(path), config=config)
     except (RuntimeError, ValueError, TypeError) as error:

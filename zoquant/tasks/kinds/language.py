@@ -75,7 +75,7 @@ def text_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
     Raises:
         DataError: a row has no such column.
     """
-    _check(rows, column)
+    check_column(rows, column)
     found: list[list[int]] = tokenizer([row[column] for row in rows])["input_ids"]
     width = max_length or max(map(len, found))
     pieces = [ids[start : start + width] for ids in found for start in range(0, len(ids), width)]
@@ -98,7 +98,7 @@ def chat_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("the tokenizer has no chat template. Take a chat model, or --task generation with a template.")
-    _check(rows, column)
+    check_column(rows, column)
     chats = []
     for number, row in enumerate(rows, 1):
         with _naming(number):
@@ -127,34 +127,58 @@ def _chat(messages: Any, tokenizer: Any) -> Scored:
     scored = [False] * len(whole)
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = (
-                _ids(tokenizer, messages[:place], add_generation_prompt=True)
-                if place
-                else _before_content(tokenizer, message)
-            )
-            upto = _ids(tokenizer, messages[: place + 1])
-            if whole[: len(before)] != before or whole[: len(upto)] != upto:
+            start = _upto(whole, tokenizer, messages[:place], prompt=True) if place else _content(tokenizer, message)
+            end = _upto(whole, tokenizer, messages[: place + 1])
+            if start is None or end is None:
                 raise DataError(
                     f"the chat template writes message {place + 1} otherwise when more follow, so its "
                     "tokens cannot be told apart. Put each answer into a row of its own."
                 )
-            scored[len(before) : len(upto)] = [True] * (len(upto) - len(before))
+            scored[start:end] = [True] * (end - start)
     return Scored(whole, scored)
 
 
-def _before_content(tokenizer: Any, message: dict[str, str]) -> list[int]:
-    """Return what the template puts before a message that begins a chat, e.g. a system prompt; at least one token.
+def _upto(whole: list[int], tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> int | None:
+    """Return how many tokens of a chat its first messages are, None where they are written otherwise in it.
 
-    It ends where the tokens of the message differ from those of one whose first letter is another.
+    A space at their end belongs to the token of the word that follows it, so they may end before it.
+    """
+    text = _written(tokenizer, messages, prompt=prompt)
+    for said in dict.fromkeys((text, text.rstrip(" "))):
+        ids = _tokens(tokenizer, said)
+        if whole[: len(ids)] == ids:
+            return len(ids)
+    return None
+
+
+def _content(tokenizer: Any, message: dict[str, str]) -> int:
+    """Return how many tokens the template puts before a message that begins a chat, e.g. a system prompt; one or more.
+
+    They end where the tokens of the message differ from those of one whose first letter is another.
     """
     other = "b" if str(message["content"]).lstrip().startswith("a") else "a"
     ids, others = _ids(tokenizer, [message]), _ids(tokenizer, [message | {"content": other}])
     same = next((at for at, pair in enumerate(zip(ids, others, strict=False)) if len(set(pair)) > 1), len(ids))
-    return ids[: max(1, same)]
+    return max(1, same)
 
 
-def _ids(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
-    """Return the tokens of messages as the template lays them out.
+def _ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Return the tokens of messages as the template lays them out."""
+    return _tokens(tokenizer, _written(tokenizer, messages))
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
+    """Return messages as the template lays them out.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+        messages: the messages.
+        prompt: add what the template puts before an answer.
 
     Raises:
         DataError: it refuses them, or cannot write what they hold.
@@ -162,20 +186,25 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_promp
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except (TemplateError, TypeError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise DataError(
             f"the chat template refuses messages of {roles:.100}: {' '.join(str(error).split())!r:.200}. Change the "
             "messages, or take a model whose template has room for them."
         ) from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return text
 
 
-def _check(rows: Sequence[Row], column: str) -> None:
+def check_column(rows: Sequence[Row], column: str) -> None:
+    """See that every row has the column of the texts or chats.
+
+    Raises:
+        DataError: one has not.
+    """
     for number, row in enumerate(rows, 1):
         if column not in row:
             raise DataError(
-                f"row {number} has no field {column!r}. Its fields are {', '.join(map(repr, row))}. Rename the column."
+                f"row {number} has no field {column!r}. Its fields are {', '.join(map(repr, row))}. Name one of them: "
+                f"--template '{{{next(iter(row), column)}}}', or rename the column."
             )

@@ -38,7 +38,13 @@ class Cloze:
             raise DataError(
                 f"template {self.text!r} has no {{label}}, or several. Write e.g. '{{text}} It was {{label}}.'"
             )
+        _ = self.prompt  # refuses a text that shows the answer
         check_words(self.words)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The text with the mask at its end, which has the same fields."""
+        return Prompt(self.text.replace(LABEL, "") + LABEL, label=self.label)
 
     def sides(self, row: Row) -> tuple[str, str]:
         """Return the texts before and after the mask."""
@@ -105,7 +111,7 @@ class MaskedClassification:
     ) -> None:
         if tokenizer.mask_token_id is None:
             raise DataError("the tokenizer has no mask token. Take a masked model, or --task classification.")
-        Prompt(cloze.text.replace(LABEL, "") + LABEL).check(rows, [cloze.label])
+        cloze.prompt.check(rows, [cloze.label])
         self.device = device
         self.labels = label_numbers(rows, cloze.words, cloze.label)
         words = [tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for word in cloze.words.values()]

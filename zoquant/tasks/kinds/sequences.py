@@ -1,7 +1,7 @@
 """Batches of token ids of which some are scored: what language modelling, choices and answers have in common."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,13 @@ class Sequences:
         ids: int64 `[rows, length]`.
         scored: which tokens count, bool `[rows, length]`.
         rows: tokens of each row.
+        by_example: whether rows weigh alike in a mean, as where each has a score, or as many as their tokens.
     """
 
     ids: Tensor
     scored: Tensor
     rows: tuple[int, ...]
+    by_example: bool = False
 
     @classmethod
     def of(cls, sequences: Sequence[Scored], device: torch.device) -> "Sequences":
@@ -55,8 +57,8 @@ class Sequences:
 
     @property
     def weight(self) -> int:
-        """The number of tokens that count."""
-        return int(self.scored.sum())
+        """The number of tokens that count, or of rows."""
+        return len(self.rows) if self.by_example else int(self.scored.sum())
 
     def halves(self) -> tuple["Sequences", "Sequences"]:
         """Return the first and the second half of the rows."""
@@ -65,7 +67,7 @@ class Sequences:
 
     def part(self, start: int, stop: int) -> "Sequences":
         """Return some neighbouring rows."""
-        return Sequences(self.ids[start:stop], self.scored[start:stop], self.rows[start:stop])
+        return replace(self, ids=self.ids[start:stop], scored=self.scored[start:stop], rows=self.rows[start:stop])
 
     def log_probs(self, model: nn.Module) -> Tensor:
         """Return the log-probability of each row's scored tokens, summed: float32 `[rows]`."""
@@ -75,4 +77,4 @@ class Sequences:
 
     def loss(self, model: nn.Module) -> Tensor:
         """Return the mean of −log p over the scored tokens, a scalar."""
-        return -self.log_probs(model).sum() / self.weight
+        return -self.log_probs(model).sum() / int(self.scored.sum())

@@ -1,4 +1,4 @@
-"""Rows of one file: JSONL, CSV, TSV, Parquet or plain text."""
+"""Rows of one file: JSONL, a JSON array, CSV, TSV, Parquet or plain text."""
 
 import csv
 import io
@@ -13,15 +13,15 @@ from zoquant.files.plain_json import parse_json
 from zoquant.tasks.rows.row import Row, row_of
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-MAX_BYTES = 1 << 31
+MAX_BYTES = (1 << 31) - 1
 """Of a data file: rows are held in memory."""
 
 
 def read_file(file: Path) -> list[Row]:
     """Read a data file; its ending tells the kind.
 
-    JSONL has one object a line, CSV and TSV a header line, and text a row `text` for each paragraph, with an empty line
-    between two.
+    JSONL has one object a line, a `.json` file may be one array of objects instead, CSV and TSV have a header line, and
+    text is a row `text` for each paragraph, with an empty line between two.
 
     Raises:
         DataError: the file is missing, empty, of another kind, or a line cannot be read; the line is named.
@@ -30,7 +30,9 @@ def read_file(file: Path) -> list[Row]:
         raise DataError(
             f"{file}: unknown kind of file {file.suffix!r}, expected one of {', '.join(ENDINGS)}. Rename or convert."
         )
-    if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_BYTES):
+    if not file.exists():
+        raise DataError(f"{file}: no such file or folder. Check the path.")
+    if not (file.is_file() and file.stat().st_size <= MAX_BYTES):
         raise DataError(f"{file}: expected a file of at most {MAX_BYTES} bytes. Split the data.")
     rows = _parquet(file) if file.suffix == ".parquet" else _text(file)
     if not rows:
@@ -45,7 +47,19 @@ def _text(file: Path) -> list[Row]:
         raise DataError(f"{file}: cannot be read: {error}. Pass a text file in UTF-8.") from error
     if file.suffix == ".txt":
         return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
-    return _jsonl(file, text) if file.suffix in (".jsonl", ".json") else _table(file, text)
+    if file.suffix not in (".jsonl", ".json"):
+        return _table(file, text)
+    return _array(file, text) if file.suffix == ".json" and text.lstrip().startswith("[") else _jsonl(file, text)
+
+
+def _array(file: Path, text: str) -> list[Row]:
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise DataError(
+            f"{file}: begins as an array, but is not JSON: {error}. Mend it, or save it as JSONL, an object a line."
+        ) from error
+    return [_object(f"{file}, object {number}", row, "\\u" in text) for number, row in enumerate(found, 1)]
 
 
 def _jsonl(file: Path, text: str) -> list[Row]:
@@ -56,31 +70,43 @@ def _jsonl(file: Path, text: str) -> list[Row]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{file}, line {number}: not JSON: {error}. Put one object on each line.") from error
-        if "\\u" in line:
-            _check_characters(file, number, row)
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, line {number}: expected an object, got {type(row).__name__}.")
-        rows.append(_row(file, number, row))
+            raise DataError(
+                f"{file}, line {number}: not JSON: {error}. Put one object on each line, or all into one array of a "
+                ".json file."
+            ) from error
+        rows.append(_object(f"{file}, line {number}", row, "\\u" in line))
     return rows
 
 
-def _row(file: Path, number: int, row: dict[str, Any]) -> Row:
+def _object(where: str, row: Any, escaped: bool) -> Row:
+    """Return an object as a row.
+
+    Args:
+        where: file and line.
+        row: what stands there.
+        escaped: whether characters are escaped: JSON lets half of a pair of surrogates through, and UTF-8 does not.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object, {{...}}, got {row!r:.80}.")
     try:
+        if escaped:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
         return row_of(row)
-    except RecursionError as error:
-        raise DataError(f"{file}, line {number}: values are nested too deep. Flatten them.") from error
-
-
-def _check_characters(file: Path, number: int, row: Any) -> None:
-    """Refuse text that UTF-8 cannot hold: half of a pair of surrogates, which JSON lets through."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{file}, line {number}: holds half a character: {error.reason}. Repair the text.") from error
+        raise DataError(f"{where}: holds half a character: {error.reason}. Repair the text.") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: values are nested too deep. Flatten them.") from error
 
 
 def _table(file: Path, text: str) -> list[Row]:
+    limit = csv.field_size_limit(MAX_BYTES)
+    try:
+        return _cells(file, text)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _cells(file: Path, text: str) -> list[Row]:
     lines = io.StringIO(text, newline="")
     if file.suffix == ".tsv":
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from zoquant.optim.closures import AnyClosure, loss_of, rows_of
-from zoquant.optim.probe import Probe
-from zoquant.optim.probed_layers import ProbedLayers
+from zoquant.optim.probes.probe import Probe
+from zoquant.optim.probes.probed_layers import ProbedLayers
 from zoquant.record.rows_and_columns import RowsAndColumnsMover
 
 

@@ -8,7 +8,7 @@ import torch
 
 from zoquant.kernels.noise.definition import Noise
 from zoquant.optim.closures import AnyClosure, loss_of, mean_loss
-from zoquant.optim.probe import Probe
+from zoquant.optim.probes.probe import Probe
 from zoquant.views.model_views import Views
 
 

@@ -28,7 +28,7 @@ from zoquant.kernels.noise.definition import Noise
 from zoquant.kernels.products.matmul import Factors
 from zoquant.native import QuantLinear
 from zoquant.native.scaling import scale_output, scaled_input, shift_output
-from zoquant.optim.probe import Probe
+from zoquant.optim.probes.probe import Probe
 from zoquant.record.rows_and_columns import (
     LEAST,
     LayerRowsAndColumns,
