@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cli.test_cli import Shell, folder, shell
-from tests.tiny import LABELS, TEMPLATE
+from tests.tiny import LABELS, TEMPLATE, write_checkpoint
 from zoquant.checkpoint.sha256 import checkpoint_sha256
-from zoquant.errors import ConfigError
+from zoquant.errors import ConfigError, DataError
 from zoquant.kernels.noise.definition import KINDS
 from zoquant.tasks import TaskSettings
 from zoquant.training import Config, Settings
