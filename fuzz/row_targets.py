@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from zoquant.distributed import LoggedStep, StepLog
+from examples.slow_links import LoggedStep, StepLog
 from zoquant.errors import ConfigError, DataError, FolderInUseError
 from zoquant.files.lock import Lock
 from zoquant.record.step import Step
