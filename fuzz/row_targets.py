@@ -17,6 +17,7 @@ from zoquant.training import Config
 
 _ROWS = {
     "jsonl": '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n',
+    "json": '[{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}, {"text": "b", "label": [2]}]\n',
     "csv": 'text,label\n"a, b",1\n"c ""d""\ne",0\n',
     "tsv": 'text\tlabel\na "b\t1\nc\t0\n',
     "txt": "a\nb\n\nc\n",
