@@ -14,6 +14,7 @@ from zoquant.files.lock import Lock
 from zoquant.record.step import Step
 from zoquant.tasks.rows import read_rows
 from zoquant.training import Config
+from zoquant.training.config.file import ConfigFile
 
 _ROWS = {
     "jsonl": '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n',
@@ -61,8 +62,9 @@ def _yaml(folder: Path) -> Path:
 
 
 def _read_config(path: Path, _: bool) -> None:
-    """Read a config and write it again; a setting out of its range is a plain ValueError."""
+    """Read a config, look for a key, and write it again; a setting out of its range is a plain ValueError."""
     try:
+        ConfigFile.read(path).line_of("nowhere")
         Config.read(path).to_toml()
     except (ConfigError, DataError):
         raise

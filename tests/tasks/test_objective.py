@@ -1,11 +1,12 @@
 """Objectives that are no loss, and rewards from outside."""
 
 import json
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,43 @@ def test_a_metric_that_is_nan_skips_the_step(loaded: tuple[Any, Any], writer: Ge
     settings = Settings(steps=3, batch_size=2, lr=0.0, eps=1e-2, include=("*.layers.1.*",))
     outcome = run(Job(loaded[0], task, None, settings, RunFolder(tmp_path / "run"), {}))
     assert (outcome.steps, outcome.skipped) == (3, 1)
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers a byte at a time, each within the timeout of a socket: for ever in its headers, or in its body."""
+
+    def do_POST(self) -> None:
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"" if self.path == "/headers" else b"\r\n"))
+        for _ in range(100):
+            try:
+                self.wfile.write(b" ")
+            except OSError:
+                return
+            time.sleep(0.05)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("where", ["body", "headers"])
+def test_an_answer_that_never_ends(where: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(RewardError, match=r"TimeoutError: no whole answer in time\. The step is skipped"):
+            OutsideReward(f"http://127.0.0.1:{server.server_port}/{where}", timeout=0.3, tries=2)(SEEN)
+        assert time.monotonic() - start < 3
+        server.shutdown()
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 3e6])
+def test_who_waits_for_ever_says_inf(timeout: float, server: Server) -> None:
+    server.answers = [(200, "0.5")]
+    assert OutsideReward("echo 0.5", timeout=timeout)(SEEN) == 0.5
+    assert OutsideReward(url(server), timeout=timeout)(SEEN) == 0.5
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan])
+def test_a_timeout_is_above_nothing(timeout: float) -> None:
+    with pytest.raises(ValueError, match=r"reward_timeout is .*, expected seconds above 0, or inf to wait for ever"):
+        OutsideReward("echo 0.5", timeout=timeout)

@@ -173,8 +173,29 @@ def test_text_that_no_file_can_hold() -> None:
 
 
 def test_lines_are_found_however_keys_are_written(tmp_path: Path) -> None:
-    file = ConfigFile.read(write(tmp_path / "a.toml", 'a = 1\n"b c" = 2\n[ d ]\n  e= 3\n'))
-    assert [file.line_of(key) for key in ("a", "b c", "d", "e", "f")] == [1, 2, 3, 4, None]
+    text = 'a = 1\n"b c" = 2\ng = [\n  1,\n]\nt = """\nh = 3\n"""\nh = {i = 4}\n[ d ]\n# no\n  e= 3\n[d.a]\n1 = 5\n'
+    file = ConfigFile.read(write(tmp_path / "a.toml", text))
+    lines = {"a": 1, "b c": 2, "g": 3, "t": 6, "h": 9, "h.i": 9, "d": 10, "d.e": 12, "d.a": 13, "d.a.1": 14, "e": None}
+    assert {key: file.line_of(key) for key in lines} == lines
+    file = ConfigFile.read(
+        write(tmp_path / "a.yaml", "a: {b: 1}\nlabels:\n  1: no\n  '2': yes\n1: x\n'b c': |\n  b: 1\nb: 2\n")
+    )
+    lines = {"a": 1, "a.b": 1, "labels": 2, "labels.1": 3, "labels.2": 4, "1": 5, "b c": 6, "b": 8, "c": None}
+    assert {key: file.line_of(key) for key in lines} == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("run.yaml", "labels:\n  7: bad\n  1: good\n7: x\n", 4),
+        ("run.toml", 'template = """\n7 = {label}\n"""\n7 = "x"\n', 4),
+        ("run.toml", 'model = "a"\n[sha256]\nmodel = "00"\n7 = "00"\n', 4),
+    ],
+)
+def test_the_key_at_fault_is_the_one_on_the_line(tmp_path: Path, name: str, text: str, line: int) -> None:
+    """Not one of the same name in a table or in a text."""
+    with pytest.raises(ConfigError, match=rf"{name}, line {line}: .*7.* is no "):
+        Config.read(write(tmp_path / name, text))
 
 
 def test_digests(tmp_path: Path) -> None:

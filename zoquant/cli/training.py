@@ -69,7 +69,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         "step": step_time(summary),
         "memory": f"{mebibytes(summary['rss_peak_bytes'])} at its peak",
         "delta": mebibytes(summary["delta_bytes"]),
-        "trajectory": mebibytes(summary["trajectory_bytes"]),
+        **({"trajectory": mebibytes(summary["trajectory_bytes"])} if summary["trajectory_bytes"] else {}),
         "files": out,
     }
     if summary["export_path"] is not None:

@@ -11,12 +11,18 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from zoquant.errors import RewardError
 
 log = logging.getLogger("zoquant")
 
+_MOST = 1 << 20
+"""Bytes that are read of an answer."""
+_FOR_EVER = 1e6
+"""Seconds; the system's calls take not many more."""
 _SKIPPED = "The step is skipped; see that it runs"
 
 
@@ -50,13 +56,25 @@ class OutsideReward:
 
     Attributes:
         where: a URL that is posted to, or a command of the shell that reads its standard input.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a whole answer; inf waits for ever.
         tries: how often it is asked before the step is given up.
+
+    Raises:
+        ValueError: timeout is no number above 0.
     """
 
     where: str
     timeout: float = 30.0
     tries: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ValueError(f"reward_timeout is {self.timeout}, expected seconds above 0, or inf to wait for ever.")
+
+    @property
+    def _limit(self) -> float | None:
+        """Seconds as the system takes them."""
+        return self.timeout if self.timeout < _FOR_EVER else None
 
     def __call__(self, generations: Sequence[Generated]) -> float:
         """Return the reward of a batch.
@@ -79,9 +97,24 @@ class OutsideReward:
         )
 
     def _post(self, sent: str) -> str:
-        request = urllib.request.Request(self.where, sent.encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-            return str(answer.read().decode("utf-8", "replace"))
+        """Ask on a thread of its own: the timeout of a socket is one of each piece, and a body may have any number."""
+        answers: SimpleQueue[str | Exception] = SimpleQueue()
+        Thread(target=self._ask, args=(sent, answers), daemon=True).start()
+        try:
+            answer = answers.get(timeout=self._limit)
+        except Empty:
+            raise TimeoutError("no whole answer in time") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ask(self, sent: str, answers: "SimpleQueue[str | Exception]") -> None:
+        try:
+            request = urllib.request.Request(self.where, sent.encode(), {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=self._limit) as answer:
+                answers.put(answer.read(_MOST).decode("utf-8", "replace"))
+        except Exception as error:  # raised again where it was asked
+            answers.put(error)
 
     def _run(self, sent: str) -> str:
         """Run the command in a session of its own, so that what it has started ends with it."""
@@ -90,7 +123,7 @@ class OutsideReward:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as command:  # fmt: skip
             try:
-                answer, told = command.communicate(sent, self.timeout)
+                answer, told = command.communicate(sent, self._limit)
             except BaseException:
                 os.killpg(command.pid, signal.SIGKILL)
                 raise

@@ -59,7 +59,8 @@ def _card(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, 
 
 def _head(settings: Mapping[str, Any]) -> str:
     """Return the block that the Hub reads; a base that is no name on the Hub is left out of it."""
-    lines = ["---", "library_name: zoquant", "tags: [zoquant, zeroth-order, quantized, delta]"]
+    order = "zeroth-order" if _by_forwards(settings) else "first-order"
+    lines = ["---", "library_name: zoquant", f"tags: [zoquant, {order}, quantized, delta]"]
     if repository := _repository(settings["model"]):
         lines.append(f"base_model: {json.dumps(repository)}")
     return "\n".join([*lines, "---", ""])
@@ -80,13 +81,19 @@ def _base(model: str) -> str:
 
 def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     base = _text(_base(settings["model"]))
+    how = "found with forward passes alone" if _by_forwards(settings) else "found along its gradient"
     done = "" if summary["finished"] else " The run was interrupted before its last step."
     return (
-        f"# {base}, tuned\n\nA delta for the quantized checkpoint **{base}** ({_text(summary['format'])}), found with "
-        f"forward passes alone: {summary['steps']:,} steps moved {summary['trainable']:,} values in "
+        f"# {base}, tuned\n\nA delta for the quantized checkpoint **{base}** ({_text(summary['format'])}), "
+        f"{how}: {summary['steps']:,} steps moved {summary['trainable']:,} values in "
         f"{summary['views']:,} views. The integer codes of the base stay as they are.{done}\n"
         + "".join(f"\n**{_text(warning)}**\n" for warning in warnings_of(summary))
     )
+
+
+def _by_forwards(settings: Mapping[str, Any]) -> bool:
+    """Whether the steps of the run were made of losses alone; folders did not name it at first."""
+    return bool(settings.get("gradient", "forward") == "forward")
 
 
 def _measured(summary: Mapping[str, Any]) -> str:
@@ -122,7 +129,7 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
             if settings.get(name)
         },
         "steps x batch": f"{summary['steps']} x {settings['batch_size']}",
-        **{name: chosen[name] for name in ("lr", "eps", "clip", "seed", "space", "estimator", "rule")},
+        **{name: chosen.get(name) for name in _numbers(settings)},
         "roles": ", ".join(settings["roles"]),
         "changed in the file": f"{summary['changed']:.1%} of the values that may move",
         "step": step_time(summary),
@@ -130,6 +137,13 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
         "device": f"{summary['device']}, products in {summary['compute_dtype']}",
     }
     return [[name, _text(value)] for name, value in facts.items() if value not in (None, "")]
+
+
+def _numbers(settings: Mapping[str, Any]) -> Sequence[str]:
+    """Return the settings of a step: a backward has neither probes nor an estimator."""
+    if _by_forwards(settings):
+        return ("lr", "eps", "clip", "seed", "space", "estimator", "rule")
+    return ("gradient", "lr", "clip", "seed", "space", "rule", "micro_batches", "checkpoint")
 
 
 def _loading(settings: Mapping[str, Any], folder: RunFolder) -> str:
@@ -154,6 +168,8 @@ def _files(folder: RunFolder, settings: Mapping[str, Any], best: int | None) -> 
     told = {
         folder.delta: f"what training added to each value{until}",
         folder.trajectory: f"all of training: a seed and a derivative a step; {replay} makes the delta of it",
+        folder.state: "where the run stands: deltas and what the rule remembers, for `--resume`",
+        folder.best: "the delta of the step that did best on held-out data so far, for `--resume`",
         folder.config: f"the run again: `zoquant train --config config.toml --out again`{reward}",
         folder.settings: "what decides the bytes, for `--resume`",
         folder.calibration: "the numbers that were chosen, and why",

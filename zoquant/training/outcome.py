@@ -32,7 +32,7 @@ class Outcome:
         rss_loaded_bytes: resident memory before the first forward.
         rss_peak_bytes: largest resident memory of the process so far.
         delta_bytes: size of the delta file.
-        trajectory_bytes: size of the trajectory file.
+        trajectory_bytes: size of the trajectory file; 0 of a run by backwards, which has none.
     """
 
     finished: bool
@@ -92,7 +92,7 @@ class Outcome:
             rss_loaded_bytes=rss_loaded_bytes,
             rss_peak_bytes=peak_rss_bytes(),
             delta_bytes=folder.delta.stat().st_size,
-            trajectory_bytes=folder.trajectory.stat().st_size,
+            trajectory_bytes=folder.trajectory.stat().st_size if folder.trajectory.exists() else 0,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class RunFolder:
         settings, config, calibration, metrics, samples, delta, trajectory, summary, card: its files.
         delta: where there is data to test on, that of the step that did best on held-out data; else that of the last.
         journal: the trajectory while the run is under way.
+        state, best: of a run by backwards, where it stands, and the delta of its best step so far.
         micro_batches: at which steps batches were halved, if memory ran out.
         lock: who trains here now; held from `begin` or `resume` to `release`.
     """
@@ -45,6 +46,8 @@ class RunFolder:
         self.delta = self.path / "delta.safetensors"
         self.trajectory = self.path / "trajectory.safetensors"
         self.journal = self.path / "trajectory.journal"
+        self.state = self.path / "descent.safetensors"
+        self.best = self.path / "best.safetensors"
         self.calibration = self.path / "calibration.json"
         self.summary = self.path / "summary.json"
         self.card = self.path / "README.md"
@@ -78,32 +81,44 @@ class RunFolder:
         """Take the lock, return the trajectory to go on from, None if there is none yet, and forget later metrics.
 
         Raises:
+            FolderInUseError, CheckpointError: see `take`.
+        """
+        self.take(settings)
+        try:
+            source = self.journal if self.journal.exists() else self.trajectory
+            trajectory = Trajectory.load(source) if source.exists() else None
+            self.forget_after(0 if trajectory is None else len(trajectory.steps))
+            return trajectory
+        except BaseException:
+            self.release()
+            raise
+
+    def take(self, settings: dict[str, Any]) -> None:
+        """Take the lock of a folder that holds a run of these settings.
+
+        Raises:
             FolderInUseError: another process trains here.
             CheckpointError: the folder holds no run, or one of other settings; the first one is named.
         """
         self._check_begun()
         self.lock.acquire()
         try:
-            return self._resume(settings)
+            before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
+            for name in after | before:
+                if before.get(name) != after.get(name):
+                    raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
+            for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
+                left.unlink()
         except BaseException:
             self.release()
             raise
 
-    def _resume(self, settings: dict[str, Any]) -> Trajectory | None:
-        before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
-        for name in after | before:
-            if before.get(name) != after.get(name):
-                raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
-        for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
-            left.unlink()
-        source = self.journal if self.journal.exists() else self.trajectory
-        trajectory = Trajectory.load(source) if source.exists() else None
-        done = 0 if trajectory is None else len(trajectory.steps)
+    def forget_after(self, done: int) -> None:
+        """Forget what metrics and samples tell of steps after the first `done`."""
         for path in (self.metrics, self.samples):
             kept = [line for line in read_lines(path) if line["step"] <= done]
             if path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        return trajectory
 
     def subspace(self) -> Subspace:
         """Return what the directions of the run in this folder are made of.

@@ -4,18 +4,23 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
+from torch import nn
+
 from zoquant.kernels.noise.definition import Kind, Noise, Unit
+from zoquant.optim.backward.descent import GradientDescent, Reduce
 from zoquant.optim.choosing import Numbers, by_rule
 from zoquant.optim.estimators import ESTIMATORS, GroupRelative
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.protocol import Role
 from zoquant.record.group import SUBSPACES
-from zoquant.record.rules import RULES
+from zoquant.record.rules import RULES, Rule
 from zoquant.views.flat_buffer import Space
 from zoquant.views.model_views import Views
 
 Schedule = Literal["constant", "linear", "cosine"]
 AUTO: Literal["auto"] = "auto"
+LR = 2e-3
+"""The learning rate of a run by backwards, where none is given."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Settings:
         Literal["auto", "values", "rows-columns"],
         "What a direction has numbers for: values; or rows-columns, with a direction for each example; auto chooses.",
     ] = AUTO
+    gradient: Annotated[
+        Literal["forward", "backward"], "How a step finds its direction: by forwards alone, or by a backward."
+    ] = "forward"
+    checkpoint: Annotated[bool, "Backward: keep of each layer its input alone, and run the layer again."] = False
     schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
     probes: Annotated[int, "Directions a step."] = 1
     seed: Annotated[int, "Seed of noise and batches: the same seed gives the same bytes."] = 0
@@ -44,7 +53,9 @@ class Settings:
     unit: Annotated[Unit, "What moves or stays as a whole: element, view or layer."] = "element"
     space: Annotated[Space, "What delta means: relative or absolute."] = "relative"
     estimator: Annotated[str, "What is made of the losses: two-point, one-sided, fzoo or group-relative."] = "two-point"
-    rule: Annotated[str, "How deltas move: sgd, momentum, sign or adam."] = "sgd"
+    rule: Annotated[
+        str | None, "How deltas move: sgd, momentum, sign or adam. Not given: sgd, or adam with a backward."
+    ] = None
     decay: Annotated[float, "Pull back to the base, per unit of lr."] = 0.0
     coupled: Annotated[bool, "Move the views of one layer, role and shape together."] = True
     roles: Annotated[tuple[Role, ...], "What moves: scale, zero, codebook, dense, adapter; may be repeated."] = (
@@ -66,13 +77,31 @@ class Settings:
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
+        if self.gradient not in ("forward", "backward"):
+            raise ValueError(f"gradient is {self.gradient!r}, expected one of forward, backward.")
         if self.subspace not in (AUTO, *SUBSPACES):
             raise ValueError(f"subspace is {self.subspace!r}, expected one of {', '.join((AUTO, *SUBSPACES))}.")
         for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):
-            if value not in known:
+            if value is not None and value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
-        if self.subspace == "rows-columns":
+        if self.gradient == "backward":
+            self._check_backward()
+        elif self.checkpoint:
+            raise ValueError("checkpoint is for gradient backward: forwards keep nothing. Leave it out.")
+        elif self.subspace == "rows-columns":
             self._check_rows_columns()
+
+    def _check_backward(self) -> None:
+        """Refuse what is said of directions: a backward has none."""
+        usual = type(self).__dataclass_fields__
+        for name in ("eps", "probes", "noise", "density", "unit", "estimator"):
+            if getattr(self, name) != usual[name].default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but gradient is backward, which draws no directions. Leave "
+                    f"{name} out, or take gradient forward."
+                )
+        if self.subspace == "rows-columns":
+            raise ValueError("subspace is 'rows-columns', but gradient is backward, which moves values. Leave it out.")
 
     def _check_rows_columns(self) -> None:
         """Refuse what a direction for each example leaves no choice of."""
@@ -91,6 +120,8 @@ class Settings:
     @property
     def missing(self) -> tuple[str, ...]:
         """The numbers that are not given: a calibration has to choose them, or for rows and columns a rule."""
+        if self.gradient == "backward":
+            return ()
         names = tuple(name for name in ("lr", "eps") if getattr(self, name) is None)
         if self.subspace == "rows-columns":
             return names
@@ -105,11 +136,23 @@ class Settings:
             return (1 - math.cos(math.pi * left)) / 2
         return 1.0
 
+    def update(self) -> Rule:
+        """Return the rule by which deltas move."""
+        return RULES[self.rule or ("adam" if self.gradient == "backward" else "sgd")]()
+
+    def descent(self, model: nn.Module, views: Views, reduce: Reduce | None = None) -> GradientDescent:
+        """Return what makes the steps of a run by backwards."""
+        return GradientDescent(
+            model, views, lr=LR if self.lr is None else self.lr, rule=self.update(),
+            clip=None if self.clip == math.inf else self.clip, decay=self.decay, space=self.space,
+            checkpoint=self.checkpoint, reduce=reduce,
+        )  # fmt: skip
+
     def by_rule(self) -> Numbers:
         """Return the numbers of a run on rows and columns: those that are not given are set without a forward."""
         rates = [self.rate_at(step) for step in range(self.steps)]
         clip = None if self.clip == math.inf else self.clip
-        return by_rule(RULES[self.rule](), self.batch_size, rates, eps=self.eps, lr=self.lr, clip=clip)
+        return by_rule(self.update(), self.batch_size, rates, eps=self.eps, lr=self.lr, clip=clip)
 
     def optimizer(self, views: Views) -> ZOSGD:
         """Return the optimizer; numbers that a calibration has to choose stand at its defaults."""
@@ -118,7 +161,7 @@ class Settings:
             return ZOSGD(
                 views, subspace="rows-columns", probes=self.batch_size, lr=numbers.lr, eps=numbers.eps,
                 clip=numbers.clip, seed=self.seed,
-                noise=Noise(self.noise, self.density, self.unit), estimator=GroupRelative(), rule=RULES[self.rule](),
+                noise=Noise(self.noise, self.density, self.unit), estimator=GroupRelative(), rule=self.update(),
                 decay=self.decay,
             )  # fmt: skip
         chosen: dict[str, Any] = {
@@ -127,5 +170,5 @@ class Settings:
         return ZOSGD(
             views, clip=None if self.clip == math.inf else self.clip, seed=self.seed, probes=self.probes,
             noise=Noise(self.noise, self.density, self.unit), space=self.space, decay=self.decay,
-            estimator=ESTIMATORS[self.estimator](), rule=RULES[self.rule](), **chosen,
+            estimator=ESTIMATORS[self.estimator](), rule=self.update(), **chosen,
         )  # fmt: skip

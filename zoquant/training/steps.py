@@ -58,6 +58,11 @@ class Steps:
         stepper = self._stepper
         return stepper.told(self._settings.micro_batches) if isinstance(stepper, DistributedZO) else None
 
+    @property
+    def notices(self) -> list[str]:
+        """What people should know before the first step."""
+        return [] if self.shared is None else [self.shared]
+
     def measure(self) -> Numbers:
         """Return what probes of the first batches say of the numbers that were not given, and set those."""
         chosen = self._settings
@@ -112,7 +117,7 @@ class Steps:
     def _batch(self, step: int) -> list[Any]:
         """Return the micro-batches of a step."""
         chosen = self._settings
-        return _cut(self._train.batch_of_step(chosen.seed, step, chosen.batch_size), chosen.micro_batches)
+        return cut(self._train.batch_of_step(chosen.seed, step, chosen.batch_size), chosen.micro_batches)
 
     def _attempt(self, cut: list[list[Any]]) -> StepResult:
         """Do a step whose micro-batches are cut into these parts."""
@@ -142,6 +147,6 @@ class Steps:
         return float(self._train.loss(self._model, batch))
 
 
-def _cut(batch: Any, count: int) -> list[Any]:
+def cut(batch: Any, count: int) -> list[Any]:
     """Return a batch of a task in so many parts, a power of two."""
-    return [batch] if count == 1 else [part for half in batch.halves() for part in _cut(half, count // 2)]
+    return [batch] if count == 1 else [part for half in batch.halves() for part in cut(half, count // 2)]

@@ -9,8 +9,8 @@ from zoquant.errors import LossError, RewardError
 from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
 from zoquant.record.delta import save_delta
-from zoquant.record.journal import Journal
 from zoquant.tasks import Evaluation
+from zoquant.training.backward.steps import BackwardSteps
 from zoquant.training.best_step import holding
 from zoquant.training.job import Job
 from zoquant.training.micro_batches import MicroBatches
@@ -18,8 +18,13 @@ from zoquant.training.moving import Moving
 from zoquant.training.outcome import Outcome
 from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.resident_memory import rss_bytes
-from zoquant.training.settings import AUTO
+from zoquant.training.settings import AUTO, Settings
 from zoquant.training.steps import Steps
+from zoquant.training.trails.states import States, go_on
+from zoquant.training.trails.trail import Trail
+from zoquant.training.trails.trajectories import Trajectories
+from zoquant.views.attach import attach
+from zoquant.views.model_views import Views
 
 _LOSSES_IN_A_ROW = 3
 _LOWER = "begin a new one with half the lr, or with clip set"
@@ -41,28 +46,58 @@ def run(job: Job, *, resume: bool = False, on_progress: OnProgress = lambda _: N
         DoesNotFitError: one example alone needs more memory than there is; the run so far is saved.
         LossError: the loss was not finite several times in a row; the run so far is saved.
     """
+    made = _by_backwards if job.settings.gradient == "backward" else _by_forwards
+    try:
+        return made(job, resume, on_progress).go()
+    finally:
+        job.folder.release()
+
+
+def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
+    """Return a run whose steps are made of losses alone, ready to begin or to go on."""
     folder, settings = job.folder, job.settings
     begun = folder.subspace() if resume and settings.subspace == AUTO else None
     moving = Moving.choose(settings, job.model, job.train, begun)
     facts = asdict(moving.settings) | job.identity
-    try:
-        if not resume:
-            folder.begin(facts, job.config)
-        elif (trajectory := folder.resume(facts)) is not None:
-            moving.optimizer.resume(trajectory)
-        steps = Steps(job.model, job.train, moving, MicroBatches(folder.micro_batches))
-        return _Run(job, moving, steps, on_progress).go()
-    finally:
-        folder.release()
+    if not resume:
+        folder.begin(facts, job.config)
+    elif (trajectory := folder.resume(facts)) is not None:
+        moving.optimizer.resume(trajectory)
+    steps = Steps(job.model, job.train, moving, MicroBatches(folder.micro_batches))
+    trail = Trajectories(folder, moving.optimizer)
+    return _Run(job, moving.settings, moving.views, steps, trail, on_progress, moving.why)
+
+
+def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
+    """Return a run whose steps follow the gradient, ready to begin or to go on."""
+    folder, settings = job.folder, replace(job.settings, subspace="values")
+    views = attach(
+        job.model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
+    )
+    facts = asdict(settings) | job.identity
+    steps = BackwardSteps(job.model, job.train, settings, views, MicroBatches(folder.micro_batches))
+    if resume:
+        go_on(folder, facts, steps.descent)
+    else:
+        folder.begin(facts, job.config)
+    return _Run(job, settings, views, steps, States(folder, steps.descent), on_progress)
 
 
 class _Run:
     """A run under way."""
 
-    def __init__(self, job: Job, moving: Moving, steps: Steps, on_progress: OnProgress) -> None:
-        self.job, self.moving, self.steps, self.on_progress = job, moving, steps, on_progress
-        self.folder, self.settings, self.optimizer = job.folder, moving.settings, steps.optimizer
-        self.journal: Journal | None = None
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        views: Views,
+        steps: Steps | BackwardSteps,
+        trail: Trail,
+        on_progress: OnProgress,
+        why: str | None = None,
+    ) -> None:
+        self.job, self.settings, self.views, self.why = job, settings, views, why
+        self.folder, self.steps, self.trail, self.on_progress = job.folder, steps, trail, on_progress
         self.rss_loaded = rss_bytes()
         self.best_step: int | None = None
         self.test: Evaluation | None = None
@@ -71,10 +106,10 @@ class _Run:
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
         finished = False
-        if self.moving.why is not None and not self.settings.missing:
-            self._say(notice=self.moving.why)
-        if self.steps.shared is not None:
-            self._say(notice=self.steps.shared)
+        if self.why is not None and not self.settings.missing:
+            self._say(notice=self.why)
+        for notice in self.steps.notices:
+            self._say(notice=notice)
         try:
             if self._evaluation_is_due():
                 self._evaluate()
@@ -88,10 +123,10 @@ class _Run:
         finally:
             self._save()
         if finished:
-            self.folder.journal.unlink(missing_ok=True)
+            self.trail.finish()
             self._test()
         return Outcome.read(
-            self.folder, self.moving.views, self.steps.done, self.steps.forwards, finished=finished,
+            self.folder, self.views, self.steps.done, self.steps.forwards, finished=finished,
             changed=self.changed, rss_loaded_bytes=self.rss_loaded, best_step=self.best_step, test=self.test,
         )  # fmt: skip
 
@@ -110,12 +145,12 @@ class _Run:
 
     def _chosen(self) -> Numbers:
         numbers = self.settings.by_rule() if self.settings.subspace == "rows-columns" else self.steps.measure()
-        why = self.moving.why
+        why = self.why
         return numbers if why is None else replace(numbers, reasons=(why, *numbers.reasons))
 
     def _train(self) -> None:
         failures = 0
-        self.journal = self.optimizer.trajectory.journal(self.folder.journal, self.optimizer.probes)
+        self.trail.begin()
         while self.steps.done < self.settings.steps:
             start = time.perf_counter()
             try:
@@ -137,14 +172,14 @@ class _Run:
             steps, self.settings.steps, result, seconds=seconds, forward_seconds=forward_seconds, overhead=overhead
         )
         self.folder.append_metrics(progress)
-        self._record()  # last: of a step that the journal does not hold, a run that goes on forgets the line
+        self.trail.record()  # last: of a step that it does not hold, a run that goes on forgets the line
         self.on_progress(progress)
         if every and steps % every == 0:
             self._evaluate()
 
     def _skip(self, error: LossError, seconds: float) -> None:
         """Count a step that was undone."""
-        self._record()
+        self.trail.record()
         self.steps.watch.discard()
         self._note(skipped=str(error), seconds=seconds)
 
@@ -166,6 +201,9 @@ class _Run:
             return
         start = time.perf_counter()
         found = self.job.held_out.evaluate(self.job.model)
+        steps, before = self.steps.done, self.folder.evaluations()
+        if self.job.test is not None:
+            self.trail.evaluated(best=self.job.best.among([*before, (steps, found)]) == steps)
         self._note(evaluation=found, seconds=time.perf_counter() - start)
 
     def _test(self) -> None:
@@ -176,11 +214,10 @@ class _Run:
         best = self.job.best.among(self.folder.evaluations())
         if self.job.test is None or best is None:
             return
-        views = self.moving.views
-        delta = self.optimizer.trajectory.prefix(best).delta(views)
-        with holding(views, delta):
+        delta = self.trail.best(best)
+        with holding(self.views, delta):
             self.test = self.job.test.evaluate(self.job.model)
-            self.changed = views.share_changed()
+            self.changed = self.views.share_changed()
         delta.save(self.folder.delta)
         self.best_step = best
 
@@ -193,16 +230,7 @@ class _Run:
     def _say(self, **what: Any) -> None:
         self.on_progress(Progress(self.steps.done, self.settings.steps, **what))
 
-    def _record(self) -> None:
-        """Append what the journal does not hold yet."""
-        if self.journal is not None:
-            for step in self.optimizer.trajectory.steps[self.journal.count :]:
-                self.journal.append(step)
-
     def _save(self) -> None:
-        self._record()
-        if self.journal is not None:
-            self.journal.close()
-        self.optimizer.trajectory.save(self.folder.trajectory)
-        save_delta(self.folder.delta, self.moving.views)
-        self.changed = self.moving.views.share_changed()
+        self.trail.save()
+        save_delta(self.folder.delta, self.views)
+        self.changed = self.views.share_changed()

@@ -16,8 +16,8 @@ from zoquant.views.flat_buffer import Space
 from zoquant.views.gradients import Gradients
 from zoquant.views.model_views import Views
 
-Reduce = Callable[[list[Tensor]], None]
-"""Adds up tensors over all processes, in place."""
+Reduce = Callable[[list[Tensor], Exception | None], None]
+"""Adds up tensors over all processes, in place; raises if one of them could not compute its own."""
 
 
 class GradientDescent:
@@ -161,27 +161,35 @@ class GradientDescent:
 
     def _gradient(self, closures: Sequence[Closure], shares: Sequence[float]) -> tuple[float, float]:
         """Add up the gradient, and return the loss and its norm."""
-        losses = [torch.zeros((), dtype=torch.float64)]
-        for closure, share in zip(closures, shares, strict=True):
-            with torch.enable_grad():
-                loss = closure()
-            if not isinstance(loss, Tensor) or not loss.requires_grad:
-                raise LossError(
-                    f"step {self.steps}: the closure returned {type(loss).__name__} without a gradient, expected a "
-                    "tensor that depends on the views. Train by forwards alone, with ZOSGD."
-                )
-            losses.append(loss.detach().double().cpu() * share)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-            del loss
-        total = torch.stack(losses).sum()
+        total, failure = torch.zeros((), dtype=torch.float64), None
+        try:
+            for closure, share in zip(closures, shares, strict=True):
+                total += self._backward(closure, share)
+        except Exception as error:
+            if self._reduce is None:
+                raise
+            failure = error
         for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         if self._reduce is not None:
-            self._reduce([total, *gradients])
+            self._reduce([total, *gradients], failure)
         squares = [gradient.double().square().sum().cpu() for gradient in gradients]
         return float(total), float(torch.stack(squares).sum().sqrt())
+
+    def _backward(self, closure: Closure, share: float) -> Tensor:
+        """Add the gradient of a micro-batch, and return its part of the loss."""
+        with torch.enable_grad():
+            loss = closure()
+            if not isinstance(loss, Tensor) or not loss.requires_grad:
+                raise LossError(
+                    f"step {self.steps}: the closure returned {type(loss).__name__} without a gradient, expected a "
+                    "tensor that depends on the views. Train by forwards alone, with ZOSGD."
+                )
+            part = loss * share
+        part.backward()  # type: ignore[no-untyped-call]
+        return part.detach().double().cpu()
 
     @torch.no_grad()
     def _move(self, norm: float) -> None:

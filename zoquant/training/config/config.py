@@ -223,4 +223,5 @@ def _check_sha256(found: Any) -> None:
         raise ConfigError(f"{_SHA256} is {found!r}, expected a table of {', '.join(_FILES)}.", _SHA256)
     for name in found:
         if name not in _FILES:
-            raise ConfigError(f"{_SHA256}.{name} is no file of a run, expected {', '.join(_FILES)}.", name)
+            key = f"{_SHA256}.{name}"
+            raise ConfigError(f"{key} is no file of a run, expected {', '.join(_FILES)}.", key)

@@ -1,6 +1,5 @@
 """Config files: TOML and YAML are read, TOML is written."""
 
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from zoquant.errors import ConfigError
+from zoquant.training.config.lines import toml_lines, yaml_lines
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,11 +74,13 @@ class ConfigFile:
             raise ConfigError(f"{where}: {error}", error.key) from error
 
     def line_of(self, key: str) -> int | None:
-        """Return the number of the line that a key stands on, None where it is not to be found."""
-        name = "|".join(re.escape(f"{quote}{key}{quote}") for quote in ("", '"', "'"))
-        pattern = re.compile(rf"\s*(({name})\s*[=:]|\[\s*({name})\s*\])")
-        lines = enumerate(self.text.splitlines(), 1)
-        return next((number for number, line in lines if pattern.match(line)), None)
+        """Return the number of the line that a key stands on, None where it is not to be found.
+
+        Args:
+            key: its name; `"table.name"` for one in a table.
+        """
+        lines = toml_lines(self.text) if self.path.suffix == ".toml" else yaml_lines(self.text)
+        return next((number for name, number in lines if name == key), None)
 
 
 _TOO_DEEP = f"values are nested too deep, expected at most {_DEEPEST} tables and lists within each other"

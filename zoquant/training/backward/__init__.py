@@ -1,0 +1,1 @@
+"""A run whose steps follow the gradient."""
