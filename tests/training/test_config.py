@@ -178,9 +178,11 @@ def test_lines_are_found_however_keys_are_written(tmp_path: Path) -> None:
     lines = {"a": 1, "b c": 2, "g": 3, "t": 6, "h": 9, "h.i": 9, "d": 10, "d.e": 12, "d.a": 13, "d.a.1": 14, "e": None}
     assert {key: file.line_of(key) for key in lines} == lines
     file = ConfigFile.read(
-        write(tmp_path / "a.yaml", "a: {b: 1}\nlabels:\n  1: no\n  '2': yes\n1: x\n'b c': |\n  b: 1\nb: 2\n")
+        write(
+            tmp_path / "a.yaml", "a: {b: 1}\nlabels:\n  1: no\n  '2': yes\n1: x\n'b c': |\n  b: 1\nb: 2\n<<: {m: 1}\n"
+        )
     )
-    lines = {"a": 1, "a.b": 1, "labels": 2, "labels.1": 3, "labels.2": 4, "1": 5, "b c": 6, "b": 8, "c": None}
+    lines = {"a": 1, "a.b": 1, "labels": 2, "labels.1": 3, "labels.2": 4, "1": 5, "b c": 6, "b": 8, "m": 9, "c": None}
     assert {key: file.line_of(key) for key in lines} == lines
 
 
