@@ -121,8 +121,8 @@ def test_fewer_views_than_the_file_has_are_refused(file: Path) -> None:
     with pytest.raises(BaseMismatchError) as caught:
         load_delta(file, attach(toy_model()))
     assert str(caught.value) == (
-        f"{file}: made for layers.l0.m, which does not exist here. Attach the same model with the same roles, include "
-        "and exclude."
+        f"{file}: made for layers.l0.m, which does not exist here, where keys are such as layers.l0.d. "
+        "Attach the same model with the same roles, include and exclude."
     )
 
 

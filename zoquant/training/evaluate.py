@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from zoquant.errors import DataError
+from zoquant.files.hub import delta_path
 from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.splits import drawn, naming, parts_differ, read_part, read_test
 from zoquant.training.source import Source
@@ -40,7 +41,9 @@ def evaluate(
         raise DataError(f"shots is {shots}, but {data} has no splits. Name other rows to draw them from: --shots-from.")
     rows = read_test(task, data, protocol, seed)
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
-    model, tokenizer, device = source.open(delta)
+    with naming(data):
+        task.check(rows, shots=len(examples))
+    model, tokenizer, device = source.open(None if delta is None else delta_path(delta))
     with naming(data):
         built = task.build(rows, model, tokenizer, device, shots=examples)
     return built.evaluate(model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
-from zoquant.files.atomic_files import refuse_existing, write_text
+from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
@@ -65,9 +65,13 @@ def finetune(
     folder = RunFolder(folder_of_rank(out))
     resume = goes_on(resume, folder.path)
     if not resume:
-        refuse_existing(folder.path)
+        folder.refuse_existing()
     made = config.resolved()
     parts = read_parts(made.asked, made.data, made.eval_data, made.protocol, made.settings.seed)
+    for rows, learned in ((parts.train, True), (parts.dev, False), (parts.test, False)):
+        if rows is not None:
+            with naming(made.data if learned else made.eval_data or made.data):
+                made.asked.check(rows)
     opened = config.source.open()
     said = objective is None and reward is None
     if reward is None and made.reward is not None:
