@@ -37,18 +37,27 @@ test-browser: .venv/installed-dev
 	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "No Chromium here: apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest -m client tests/report
 
-# The formats beside their own libraries, which do not all live together: an environment for each that needs one.
-test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/installed
-	.venv-formats/bin/python -m pytest -m "slow or not slow" $(foreach f,aqlm hqq bitsandbytes torchao quanto peft,tests/$(f)) \
-		tests/backends/compressed_tensors
+# The formats beside their own libraries, which do not all live together: an environment for each that needs one. The
+# conformance of their classes fails where a library of ZOQUANT_REQUIRE is missing.
+CONFORMANCE := tests/testing/test_conformance.py
+test-formats: .venv-formats/installed .venv-gptq/installed .venv-autogptq/installed .venv-vptq/installed
+	.venv-formats/bin/python -m pytest -m "slow or not slow" \
+		$(foreach f,aqlm hqq bitsandbytes torchao quanto peft compressed_tensors,tests/backends/$(f))
+	ZOQUANT_REQUIRE="aqlm hqq bitsandbytes torchao optimum peft" .venv-formats/bin/python -m pytest $(CONFORMANCE) \
+		-k "waits or aqlm or hqq or bitsandbytes or torchao or quanto or peft"
 	GPTQMODEL_CPU_WORKERS=2 .venv-gptq/bin/python -m pytest -m "slow or not slow" tests/backends/gptq tests/backends/awq
+	GPTQMODEL_CPU_WORKERS=2 ZOQUANT_REQUIRE=gptqmodel .venv-gptq/bin/python -m pytest $(CONFORMANCE) -k "waits or gptqmodel"
 	.venv-autogptq/bin/python -m pytest -m "slow or not slow" tests/backends/gptq/test_auto_gptq.py
+	.venv-vptq/bin/python -m pytest -m "slow or not slow" tests/backends/vptq tests/backends/sinq
+	ZOQUANT_REQUIRE="vptq sinq" .venv-vptq/bin/python -m pytest $(CONFORMANCE) -k "waits or vptq or sinq"
+	ZOQUANT_REQUIRE=auto_gptq .venv-autogptq/bin/python -m pytest $(CONFORMANCE) -k "waits or auto_gptq"
 
 # Models of every kind: their layers are those of bitsandbytes, torchao, quanto and hqq, the diffusion pipelines those of
 # diffusers, and one masked model is real.
 test-models: .venv-models/installed
 	ZOQUANT_MASKED="$$(.venv-models/bin/python -c 'from importlib.util import find_spec; print(*find_spec("cognition").submodule_search_locations)')/model" \
-		.venv-models/bin/python -m pytest -m "slow or not slow" tests/models tests/backends/peft
+		.venv-models/bin/python -m pytest -m "slow or not slow" tests/models tests/backends/peft tests/backends/gguf/test_live.py
+	ZOQUANT_REQUIRE="diffusers peft" .venv-models/bin/python -m pytest $(CONFORMANCE) -k "waits or diffusers or peft"
 
 # Lightning, and transformers' Trainer with TensorBoard.
 test-trainers: .venv-trainers/installed

@@ -178,9 +178,11 @@ def test_lines_are_found_however_keys_are_written(tmp_path: Path) -> None:
     lines = {"a": 1, "b c": 2, "g": 3, "t": 6, "h": 9, "h.i": 9, "d": 10, "d.e": 12, "d.a": 13, "d.a.1": 14, "e": None}
     assert {key: file.line_of(key) for key in lines} == lines
     file = ConfigFile.read(
-        write(tmp_path / "a.yaml", "a: {b: 1}\nlabels:\n  1: no\n  '2': yes\n1: x\n'b c': |\n  b: 1\nb: 2\n")
+        write(
+            tmp_path / "a.yaml", "a: {b: 1}\nlabels:\n  1: no\n  '2': yes\n1: x\n'b c': |\n  b: 1\nb: 2\n<<: {m: 1}\n"
+        )
     )
-    lines = {"a": 1, "a.b": 1, "labels": 2, "labels.1": 3, "labels.2": 4, "1": 5, "b c": 6, "b": 8, "c": None}
+    lines = {"a": 1, "a.b": 1, "labels": 2, "labels.1": 3, "labels.2": 4, "1": 5, "b c": 6, "b": 8, "m": 9, "c": None}
     assert {key: file.line_of(key) for key in lines} == lines
 
 
@@ -336,3 +338,35 @@ def test_every_kind_of_task_is_in_the_config(shell: Shell, folder: Path) -> None
     shell.text("report", "run", "again", "--out", "report.html")
     assert "Samples before and after" in (folder / "report.html").read_text(encoding="utf-8")
     assert "samples.jsonl" in (folder / "run" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "batches"),
+    [({}, "balanced"), ({"task": "sst2", "protocol": "mezo"}, "shuffled"), ({"batches": "shuffled"}, "shuffled"),
+     ({"task": "sst2", "protocol": "mezo", "batches": "balanced"}, "balanced"),
+     ({"task": "text", "template": None}, "shuffled")],
+)  # fmt: skip
+def test_which_batches_are_drawn(tmp_path: Path, given: dict[str, Any], batches: str) -> None:
+    model = write_checkpoint(tmp_path / "tiny.gguf")
+    config = Config.of({**LEAST, "model": str(model), **given})
+    assert config.resolved().batches == batches
+    assert f'batches = "{batches}"' in config.resolved().to_toml()
+
+
+def test_batches_of_what_has_no_labels_are_not_balanced() -> None:
+    with pytest.raises(DataError, match=r"batches is 'balanced', but task text has no labels\. Take shuffled"):
+        Config.of({"model": "m", "data": "d", "task": "text", "batches": "balanced"})
+
+
+def test_a_run_says_what_its_batches_are_drawn_of(shell: Shell, folder: Path) -> None:
+    rows = "".join(f'{{"sentence": "s{n}", "label": "{int(n % 20 == 0)}"}}\n' for n in range(40))
+    write(folder / "rows.jsonl", rows)
+    said = " ".join(shell.text(*RUN, "--lr", "0.01", "--eps", "0.03", "--out", "run").split())
+    assert "batches: balanced, an equal share of each label, whatever the rows hold (0 95.0%, 1 5.0%)." in said
+    assert "| batches | balanced |" in (folder / "run" / "README.md").read_text("utf-8")
+    said = shell.text(*RUN, "--lr", "0.01", "--eps", "0.03", "--out", "other", "--batches", "shuffled")
+    assert "batches: shuffled rows as they are (0 95.0%, 1 5.0%)." in " ".join(said.split())
+    assert json.loads((folder / "other" / "settings.json").read_text())["batches"] == "shuffled"
+    assert (folder / "run" / "trajectory.safetensors").read_bytes() != (
+        folder / "other" / "trajectory.safetensors"
+    ).read_bytes()

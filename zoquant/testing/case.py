@@ -18,7 +18,7 @@ MakeModule = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCase:
     """One claimed layer of a module, opened.
 
     Attributes:
@@ -62,19 +62,19 @@ class BackendCase:
         """Build a fresh module, as the child `layer` of another, the way models hold their layers."""
         return nn.ModuleDict({"layer": self.make_module()})
 
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[LayerCase]:
         """Build a fresh module and open all of its layers."""
         return opened(self.model())
 
 
-def opened(model: nn.Module) -> list[Layer]:
+def opened(model: nn.Module) -> list[LayerCase]:
     """Open all claimed layers of a model.
 
     Raises:
         ConformanceError: no backend claims any of them.
     """
     layers = [
-        Layer(path, module, backend, list(backend.open(module)), backend.sample_input(module))
+        LayerCase(path, module, backend, list(backend.open(module)), backend.sample_input(module))
         for path, module, backend in layers_of(model)
     ]
     if not layers:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoquant.protocol import ROLES
-from zoquant.testing.case import BackendCase, Layer, opened, other_values, values_of
+from zoquant.testing.case import BackendCase, LayerCase, opened, other_values, values_of
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import same_bits
 
@@ -111,7 +111,9 @@ def check_forward_keeps_order(case: BackendCase) -> None:
                 )
 
 
-def _check_write(layer: Layer, index: int, mode: str, context: Callable[[], AbstractContextManager[object]]) -> None:
+def _check_write(
+    layer: LayerCase, index: int, mode: str, context: Callable[[], AbstractContextManager[object]]
+) -> None:
     view, old = layer.views[index], values_of(layer.views)
     with context():
         y0 = layer.output()
@@ -140,13 +142,13 @@ def _check_write(layer: Layer, index: int, mode: str, context: Callable[[], Abst
         raise ConformanceError(f"{layer.name(view)}: the output is another after the old values were written back.")
 
 
-def _product(layer: Layer, weight: Tensor) -> Tensor:
+def _product(layer: LayerCase, weight: Tensor) -> Tensor:
     y = layer.x.float() @ weight.t() if layer.x.is_floating_point() else weight[layer.x]
     bias = getattr(layer.module, "bias", None)
     return y + bias.detach().float() if isinstance(bias, Tensor) else y
 
 
-def _compare(layer: Layer, what: str, got: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+def _compare(layer: LayerCase, what: str, got: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
     error = float((got - expected).norm() / scale.norm().clamp_min(1e-30))
     tolerance = _TOLERANCE.get(dtype, 5e-2)
     if not error <= tolerance:

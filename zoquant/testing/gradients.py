@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.protocol import Backend
-from zoquant.testing.case import BackendCase, attached, layers_of
+from zoquant.testing.case import BackendCase, LayerCase, attached, opened
 from zoquant.testing.results import ConformanceError
 from zoquant.views.flat_buffer import SPACES, Space
 from zoquant.views.gradients import Gradients
@@ -24,19 +23,22 @@ def check_gradient_is_that_of_the_forward(case: BackendCase) -> None:
     for space in SPACES:
         model = case.model()
         views = attached(model, coupled=False)
+        layers = opened(model)
+        weights = [layer.backend.dequantize(layer.module) for layer in layers]
         try:
             deltas = Gradients(model, views, space=space)
         except UnsupportedLayoutError as error:
-            if not any(path in str(error) for path, _, _ in layers_of(model)):
+            if not any(layer.path in str(error) for layer in layers):
                 raise ConformanceError(f"a layer without a gradient is not named: {error}") from error
             return
         with deltas:
-            for path, module, backend in layers_of(model):
-                _check_layer(path, module, backend, views, deltas, space)
+            for layer, weight in zip(layers, weights, strict=True):
+                _check_layer(layer, weight, views, deltas, space)
 
 
-def _check_layer(path: str, module: nn.Module, backend: Backend, views: Views, deltas: Gradients, space: Space) -> None:
-    x = backend.sample_input(module).clone()
+def _check_layer(layer: LayerCase, weight: Tensor, views: Views, deltas: Gradients, space: Space) -> None:
+    """Check one layer; its weight and its input are those from before its tensors depended on deltas."""
+    module, x = layer.module, layer.x.clone()
     if x.is_floating_point():
         x.requires_grad_()
     y: Tensor = module(x)
@@ -50,9 +52,11 @@ def _check_layer(path: str, module: nn.Module, backend: Backend, views: Views, d
     loss().backward()  # type: ignore[no-untyped-call]
     tolerance = _TOLERANCE.get(y.dtype, 6e-2)
     if x.grad is not None:
-        expected = asked.float() @ backend.dequantize(module)
+        expected = asked.float() @ weight
         if not (x.grad.float() - expected).norm() <= tolerance * expected.norm():
-            raise ConformanceError(f"{path} ({backend.name}): the gradient by the input is not that of the weight.")
+            raise ConformanceError(
+                f"{layer.path} ({layer.backend.name}): the gradient by the input is not that of the weight."
+            )
     for view in views:
         if view.layer is not None and view.layer.module is module:
             _check_view(view, views, deltas.get_parameter(view.name), loss, space, tolerance)

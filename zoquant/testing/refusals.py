@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoquant import registry
 from zoquant.errors import ShapeError, ValueRangeError
-from zoquant.testing.case import BackendCase, Layer, attached, values_of
+from zoquant.testing.case import BackendCase, LayerCase, attached, values_of
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import same_bits
 
@@ -60,7 +60,7 @@ def _attach(model: nn.Module) -> Exception | None:
     return None
 
 
-def _refused(layer: Layer, name: str, value: Tensor, expected: type[Exception]) -> None:
+def _refused(layer: LayerCase, name: str, value: Tensor, expected: type[Exception]) -> None:
     (view,) = (view for view in layer.views if view.name == name)
     before = values_of(layer.views)
     try:

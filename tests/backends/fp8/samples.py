@@ -22,7 +22,7 @@ def float8(
     """Return random float8 codes and a scale for each block, or for the matrix."""
     random = np.random.default_rng(seed)
     codes = (random.integers(0, 127, (rows, columns)) + 128 * random.integers(0, 2, (rows, columns))).astype(np.uint8)
-    height, width = block or (rows, columns)
+    height, width = (min(size, whole) for size, whole in zip(block or (rows, columns), (rows, columns), strict=True))
     grid = (-(-rows // height), -(-columns // width))
     if dtype in (torch.uint8, torch.float8_e8m0fnu):
         exponents = random.integers(113, 117, grid).astype(np.uint8)

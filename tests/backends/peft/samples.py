@@ -138,6 +138,7 @@ BESIDES = {
     f"{_BASE}.lora.aqlm.AqlmLoraLinear": "aqlm",
     f"{_BASE}.lora.eetq.EetqLoraLinear": "eetq",
     f"{_BASE}.lora.hqq.HqqLoraLinear": "hqq",
+    f"{_BASE}.lora.torchao.TorchaoLoraLinear": "torchao",
 }
 """What the file of a peft class needs before it defines the class, and the format its library."""
 FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"peft": adapter_folder}

@@ -12,6 +12,9 @@ else:
 _MOST = 1 << 20
 """Characters that are tried, those of a value of several lines once for each; a key behind them is not found."""
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""The tag of YAML's `<<`, whose table stands for keys of the one that it is in."""
+
 
 def toml_lines(text: str) -> Iterator[tuple[str, int]]:
     """Yield the keys of a sound TOML file and their lines: each statement is read for itself."""
@@ -46,6 +49,11 @@ def yaml_lines(text: str) -> Iterator[tuple[str, int]]:
         while waiting:
             prefix, node = waiting.pop()
             for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+                if key.tag == _MERGE:
+                    waiting += [
+                        (prefix, each) for each in (value.value if isinstance(value, yaml.SequenceNode) else [value])
+                    ]
+                    continue
                 name = f"{prefix}{loader.construct_object(key, deep=True)}"
                 yield name, key.start_mark.line + 1
                 waiting.append((f"{name}.", value))
