@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +18,6 @@ from zoquant.checkpoint.sha256 import checkpoint_sha256
 from zoquant.errors import ConfigError, DataError
 from zoquant.kernels.noise.definition import KINDS
 from zoquant.tasks import TaskSettings
-from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.training import Config, Settings
 from zoquant.training.config import ConfigFile, key_of, keys
 
@@ -198,37 +196,6 @@ def test_the_key_at_fault_is_the_one_on_the_line(tmp_path: Path, name: str, text
     """Not one of the same name in a table or in a text."""
     with pytest.raises(ConfigError, match=rf"{name}, line {line}: .*7.* is no "):
         Config.read(write(tmp_path / name, text))
-
-
-def test_digests(tmp_path: Path) -> None:
-    """They are what `sha256sum` says, of the list of files where there are several."""
-    one = write(tmp_path / "rows.jsonl", "abc")
-    assert checkpoint_sha256(one) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    model = tmp_path / "model"
-    model.mkdir()
-    write(model / "config.json", "{}")
-    write(model / "model.safetensors", "abc")
-    whole = checkpoint_sha256(model)
-    (model / "run").mkdir()
-    write(model / "README.md", "changed")
-    assert checkpoint_sha256(model) == whole
-    write(model / "config.json", "{ }")
-    assert checkpoint_sha256(model) != whole
-    shards = write_checkpoint(tmp_path / "shards.gguf", tensors_a_shard=5)
-    before = checkpoint_sha256(shards)
-    last = sorted(tmp_path.glob("shards*.gguf"))[-1]
-    last.write_bytes(last.read_bytes() + b"\0")
-    assert checkpoint_sha256(shards) != before
-    with pytest.raises(DataError, match=r"gone\.csv: cannot be read"):
-        checkpoint_sha256(tmp_path / "gone.csv")
-
-
-def test_digests_of_rows() -> None:
-    """The sha256 of lines of JSON: the order of rows counts, that of columns does not."""
-    rows: list[dict[str, Any]] = [{"b": "1", "a": ["x", {"y": "é"}]}, {"a": "2"}]
-    assert rows_sha256(rows) == sha256(b'{"a": ["x", {"y": "\\u00e9"}], "b": "1"}\n{"a": "2"}\n').hexdigest()
-    assert rows_sha256([dict(reversed(row.items())) for row in rows]) == rows_sha256(rows)
-    assert rows_sha256(rows[::-1]) != rows_sha256(rows)
 
 
 RUN = (
