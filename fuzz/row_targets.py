@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from zoquant.distributed import LoggedStep, StepLog
+from examples.slow_links import LoggedStep, StepLog
 from zoquant.errors import ConfigError, DataError, FolderInUseError
 from zoquant.files.lock import Lock
 from zoquant.record.step import Step
@@ -18,7 +18,7 @@ from zoquant.training.config.file import ConfigFile
 
 _ROWS = {
     "jsonl": '{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}\n{"text": "b", "label": [2]}\n',
-    "json": '[{"text": "a", "label": 1}, {"text": "b", "label": [2]}]\n',
+    "json": '[{"text": "a \\u00e4 \\ud83d\\ude00", "label": 1}, {"text": "b", "label": [2]}]\n',
     "csv": 'text,label\n"a, b",1\n"c ""d""\ne",0\n',
     "tsv": 'text\tlabel\na "b\t1\nc\t0\n',
     "txt": "a\nb\n\nc\n",

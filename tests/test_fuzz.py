@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import zoquant
+from examples.slow_links import StepLog
 from fuzz.guard import FindingError, guarded
 from fuzz.mutations import mutate
 from fuzz.targets import Target, make_target, target_names
-from zoquant.distributed import StepLog
 from zoquant.errors import BaseMismatchError, CheckpointError
 from zoquant.registry import format_named
 from zoquant.report.page import page

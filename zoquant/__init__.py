@@ -20,7 +20,6 @@ from zoquant.record.replay import replay
 from zoquant.record.trajectory import Trajectory
 from zoquant.registry import declare, list_backends, list_formats, register, unregister
 from zoquant.views.attach import attach
-from zoquant.views.experts import ReachedExperts
 from zoquant.views.gradients import Gradients
 from zoquant.views.model_views import BoundView, Views
 from zoquant.views.tensor_views import BytesView, MemberView, TensorView
@@ -44,7 +43,6 @@ __all__ = [
     "Gradients",
     "MemberView",
     "Noise",
-    "ReachedExperts",
     "ScaleView",
     "Span",
     "StepResult",

@@ -212,7 +212,7 @@ def test_errors_are_one_line_and_json_when_asked(
         (("--include", "nothing*"), "no view has a role"),
         (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
         (("--runtime", "fast"), "runtime is 'fast', expected one of auto, native, vendor"),
-        (("--data", "gone.csv"), "gone.csv: cannot be read"),
+        (("--data", "gone.csv"), "gone.csv: no such file or folder. Check the path."),
     ],
 )
 def test_bad_options_leave_no_folder(shell: Shell, folder: Path, change: tuple[str, str], message: str) -> None:

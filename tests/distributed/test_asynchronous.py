@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 import zoquant
+from examples.slow_links import AsyncZO, LoggedStep, StepLog, weight_of
 from tests.distributed.processes import closures, held, spread, toy_views
 from tests.toy import ToyModel
-from zoquant.distributed import AsyncZO, LoggedStep, StepLog, weight_of
 from zoquant.errors import BaseMismatchError, LossError, RankError
 from zoquant.record.group import Group
 from zoquant.record.rules import Momentum
@@ -185,6 +185,18 @@ def test_a_slot_that_holds_no_step_is_refused(text: str) -> None:
     store.set("step/0", text)
     with pytest.raises(RankError, match="slot 0"):
         worker.pull()
+
+
+@pytest.mark.parametrize(
+    "step", [Step((1,), (1e300,), (0.1,)), Step((1,), (1e30,), (1e30,))], ids=["derivative", "move"]
+)
+def test_a_step_that_float32_does_not_hold_is_refused(step: Step) -> None:
+    store = HashStore()
+    _, worker = worker_of(store)
+    store.set("step/0", LoggedStep(1, 0, step).encode())
+    with pytest.raises(RankError, match=r"slot 0 of the log, by worker 1, moves by .* more than float32 holds"):
+        worker.pull()
+    assert worker.optimizer.steps == 0
 
 
 def test_a_step_comes_out_of_the_log_as_it_went_in() -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +18,6 @@ from zoquant.checkpoint.sha256 import checkpoint_sha256
 from zoquant.errors import ConfigError, DataError
 from zoquant.kernels.noise.definition import KINDS
 from zoquant.tasks import TaskSettings
-from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.training import Config, Settings
 from zoquant.training.config import ConfigFile, key_of, keys
 
@@ -200,37 +198,6 @@ def test_the_key_at_fault_is_the_one_on_the_line(tmp_path: Path, name: str, text
         Config.read(write(tmp_path / name, text))
 
 
-def test_digests(tmp_path: Path) -> None:
-    """They are what `sha256sum` says, of the list of files where there are several."""
-    one = write(tmp_path / "rows.jsonl", "abc")
-    assert checkpoint_sha256(one) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    model = tmp_path / "model"
-    model.mkdir()
-    write(model / "config.json", "{}")
-    write(model / "model.safetensors", "abc")
-    whole = checkpoint_sha256(model)
-    (model / "run").mkdir()
-    write(model / "README.md", "changed")
-    assert checkpoint_sha256(model) == whole
-    write(model / "config.json", "{ }")
-    assert checkpoint_sha256(model) != whole
-    shards = write_checkpoint(tmp_path / "shards.gguf", tensors_a_shard=5)
-    before = checkpoint_sha256(shards)
-    last = sorted(tmp_path.glob("shards*.gguf"))[-1]
-    last.write_bytes(last.read_bytes() + b"\0")
-    assert checkpoint_sha256(shards) != before
-    with pytest.raises(DataError, match=r"gone\.csv: cannot be read"):
-        checkpoint_sha256(tmp_path / "gone.csv")
-
-
-def test_digests_of_rows() -> None:
-    """The sha256 of lines of JSON: the order of rows counts, that of columns does not."""
-    rows: list[dict[str, Any]] = [{"b": "1", "a": ["x", {"y": "é"}]}, {"a": "2"}]
-    assert rows_sha256(rows) == sha256(b'{"a": ["x", {"y": "\\u00e9"}], "b": "1"}\n{"a": "2"}\n').hexdigest()
-    assert rows_sha256([dict(reversed(row.items())) for row in rows]) == rows_sha256(rows)
-    assert rows_sha256(rows[::-1]) != rows_sha256(rows)
-
-
 RUN = (
     "train", "base.gguf", "--data", "rows.jsonl", "--eval-data", "rows.jsonl", "--template", TEMPLATE,
     "--labels", LABELS, "--batch-size", "4", "--steps", "3", "--rule", "momentum", "--exclude", "*embed*",
@@ -338,3 +305,35 @@ def test_every_kind_of_task_is_in_the_config(shell: Shell, folder: Path) -> None
     shell.text("report", "run", "again", "--out", "report.html")
     assert "Samples before and after" in (folder / "report.html").read_text(encoding="utf-8")
     assert "samples.jsonl" in (folder / "run" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "batches"),
+    [({}, "balanced"), ({"task": "sst2", "protocol": "mezo"}, "shuffled"), ({"batches": "shuffled"}, "shuffled"),
+     ({"task": "sst2", "protocol": "mezo", "batches": "balanced"}, "balanced"),
+     ({"task": "text", "template": None}, "shuffled")],
+)  # fmt: skip
+def test_which_batches_are_drawn(tmp_path: Path, given: dict[str, Any], batches: str) -> None:
+    model = write_checkpoint(tmp_path / "tiny.gguf")
+    config = Config.of({**LEAST, "model": str(model), **given})
+    assert config.resolved().batches == batches
+    assert f'batches = "{batches}"' in config.resolved().to_toml()
+
+
+def test_batches_of_what_has_no_labels_are_not_balanced() -> None:
+    with pytest.raises(DataError, match=r"batches is 'balanced', but task text has no labels\. Take shuffled"):
+        Config.of({"model": "m", "data": "d", "task": "text", "batches": "balanced"})
+
+
+def test_a_run_says_what_its_batches_are_drawn_of(shell: Shell, folder: Path) -> None:
+    rows = "".join(f'{{"sentence": "s{n}", "label": "{int(n % 20 == 0)}"}}\n' for n in range(40))
+    write(folder / "rows.jsonl", rows)
+    said = " ".join(shell.text(*RUN, "--lr", "0.01", "--eps", "0.03", "--out", "run").split())
+    assert "batches: balanced, an equal share of each label, whatever the rows hold (0 95.0%, 1 5.0%)." in said
+    assert "| batches | balanced |" in (folder / "run" / "README.md").read_text("utf-8")
+    said = shell.text(*RUN, "--lr", "0.01", "--eps", "0.03", "--out", "other", "--batches", "shuffled")
+    assert "batches: shuffled rows as they are (0 95.0%, 1 5.0%)." in " ".join(said.split())
+    assert json.loads((folder / "other" / "settings.json").read_text())["batches"] == "shuffled"
+    assert (folder / "run" / "trajectory.safetensors").read_bytes() != (
+        folder / "other" / "trajectory.safetensors"
+    ).read_bytes()

@@ -56,7 +56,8 @@ def loss_of(returned: object, step: int) -> float:
     if not math.isfinite(loss):
         raise LossError(
             f"step {step}: the loss is {loss}, expected a finite number. The step was undone; lower eps or lr, or look "
-            "at the batch."
+            "at the batch. If the model computes in float16, numbers above 65504 overflow: load it with compute_dtype "
+            "bfloat16 or float32."
         )
     return loss
 

@@ -144,5 +144,8 @@ def _plain(found: Any, name: str | int) -> float:
 
 def _number(value: float, examples: int) -> float:
     if math.isnan(value):
-        raise LossError(f"a metric of {examples} examples is NaN, expected a number. Does the model's output hold NaN?")
+        raise LossError(
+            f"a metric of {examples} examples is NaN, expected a number: the output holds NaN. If the model computes "
+            "in float16, numbers above 65504 overflow: load it with compute_dtype bfloat16 or float32."
+        )
     return value

@@ -71,6 +71,16 @@ class TaskSettings:
         """The kind of the task."""
         return self.definition.kind if self.definition else self.task
 
+    @property
+    def label(self) -> str:
+        """The column that holds the label or the answer."""
+        return self.label_column or (self.definition.label if self.definition else "label")
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether each row has one of a few labels."""
+        return self.kind in ("classification", "masked")
+
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows of data as the template wants them.
 
@@ -107,7 +117,14 @@ class TaskSettings:
                 refuse_unused_words(found, prompt.words, prompt.label)
 
     def build(
-        self, rows: Sequence[Row], model: nn.Module, tokenizer: Any, device: torch.device, *, shots: Sequence[Row] = ()
+        self,
+        rows: Sequence[Row],
+        model: nn.Module,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        shots: Sequence[Row] = (),
+        balanced: bool = True,
     ) -> Task[Any]:
         """Return the task of some data.
 
@@ -117,6 +134,7 @@ class TaskSettings:
             tokenizer: its tokenizer.
             device: where batches go.
             shots: rows that stand as worked examples before every prompt.
+            balanced: whether every label has its share of a batch of training, where there are labels.
 
         Raises:
             DataError: data and settings do not fit together; the row and the field are named.
@@ -124,7 +142,7 @@ class TaskSettings:
         self.check(rows, shots=len(shots))
         found, length, prompt = self.rows(rows), longest(model), self._prompt()
         if isinstance(prompt, Cloze):
-            return MaskedClassification(found, prompt, tokenizer, device, max_length=length)
+            return MaskedClassification(found, prompt, tokenizer, device, max_length=length, balanced=balanced)
         if not isinstance(prompt, Prompt):
             make = text_sequences if self.kind == "text" else chat_sequences
             return LanguageModeling(make(found, prompt, tokenizer, length), device)
@@ -136,7 +154,7 @@ class TaskSettings:
             )  # fmt: skip
         common["sfc"] = self._without_input(prompt) if self.sfc else None
         if isinstance(prompt, Template):
-            return Classification(found, prompt, tokenizer, device, **common)
+            return Classification(found, prompt, tokenizer, device, balanced=balanced, **common)
         return MultipleChoice(found, prompt, self.options, tokenizer, device, **common)
 
     def worked(self, prompt: Prompt, rows: Sequence[Row]) -> str:
@@ -158,14 +176,13 @@ class TaskSettings:
     def _prompt(self) -> Prompt | Cloze | str:
         """Return the prompt, or the column of texts and chats."""
         text = self._text or ""
-        label = self.label_column or (self.definition.label if self.definition else "label")
         if self.kind in ("text", "chat"):
             return text.strip("{}") or {"text": "text", "chat": "messages"}[self.kind]
         if self.kind == "masked":
-            return Cloze(text, self._words or {}, label)
+            return Cloze(text, self._words or {}, self.label)
         if self.kind == "classification":
-            return Template(text, self._words or {}, label=label)
-        return Prompt(text, label=label)
+            return Template(text, self._words or {}, label=self.label)
+        return Prompt(text, label=self.label)
 
     def _without_input(self, prompt: Prompt) -> str:
         """Return the prompt without the input: that of the named task, or the template with its fields left empty."""

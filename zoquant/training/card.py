@@ -122,7 +122,7 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
     facts = {
         "data": Path(settings["data"]).name,
         "held-out data": Path(settings["eval_data"]).name if settings.get("eval_data") else "none",
-        **{name: settings.get(name) for name in ("task", "protocol", "objective", "reward")},
+        **{name: settings.get(name) for name in ("task", "protocol", "batches", "objective", "reward")},
         **{
             name: json.dumps(settings[name], ensure_ascii=False)
             for name in ("template", "labels")

@@ -1,6 +1,7 @@
 """A whole fine-tuning job in one call: read, load, train, save, summarize. Command line and demo stand on it."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from zoquant.training.progress import OnProgress
 from zoquant.training.run_folder import SHA256, RunFolder
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run
+
+_LABELS_TOLD = 5
+"""How many labels of the data are named."""
 
 
 @process_group()
@@ -92,7 +96,7 @@ def _job(
 
     def built(rows: list[Row], data: str) -> Task[Any]:
         with naming(data):
-            return config.asked.build(rows, *opened)
+            return config.asked.build(rows, *opened, balanced=config.batches == "balanced")
 
     train = built(parts.train, config.data)
     if isinstance(objective, str):
@@ -114,7 +118,23 @@ def _job(
         eval_every=config.eval_every or (best.every(config.settings.steps) if config.protocol else 0),
         test=test,
         best=best,
+        notice=_batches_told(config, parts.train),
     )
+
+
+def _batches_told(config: Config, rows: list[Row]) -> str:
+    """Return what the batches of a run are drawn of, for people."""
+    if not config.asked.has_labels:
+        return "batches: shuffled rows."
+    counts = Counter(str(row.get(config.asked.label)) for row in config.asked.rows(rows))
+    held = ", ".join(f"{label} {count / counts.total():.1%}" for label, count in counts.most_common(_LABELS_TOLD))
+    more = ", ..." if len(counts) > _LABELS_TOLD else ""
+    if config.batches == "balanced":
+        return (
+            f"batches: balanced, an equal share of each label, whatever the rows hold ({held}{more}). --batches "
+            "shuffled takes rows as they are."
+        )
+    return f"batches: shuffled rows as they are ({held}{more}). --batches balanced takes an equal share of each label."
 
 
 def _identity(config: Config, parts: Parts, objective: str | Objective, reward: Reward | None) -> dict[str, Any]:
@@ -131,6 +151,7 @@ def _identity(config: Config, parts: Parts, objective: str | Objective, reward: 
         "device": torch.device(config.device).type,
         **{f"{name}{SHA256}": rows_sha256(rows) for name, rows in held.items() if rows is not None},
         "protocol": config.protocol,
+        "batches": config.batches,
         "objective": _name(objective),
         "reward": None if reward is None else _name(reward),
     }

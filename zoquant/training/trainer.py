@@ -106,6 +106,8 @@ class _Run:
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
         finished = False
+        if self.job.notice is not None:
+            self._say(notice=self.job.notice)
         if self.why is not None and not self.settings.missing:
             self._say(notice=self.why)
         for notice in self.steps.notices:

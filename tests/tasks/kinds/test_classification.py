@@ -75,6 +75,14 @@ def test_batches_of_steps_are_balanced_and_go_through_every_example(loaded: tupl
     assert not torch.equal(examples.batch_of_step(0, 0, 12).ids, examples.batch_of_step(1, 0, 12).ids)
 
 
+def test_batches_of_shuffled_rows_are_as_the_rows_are(loaded: tuple[Any, Any]) -> None:
+    rows = [{"sentence": f"s{n}", "label": "1" if n == 7 else "0"} for n in range(12)]
+    examples = Classification(rows, Template.parse(TEMPLATE, LABELS), loaded[1], CPU, balanced=False)
+    for epoch in range(3):
+        labels = [examples.batch_of_step(0, 3 * epoch + step, 4).labels.tolist() for step in range(3)]
+        assert sum(map(sum, labels)) == 1
+
+
 def whole_vocabulary_scores(model: Any, examples: Classification, index: int) -> list[float]:
     """Score every word by the log-probability of its tokens, one row at a time, without padding."""
     scores = []
@@ -82,7 +90,8 @@ def whole_vocabulary_scores(model: Any, examples: Classification, index: int) ->
         prompt = examples.prompts[index]
         with torch.no_grad():
             chances = model(input_ids=torch.tensor([prompt + word])).logits[0].float().log_softmax(-1)
-        scores.append(sum(float(chances[len(prompt) - 1 + place, token]) for place, token in enumerate(word)))
+        found = [float(chances[len(prompt) - 1 + place, token]) for place, token in enumerate(word)]
+        scores.append(sum(found) / len(found))
     return scores
 
 
@@ -155,7 +164,8 @@ def test_sfc_takes_off_what_the_words_score_without_the_input(loaded: tuple[Any,
     corrected = Classification(ROWS, template, tokenizer, CPU, sfc="It was {label}")
     free = Classification([{"label": "0"}, {"label": "1"}], Template.parse("It was {label}", labels), tokenizer, CPU)
     with torch.no_grad():
-        scores = data.scores(model, data.batch(range(12))) - free.scores(model, free.batch([0]))
+        with_input = data.scores(model, data.batch(range(12)), summed=True)
+        scores = with_input - free.scores(model, free.batch([0]), summed=True)
     right = (scores.argmax(-1) == torch.tensor(data.labels)).double().mean()
     found = corrected.evaluate(model)
     assert found.accuracy == pytest.approx(float(right))

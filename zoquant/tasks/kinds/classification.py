@@ -71,6 +71,7 @@ class Classification:
         prefix: text before every prompt, e.g. worked examples.
         sfc: a template without the input, e.g. `"It was {label}"`: in evaluation what a word scores after it is
             taken off. None for none.
+        balanced: whether every label has its share of a batch of training; else rows are drawn whatever their label.
 
     Raises:
         DataError: a field is missing, a row has an unknown label, or a label has no row.
@@ -86,6 +87,7 @@ class Classification:
         max_length: int | None = None,
         prefix: str = "",
         sfc: str | None = None,
+        balanced: bool = True,
     ) -> None:
         template.check(rows, [template.label])
         self.device = device
@@ -101,7 +103,7 @@ class Classification:
             self.empty = Encoder(tokenizer, max_length).prompts([free.prompt(row) for row in rows], after)
         self._single = all(len(word) == 1 for word in self.words)
         self._tokens = torch.tensor([word[0] for word in self.words], device=device)
-        self._draws = Draws(self.labels)
+        self._draws = Draws(self.labels if balanced else [0] * len(rows))
         if len({tuple(word) for word in self.words}) < len(self.words):
             raise DataError(f"labels: two of {list(template.words.values())} are the same tokens. Choose other words.")
 
@@ -115,7 +117,7 @@ class Classification:
     def batch_of_step(self, seed: int, step: int, size: int) -> Batch:
         """Return the batch of one training step: a pure function of seed and step, so that a run can go on anywhere.
 
-        Every label has its share of the batch; each goes through its examples in an order drawn anew each epoch.
+        Balanced, every label has its share of the batch. Its examples, or all, come in an order drawn anew each epoch.
         """
         return self.batch(self._draws.of_step(seed, step, size))
 
@@ -124,13 +126,21 @@ class Classification:
         for examples in by_length([len(prompt) for prompt in self.prompts], size):
             yield self.batch(examples)
 
-    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`."""
+    def scores(self, model: nn.Module, batch: Batch, *, summed: bool = False) -> Tensor:
+        """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`.
+
+        Args:
+            model: a causal language model.
+            batch: the examples.
+            summed: of a word of several tokens the sum of theirs, not the mean.
+
+        Source: MeZO at 552cb1b, `large_models/utils.py`, `forward_wrap_with_option_len`, which takes the mean.
+        """
         states = hidden_states(model, batch.ids, batch.rows, batch.repeated)
         if self._single:
             last = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
             return logits_at(model, last, self._tokens)
-        return self._long_scores(model, states, batch)
+        return self._long_scores(model, states, batch, summed)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the label words, a scalar."""
@@ -153,7 +163,7 @@ class Classification:
 
         def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
             batch = self.batch(examples)
-            scores = self.scores(model, batch)
+            scores = self.scores(model, batch, summed=offsets is not None)
             if offsets is not None:
                 scores = scores - offsets[examples]
             lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
@@ -178,12 +188,13 @@ class Classification:
         if not self.empty:
             return None
         distinct = sorted({tuple(prompt) for prompt in self.empty})
-        scores = torch.cat([self.scores(model, self._batch([list(prompt)], [0])) for prompt in distinct])
+        batches = [self._batch([list(prompt)], [0]) for prompt in distinct]
+        scores = torch.cat([self.scores(model, batch, summed=True) for batch in batches])
         place = {prompt: number for number, prompt in enumerate(distinct)}
         return scores[[place[tuple(prompt)] for prompt in self.empty]]
 
-    def _long_scores(self, model: nn.Module, states: Tensor, batch: Batch) -> Tensor:
-        """Score words of several tokens: the sum of their tokens' log-probabilities."""
+    def _long_scores(self, model: nn.Module, states: Tensor, batch: Batch, summed: bool) -> Tensor:
+        """Score words of several tokens: the mean of their tokens' log-probabilities, or the sum."""
         columns = []
         for number, word in enumerate(self.words):
             rows = states[number :: len(self.words)]
@@ -191,5 +202,6 @@ class Classification:
             places = batch.lengths[:, None] - 1 + torch.arange(len(word), device=states.device)
             picked = rows[torch.arange(len(rows), device=states.device)[:, None], places]
             chances = logits_at(model, picked).log_softmax(-1)
-            columns.append(chances.gather(-1, target.expand(len(rows), -1)[..., None]).sum((1, 2)))
+            found = chances.gather(-1, target.expand(len(rows), -1)[..., None]).squeeze(-1)
+            columns.append(found.sum(-1) if summed else found.mean(-1))
         return torch.stack(columns, -1)

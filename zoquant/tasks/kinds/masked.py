@@ -93,13 +93,21 @@ class MaskedClassification:
         tokenizer: a transformers tokenizer with a mask token.
         device: where batches go.
         max_length: most tokens that the model takes; None for no bound.
+        balanced: whether every label has its share of a batch of training; else rows are drawn whatever their label.
 
     Raises:
         DataError: a field is missing, a label is unknown, a label word has several tokens, or there is no mask token.
     """
 
     def __init__(
-        self, rows: Sequence[Row], cloze: Cloze, tokenizer: Any, device: torch.device, *, max_length: int | None = None
+        self,
+        rows: Sequence[Row],
+        cloze: Cloze,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        max_length: int | None = None,
+        balanced: bool = True,
     ) -> None:
         if tokenizer.mask_token_id is None:
             raise DataError("the tokenizer has no mask token. Take a masked model, or --task classification.")
@@ -123,7 +131,7 @@ class MaskedClassification:
             log.warning(
                 "%d of %d texts are longer than the %s tokens of the model and are cut.", cut, len(rows), max_length
             )
-        self._draws = Draws(self.labels)
+        self._draws = Draws(self.labels if balanced else [0] * len(rows))
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -15,7 +15,7 @@ import torch
 
 from zoquant.checkpoint.loading import Runtime
 from zoquant.checkpoint.sha256 import checkpoint_sha256
-from zoquant.errors import ConfigError
+from zoquant.errors import ConfigError, DataError
 from zoquant.files.sha256 import file_sha256
 from zoquant.tasks import TaskSettings
 from zoquant.training.config.file import ConfigFile, toml_text
@@ -23,6 +23,7 @@ from zoquant.training.config.value import AUTO, convert
 from zoquant.training.settings import Settings
 from zoquant.training.source import Source
 
+Batches = Literal["auto", "balanced", "shuffled"]
 T = TypeVar("T", TaskSettings, Settings)
 _DATA = ("data", "eval_data")
 _FILES = ("model", *_DATA)
@@ -69,6 +70,11 @@ class Config:
     protocol: Annotated[
         Literal["mezo"] | None, "mezo: 1,000 rows to train on, 500 for choices, 1,000 to test the best step on."
     ] = None
+    batches: Annotated[
+        Batches,
+        "balanced: every label has its share of a batch; shuffled: rows as they are; auto: balanced where there are "
+        "labels, with a protocol shuffled, as in the papers' code.",
+    ] = "auto"
     objective: Annotated[str, "loss, or what is made larger: accuracy, f1, exact-match, rouge-l, reward."] = "loss"
     reward: Annotated[str | None, "A URL or a shell command: JSON with generations in, one number out."] = None
     reward_timeout: Annotated[float, "Seconds to wait for the reward, in each of three tries."] = 30.0
@@ -84,6 +90,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.eval_every < 0:
             raise ValueError(f"eval_every is {self.eval_every}, expected 0 or more steps.")
+        if self.batches == "balanced" and not self.asked.has_labels:
+            raise DataError(f"batches is 'balanced', but task {self.asked.task} has no labels. Take shuffled.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> "Config":
@@ -163,8 +171,10 @@ class Config:
                 )
         runtime = self.source.resolve_runtime()
         plain = runtime == "native" and self.activation_dtype == "auto"
+        balanced = self.protocol is None and self.asked.has_labels
+        batches: Batches = self.batches if self.batches != AUTO else "balanced" if balanced else "shuffled"
         return replace(
-            self, device=str(device), compute_dtype=str(dtype).removeprefix("torch."),
+            self, batches=batches, device=str(device), compute_dtype=str(dtype).removeprefix("torch."),
             runtime=runtime, activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
         )  # fmt: skip
 

@@ -12,25 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantExperts
-from zoquant.views.model_views import AttachedLayer, BoundView, Views
+from zoquant.views.model_views import BoundView, Views
 
 _EXPERT = re.compile(r"(^|\.)experts\.\d+(\.|$)")
 """The path of a layer of one expert, in a model that has modules for each."""
-
-
-def refuse_gathered(layer: AttachedLayer) -> None:
-    """Refuse a layer of one expert where probes are told apart by the rows of a batch: it sees tokens of any of them.
-
-    Raises:
-        UnsupportedLayoutError: the layer is an expert.
-    """
-    if _EXPERT.search(layer.path):
-        raise UnsupportedLayoutError(
-            f"{layer.path}: probes that share a forward are told apart by rows of the batch, but an expert sees tokens "
-            "that were gathered. Leave the experts out: attach(model, exclude='*experts.*')."
-        )
 
 
 class ReachedExperts:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch.distributed.distributed_c10d import Store
 
-from zoquant.distributed.log import LoggedStep, StepLog
+from examples.slow_links.step_log import LoggedStep, StepLog
 from zoquant.errors import BaseMismatchError
 from zoquant.kernels.noise.definition import child_seed
 from zoquant.optim.closures import Closure, mean_loss

@@ -49,7 +49,7 @@ class LoggedStep:
         """Return what `encode` was given.
 
         Raises:
-            RankError: slot `slot` holds something else, or numbers that are NaN or infinite.
+            RankError: slot `slot` holds something else, or numbers that are no finite step of float32.
         """
         try:
             data = bytes.fromhex(text.decode())
@@ -64,7 +64,13 @@ class LoggedStep:
                 f"slot {slot} of the log, by worker {worker}, has seen {seen} slots and has the numbers {numbers}, "
                 f"expected at most {slot} and finite ones. Stop that worker; go on from another one's trajectory."
             )
-        return cls(worker, seen, Step(tuple(seed for seed, _ in pairs), tuple(d for _, d in pairs), (lr,)))
+        step = Step(tuple(seed for seed, _ in pairs), tuple(d for _, d in pairs), (lr,))
+        if long := step.too_long():
+            raise RankError(
+                f"slot {slot} of the log, by worker {worker}, moves by {long[0]:g} times {long[1]:g}, more than "
+                "float32 holds. Stop that worker; go on from another one's trajectory."
+            )
+        return cls(worker, seen, step)
 
 
 class StepLog:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import zoquant
+from examples.reached_experts import ReachedExperts
 from tests.backends.gguf.files import TinyFile
 from tests.backends.gguf.models import metadata_of, tiny
 from tests.toy import toy_layer
@@ -62,7 +63,7 @@ def test_experts_that_are_modules(calls_all: bool) -> None:
     views = zoquant.attach(model)
     base = {key: views.base(key) for key in views.keys}
     optimizer = zoquant.ZOSGD(views, lr=1e-2, clip=1.0)
-    with zoquant.ReachedExperts(model, views) as reached:
+    with ReachedExperts(model, views) as reached:
         for _ in range(5):
             optimizer.step(lambda: loss_of(model))
     idle = {key for key in views.keys if key.startswith(("experts.0.", "experts.2."))}
@@ -92,7 +93,7 @@ def test_stacked_experts_of_a_real_mixture(tmp_path: Path) -> None:
     optimizer = zoquant.ZOSGD(views, lr=1e-3, clip=1.0)
     chosen: set[int] = set()
     mixture.register_forward_pre_hook(lambda _, args: chosen.update(args[1].flatten().tolist()))
-    with zoquant.ReachedExperts(model, views) as reached:
+    with ReachedExperts(model, views) as reached:
         for _ in range(3):
             optimizer.step(lambda: model(input_ids=IDS, labels=IDS).loss)
     assert mixture.reached == chosen
@@ -114,7 +115,7 @@ def test_stacked_experts_of_a_real_mixture(tmp_path: Path) -> None:
 def test_what_is_no_expert_counts_as_reached() -> None:
     model = nn.ModuleDict({"used": toy_layer(0), "idle": toy_layer(1)})
     views = zoquant.attach(model)
-    with zoquant.ReachedExperts(model, views) as reached:
+    with ReachedExperts(model, views) as reached:
         views.add(1, 0.1, "rademacher")
     assert set(reached.share().values()) == {1.0}
     assert reached.forget_the_rest() == 0
@@ -123,7 +124,7 @@ def test_what_is_no_expert_counts_as_reached() -> None:
 
 def test_an_error_leaves_no_hook() -> None:
     model = Mixture(calls_all=False)
-    watcher = zoquant.ReachedExperts(model, zoquant.attach(model))
+    watcher = ReachedExperts(model, zoquant.attach(model))
     with pytest.raises(RuntimeError), watcher:
         raise RuntimeError("stop")
     assert not any(module._forward_pre_hooks for module in model.modules())
