@@ -215,7 +215,7 @@ def test_errors_are_one_line_and_json_when_asked(
         (("--include", "nothing*"), "Keys are such as blk.0.attn_q.weight.d"),
         (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
         (("--runtime", "fast"), "runtime is 'fast', expected one of auto, native, vendor"),
-        (("--data", "gone.csv"), "gone.csv: no such file"),
+        (("--data", "gone.csv"), "gone.csv: no such file or folder. Check the path."),
     ],
 )
 def test_bad_options_leave_no_folder(shell: Shell, folder: Path, change: tuple[str, str], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.test_cli import Shell, folder, shell
 from tests.tasks.kinds.test_masked import CLOZE, model_of, words
 from tests.tasks.kinds.test_masked import ROWS as MASKED_ROWS
-from tests.tiny import LABELS, write_rows
+from tests.tiny import LABELS, ROWS, write_rows
 
 __all__ = ["folder", "shell"]
 
@@ -67,6 +67,28 @@ def test_worked_examples_and_surface_form_correction(shell: Shell, folder: Path)
     corrected = shell.json("eval", "base.gguf", *task, "--sfc")
     assert len({found["loss"] for found in (plain, shots, other, corrected)}) == 4
     assert "Name other rows to draw them from" in shell.error("eval", "base.gguf", *task, "--shots", "2")
+
+
+def test_worked_examples_that_are_not_to_be_had(shell: Shell, folder: Path) -> None:
+    """Neither stands in a title what nobody saw, nor is a model loaded to say so: there is none."""
+    (folder / "book.txt").write_text("it was good\n\nthe old radio\n")
+    shots = ("--shots", "20", "--shots-from")
+    said = shell.error("eval", "nowhere.gguf", "--task", "text", "--data", "book.txt", *shots, "book.txt")
+    assert "task text: worked examples stand before a prompt" in said
+    task = ("--template", "{sentence} It was {label}", "--labels", LABELS, "--data", "rows.jsonl")
+    assert "shots is 20, but rows.jsonl holds 12 rows" in shell.error(
+        "eval", "nowhere.gguf", *task, *shots, "rows.jsonl"
+    )
+
+
+def test_held_out_rows_may_have_one_label_and_rows_to_learn_from_may_not(shell: Shell, folder: Path) -> None:
+    write_rows(folder / "one.jsonl", [row for row in ROWS if row["label"] == "1"])
+    task = ("--template", "{sentence} It was {label}", "--labels", LABELS)
+    assert shell.json("eval", "base.gguf", *task, "--data", "one.jsonl")["examples"] == 6
+    trained = shell.json("train", "base.gguf", *task, "--data", "rows.jsonl", "--eval-data", "one.jsonl", *FEW)
+    assert trained["eval_after"]["examples"] == 6
+    said = shell.error("train", "base.gguf", *task, "--data", "one.jsonl", "--out", "no")
+    assert "one.jsonl: labels: no row has the label '0'. Check labels against the data." in said
 
 
 def test_a_negative_number_of_worked_examples(shell: Shell, folder: Path) -> None:

@@ -34,7 +34,7 @@ class Parts:
 def read_parts(
     task: TaskSettings, data: str | Path, eval_data: str | Path | None, protocol: str | None, seed: int
 ) -> Parts:
-    """Read the rows of a run.
+    """Read the rows of a run, and see that they fit the task, before any model is loaded.
 
     Args:
         task: what the rows are for.
@@ -45,8 +45,23 @@ def read_parts(
         seed: of the draw.
 
     Raises:
-        DataError: the protocol is unknown or does not fit, or data cannot be read, or has no splits for a protocol.
+        DataError: the protocol is unknown or does not fit, or data cannot be read, do not fit the task, or have no
+            splits for a protocol.
     """
+    parts = _parts(task, data, eval_data, protocol, seed)
+    with naming(data):
+        task.check(parts.train, learned=True)
+    with naming(eval_data or data):
+        for rows in (parts.dev, parts.test):
+            if rows is not None:
+                task.check(rows)
+    return parts
+
+
+def _parts(
+    task: TaskSettings, data: str | Path, eval_data: str | Path | None, protocol: str | None, seed: int
+) -> Parts:
+    """Return the rows of a run as they were read."""
     if protocol is None:
         dev = None if eval_data is None else read_part(task, eval_data, "test")
         return Parts(read_part(task, data, "train"), dev, None)

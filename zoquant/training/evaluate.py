@@ -40,9 +40,11 @@ def evaluate(
     if shots and shots_from is None and not parts_differ(task, data):
         raise DataError(f"shots is {shots}, but {data} has no splits. Name other rows to draw them from: --shots-from.")
     rows = read_test(task, data, protocol, seed)
-    examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     with naming(data):
-        task.check(rows, shots=len(examples))
+        task.check(rows, shots=shots)
+    examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
+    if len(examples) < shots:
+        raise DataError(f"shots is {shots}, but {shots_from or data} holds {len(examples)} rows. Ask for fewer.")
     model, tokenizer, device = source.open(None if delta is None else delta_path(delta))
     with naming(data):
         built = task.build(rows, model, tokenizer, device, shots=examples)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from zoquant.native import QuantExperts
 from zoquant.views.flat_buffer import FlatBuffer, Space
@@ -51,6 +52,7 @@ class Gradients(nn.Module):
             for buffer in views.buffers:
                 for number, slot in enumerate(buffer.slots):
                     self._add(buffer, number, slot, tensors)
+            self._undo.append(register_optimizer_step_post_hook(self._after).remove)
             for module in _readers(model, views):
                 self._undo.append(module.register_forward_pre_hook(self._before).remove)
         except BaseException:
@@ -94,6 +96,10 @@ class Gradients(nn.Module):
         """Write theta before a forward if a delta has changed since."""
         if self._versions() != self._seen:
             self.write()
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note that an optimizer has made a step: a fused one moves parameters without counting up their versions."""
+        self._seen = []
 
     def _versions(self) -> list[int]:
         return [buffer.delta._version for buffer in self.views.buffers]
