@@ -131,7 +131,7 @@ def test_fewer_views_than_the_file_has_are_refused(file: Path) -> None:
     [
         ({"version": 2}, CheckpointError, "delta of version 2, expected 1. Update zoquant."),
         ({"version": None}, CheckpointError, "delta of version None, expected 1. Update zoquant."),
-        ({"kind": "trajectory"}, CheckpointError, "expected a zoquant delta, got another safetensors file."),
+        ({"kind": "trajectory"}, CheckpointError, "expected a zoquant delta, got a trajectory."),
         ({"space": "log"}, CheckpointError, "the header does not name space and base of every tensor. Is the file"),
         ({"space": ["x"]}, CheckpointError, "the header does not name space and base of every tensor. Is the file"),
         ({"base": {}}, CheckpointError, "the header does not name space and base of every tensor. Is the file whole"),

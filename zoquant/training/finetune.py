@@ -68,10 +68,6 @@ def finetune(
         folder.refuse_existing()
     made = config.resolved()
     parts = read_parts(made.asked, made.data, made.eval_data, made.protocol, made.settings.seed)
-    for rows, learned in ((parts.train, True), (parts.dev, False), (parts.test, False)):
-        if rows is not None:
-            with naming(made.data if learned else made.eval_data or made.data):
-                made.asked.check(rows)
     opened = config.source.open()
     said = objective is None and reward is None
     if reward is None and made.reward is not None:
