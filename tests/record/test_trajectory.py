@@ -126,7 +126,7 @@ def rewrite(path: Path, change: dict[str, Any] | None = None, **tensors: Tensor 
     ("change", "tensors", "error", "text"),
     [
         ({"version": 7}, {}, CheckpointError, "trajectory of version 7, expected 2. Replay it with the zoquant that"),
-        ({"kind": "delta"}, {}, CheckpointError, "expected a zoquant trajectory, got another safetensors file."),
+        ({"kind": "delta"}, {}, CheckpointError, "expected a zoquant trajectory, got a delta."),
         ({"noise_version": 2}, {}, CheckpointError, "trajectory of noise version 2, expected 1. Replay it with the"),
         ({"noise": {"kind": "uniform"}}, {}, CheckpointError, "the header is not that of a trajectory: noise is 'uni"),
         ({"noise": "gaussian"}, {}, CheckpointError, "the header is not that of a trajectory: "),

@@ -248,7 +248,7 @@ def test_what_the_system_refuses_is_one_clear_error(job: Callable[..., Job], tmp
 
 def test_resume_refuses_other_settings_and_names_the_first(job: Callable[..., Job]) -> None:
     run(job())
-    with pytest.raises(CheckpointError, match=r"begun with lr=0\.001, now it is 0\.5"):
+    with pytest.raises(CheckpointError, match=r"begun with lr 0\.001, now it is 0\.5"):
         run(job(settings=replace(SETTINGS, lr=0.5)), resume=True)
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         run(job("nowhere"), resume=True)

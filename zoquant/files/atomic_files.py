@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from zoquant.errors import CheckpointError, OutputExistsError, WriteError
+from zoquant.errors import CheckpointError, OutputExistsError, WriteError, ZoquantError
 from zoquant.files.plain_json import parse_json
 from zoquant.files.safetensors import read_safetensors
 
@@ -57,6 +57,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ZoquantError:  # it has its own reason, e.g. that the place was taken meanwhile
+        raise
     except OSError as error:
         raise WriteError(
             f"{path}: cannot be written: {error.strerror or error}. Whatever stood there is unchanged; free some space "
