@@ -1,6 +1,7 @@
-"""One run: `python -m benchmarks.gradient MODEL DATA TASK WAY SEED [STEPS]` adds a line to `benchmarks/results/gradient.jsonl`.
+"""One run, and a line of what came of it in `benchmarks/results/gradient.jsonl`.
 
-DATA holds `sst2/{train,test}.tsv`, `trec/trec_{train,test}.jsonl` and `ag_news/ag_{train,test}.jsonl`.
+Run `python -m benchmarks.gradient MODEL DATA TASK WAY SEED [STEPS]`. DATA holds `sst2/{train,test}.tsv`,
+`trec/trec_{train,test}.jsonl` and `ag_news/ag_{train,test}.jsonl`.
 """
 
 import json

@@ -1,6 +1,9 @@
 """Export: the same file, but for the bytes of what moved."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -201,3 +204,29 @@ def test_what_really_changes_in_the_file_is_counted(
     save_delta(tmp_path / "zero.safetensors", views)
     assert export_counted(toy_file, delta=tmp_path / "zero.safetensors", out=tmp_path / "zero.toy").changed == 0
     assert not recwarn.list
+
+
+def test_two_threads_export_to_one_place(toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are at work at once; the second finds the place taken, and neither touches what the other writes."""
+    views = attach(zoquant.load(toy_file)[0])
+    views.add(1, 0.1, "rademacher")
+    save_delta(tmp_path / "delta.safetensors", views)
+    whole = export(toy_file, delta=tmp_path / "delta.safetensors", out=tmp_path / "alone.toy").read_bytes()
+    met, copy = Barrier(2, timeout=60), shutil.copyfile
+
+    def together(source: Path, target: Path) -> Any:
+        met.wait()
+        done = copy(source, target)
+        met.wait()
+        return done
+
+    monkeypatch.setattr(shutil, "copyfile", together)
+    out = tmp_path / "out" / "tuned.toy"
+    out.parent.mkdir()
+    with ThreadPoolExecutor(2) as threads:
+        jobs = [threads.submit(export, toy_file, delta=tmp_path / "delta.safetensors", out=out) for _ in range(2)]
+    told = [job.exception() for job in jobs]
+    assert out.read_bytes() == whole
+    assert [file.name for file in out.parent.iterdir()] == ["tuned.toy"]
+    assert None in told
+    assert all(error is None or isinstance(error, OutputExistsError) for error in told)

@@ -4,8 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from zoquant.optim.optimizer import ZOSGD
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _AUDIT_EVERY = 100
+_FOREVER = timedelta(days=365)
 
 
 def launched() -> bool:
@@ -71,6 +73,22 @@ def stepper(optimizer: ZOSGD) -> ZOSGD | DistributedZO:
 def from_first(value: Any) -> Any:
     """Return rank 0's value on all ranks: anything JSON can hold."""
     return broadcast(value) if dist.is_initialized() else value
+
+
+def waiting() -> Callable[[], None]:
+    """Return what lets the other ranks wait until rank 0 comes by, however long that takes. All ranks call it at once.
+
+    The process group gives up after its time-out, of half an hour; an evaluation may take longer. A rank that died is
+    noticed all the same, since its connection closes.
+    """
+    if not dist.is_initialized():
+        return lambda: None
+    group = dist.new_group(backend="gloo", timeout=_FOREVER)
+
+    def wait() -> None:
+        dist.broadcast(torch.zeros(1), 0, group)
+
+    return wait
 
 
 def folder_of_rank(out: str | Path) -> Path:

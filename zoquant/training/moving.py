@@ -25,6 +25,7 @@ _DECIDING = (
     "lr", "eps", "clip", "estimator", "probes", "noise", "density", "rule", "decay", "space", "coupled", "roles",
 )  # fmt: skip
 _TRIED = 2
+_EXCLUDED = "exclude leaves nothing of the layers that would move"
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,22 @@ class Moving:
             NoViewsError, UnsupportedLayoutError, ValueRangeError: see `attach`.
         """
         given = settings.subspace != AUTO
-        subspace = settings.subspace if given else begun
-        against = None if given else _against(settings, task)
+        subspace, against = (settings.subspace, None) if given else (begun, _against(settings, task))
+        tried = subspace is None and against is None
+        values = replace(settings, subspace="values")
         if subspace == "rows-columns":
             _check(task)
-            found = _attached(_rows_and_columns(settings, model), model)
-            return found if given else replace(found, why=_told(found.views))
-        if subspace is None and against is None:
-            try:
-                found = _attached(_rows_and_columns(settings, model), model)
+        chosen = _rows_and_columns(settings, model) if tried or subspace == "rows-columns" else values
+        try:
+            found = _attached(chosen, model)
+            if tried:
                 _try(found, model, cast(PerExample[Any], task))
-                return replace(found, why=_told(found.views))
-            except NoViewsError:
-                against = "exclude leaves nothing of the layers that would move"
-            except (UnsupportedLayoutError, ShapeError) as error:
-                against = str(error)
-        why = None if given else f"subspace values: {(against or 'the run was begun with them').rstrip('.')}."
-        return _attached(replace(settings, subspace="values"), model, why)
+        except (NoViewsError, UnsupportedLayoutError, ShapeError) as error:
+            if not tried:
+                raise
+            against = _EXCLUDED if isinstance(error, NoViewsError) else str(error)
+            found = _attached(values, model)
+        return found if given else replace(found, why=_told(found, against))
 
 
 def _against(settings: Settings, task: Task[Any]) -> str | None:
@@ -133,11 +133,11 @@ def _rows_and_columns(settings: Settings, model: nn.Module) -> Settings:
     return replace(chosen, include=tuple(f"{layer.path}.*" for layer in gridded)) if some else chosen
 
 
-def _attached(settings: Settings, model: nn.Module, why: str | None = None) -> Moving:
+def _attached(settings: Settings, model: nn.Module) -> Moving:
     views = attach(
         model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
     )
-    return Moving(settings, settings.optimizer(views), why)
+    return Moving(settings, settings.optimizer(views), None)
 
 
 def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
@@ -154,7 +154,10 @@ def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
     found.optimizer.loss_at(found.optimizer.plan()[0], losses)
 
 
-def _told(views: Views) -> str:
-    layers = list(dict.fromkeys(view.layer.path for view in views if view.layer is not None))
+def _told(found: Moving, against: str | None) -> str:
+    """Return what `"auto"` came to and why, for people."""
+    if found.settings.subspace == "values":
+        return f"subspace values: {(against or 'the run was begun with them').rstrip('.')}."
+    layers = list(dict.fromkeys(view.layer.path for view in found.views if view.layer is not None))
     moved = f"{len(layers)} layers move, {layers[0]} to {layers[-1]}"
     return f"subspace rows-columns, with a direction for each example: {moved}."

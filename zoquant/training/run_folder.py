@@ -108,7 +108,8 @@ class RunFolder:
                 if before.get(name) != after.get(name):
                     raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
             for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
-                left.unlink()
+                if left.is_file():
+                    left.unlink(missing_ok=True)
         except BaseException:
             self.release()
             raise

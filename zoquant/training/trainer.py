@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from zoquant.distributed.launch import from_first, is_first
+from zoquant.distributed.launch import from_first, is_first, waiting
 from zoquant.errors import LossError, RewardError
 from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
@@ -98,6 +98,7 @@ class _Run:
     ) -> None:
         self.job, self.settings, self.views, self.why = job, settings, views, why
         self.folder, self.steps, self.trail, self.on_progress = job.folder, steps, trail, on_progress
+        self.wait_for_first = waiting()
         self.rss_loaded = rss_bytes()
         self.best_step: int | None = None
         self.test: Evaluation | None = None
@@ -115,7 +116,9 @@ class _Run:
         try:
             if self._evaluation_is_due():
                 self._evaluate()
-            self.steps.begin(self._numbers())
+            numbers = self._numbers()
+            self.wait_for_first()
+            self.steps.begin(from_first(numbers))
             self._train()
             if all(step < self.steps.done for step, _ in self.folder.evaluations()):
                 self._evaluate()
@@ -142,8 +145,7 @@ class _Run:
             found = numbers.to_dict()
             self.folder.save_calibration(found)
             self._say(calibration=numbers)
-        shared: dict[str, Any] = from_first(found)
-        return shared
+        return found
 
     def _chosen(self) -> Numbers:
         numbers = self.settings.by_rule() if self.settings.subspace == "rows-columns" else self.steps.measure()
@@ -178,6 +180,7 @@ class _Run:
         self.on_progress(progress)
         if every and steps % every == 0:
             self._evaluate()
+            self.wait_for_first()
 
     def _skip(self, error: LossError, seconds: float) -> None:
         """Count a step that was undone."""

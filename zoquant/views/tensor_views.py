@@ -83,15 +83,19 @@ class MemberView:
         role: what the values are to the layer.
         members: the dict; whoever replaces the member is followed.
         key: the member.
+        dtype: dtype of the values on disk when what is held is wider; None for that of the member.
     """
 
     live: Tensor | None = None
 
-    def __init__(self, name: str, role: Role, members: MutableMapping[str, Any], key: str) -> None:
+    def __init__(
+        self, name: str, role: Role, members: MutableMapping[str, Any], key: str, *, dtype: torch.dtype | None = None
+    ) -> None:
         self.name = name
         self.role = role
         self._members = members
         self._key = key
+        self._dtype = dtype
 
     @property
     def _tensor(self) -> Tensor:
@@ -104,7 +108,7 @@ class MemberView:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._tensor.dtype
+        return self._dtype or self._tensor.dtype
 
     @property
     def device(self) -> torch.device:
@@ -115,13 +119,13 @@ class MemberView:
         return self._tensor.detach().to(torch.float32, copy=True)
 
     def write(self, value: Tensor) -> None:
-        """Store `value`, cast to the member's dtype.
+        """Store `value`, cast to `dtype`.
 
         Raises:
             ShapeError, ValueRangeError: see `check_value`.
         """
         check_value(self.name, self.shape, value)
-        store(self._tensor, clamp_to(self.dtype, value))
+        store(self._tensor, clamp_to(self.dtype, value).to(self.dtype))
 
 
 class BytesView:

@@ -13,6 +13,7 @@ from torch import nn
 from tests.backends.gguf.files import TinyFile
 from tests.backends.gguf.models import logits, metadata_of, relative_error, tiny
 from zoquant import ZOSGD, attach, export, load, save_delta
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.views.stored_form import FormView
 
 CASES = [
@@ -117,3 +118,14 @@ def test_a_view_of_16_bits_over_a_wider_norm_rounds(tmp_path: Path) -> None:
     assert torch.equal(view.read(), value.half().float())
     assert torch.equal(layer.bias.detach(), value.half().float()[rows])
     assert isinstance(view._view, FormView)
+
+
+def test_what_the_model_holds_otherwise_is_not_streamed(tmp_path: Path) -> None:
+    model = opened(written(tmp_path, "gemma2", {}, "F16"))
+    with pytest.raises(
+        UnsupportedLayoutError, match=r"norm\.weight: is no plain contiguous tensor, so it cannot be str"
+    ):
+        attach(model, roles=("dense",), streamed=True)
+    views = attach(model, roles=("dense",), exclude="*norm.weight", streamed=True)
+    assert "model.embed_tokens.weight" in views.keys
+    views.close()

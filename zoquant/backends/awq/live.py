@@ -7,12 +7,11 @@ torch_cpu_avx512_awq.py, gemm_awq.py, gemv_awq.py, gemv_fast_awq.py; autoawq 0.2
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
 from zoquant.backends.awq.words import BITS, GEMM_ZEROS
-from zoquant.backends.gptq.live import avx512_input, loaded_dtype, random_input
+from zoquant.backends.gptq import live as gptq
 from zoquant.backends.gptq.views import (
     BufferView,
     Int4PackView,
@@ -47,7 +46,7 @@ class GEMMBackend:
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""
         layer: Any = module
-        return random_input(layer.in_features, layer.scales)
+        return gptq.random_input(layer.in_features, layer.scales)
 
 
 class GEMVBackend(GEMMBackend):
@@ -107,11 +106,13 @@ class Int4PackBackend(GEMMBackend):
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
         layer: Any = module
-        return random_input(layer.in_features, pairs_or_scales(layer))
+        return gptq.random_input(layer.in_features, pairs_or_scales(layer))
 
 
-class AVX512Backend(GEMMBackend):
+class AVX512Backend(gptq.AVX512Backend):
     """GPTQModel's `TorchCpuAvx512AwqLinear`: it replaces its scales by a float32 copy when it first runs."""
+
+    name = "awq"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
         """Return the view of `scales`, `[groups, out_features]`, in the dtype that the model was loaded in.
@@ -120,18 +121,7 @@ class AVX512Backend(GEMMBackend):
             UnsupportedLayoutError: other than 4 bits.
         """
         _check_bits(module)
-        return [BufferView("scales", module, dtype=loaded_dtype(module))]
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return GPTQModel's own dequantized weight."""
-        layer: Any = module
-        with torch.no_grad():
-            weight: Tensor = layer.dequantize_weight()
-        return weight.t().float()
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
-        return avx512_input(module)
+        return super().open(module)
 
 
 def _check_bits(module: Any) -> None:

@@ -119,7 +119,7 @@ class AVX512Backend:
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
         """Return the view of `scales`, `[groups, out_features]`, in the dtype that the model was loaded in."""
-        return [BufferView("scales", module, dtype=loaded_dtype(module))]
+        return [BufferView("scales", module, dtype=_loaded_dtype(module))]
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return GPTQModel's own dequantized weight."""
@@ -130,7 +130,9 @@ class AVX512Backend:
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
-        return avx512_input(module)
+        layer: Any = module
+        dtype = torch.bfloat16 if layer.linear_mode == "inference" else _loaded_dtype(layer)
+        return random_input(layer.in_features, layer.scales.new_empty(0, dtype=dtype))
 
 
 class AutoGPTQBackend:
@@ -170,17 +172,10 @@ def random_input(columns: int, like: Tensor) -> Tensor:
     return torch.randn(2, columns, generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def loaded_dtype(module: Any) -> torch.dtype:
+def _loaded_dtype(module: Any) -> torch.dtype:
     """Return the dtype that the scales of an AVX512 kernel had before its first forward."""
     dtype: torch.dtype = getattr(module, "_dequant_scales_dtype", module.scales.dtype)
     return dtype
-
-
-def avx512_input(module: Any) -> Tensor:
-    """Return an input for an AVX512 kernel, in the dtype that keeps it in the state that it is in."""
-    packed = module.linear_mode == "inference"
-    like = module.scales.new_empty(0, dtype=torch.bfloat16 if packed else loaded_dtype(module))
-    return random_input(module.in_features, like)
 
 
 def _unpacked_zeros(layer: Any) -> Tensor:

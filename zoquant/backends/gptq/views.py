@@ -6,55 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.protocol import Role
-from zoquant.views.tensor_views import check_value, clamp_to, store
+from zoquant.views.tensor_views import MemberView, store
 
 CENTRE = 8
 """aten's int4 product takes `(code − 8) · scale + offset`."""
 
 
-class BufferView:
+class BufferView(MemberView):
     """A view of a tensor that its module may replace by one of another dtype, in the same order.
 
     Args:
         name: local name of the view, and of the tensor.
-        module: the layer; what it holds under this name is looked up anew each time.
+        module: the layer; what it holds under this name is looked up anew each time, wherever it holds it.
         dtype: dtype of the values when the model was loaded: what is written is rounded to it.
     """
 
-    live: Tensor | None = None
-    role: Role = "scale"
-
     def __init__(self, name: str, module: nn.Module, *, dtype: torch.dtype) -> None:
-        self.name = name
-        self.dtype = dtype
+        super().__init__(name, "scale", vars(module), name, dtype=dtype)
         self._module = module
 
     @property
     def _tensor(self) -> Tensor:
         tensor: Tensor = getattr(self._module, self.name)
         return tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._tensor.shape)
-
-    @property
-    def device(self) -> torch.device:
-        return self._tensor.device
-
-    def read(self) -> Tensor:
-        """Return a float32 copy."""
-        return self._tensor.detach().to(torch.float32, copy=True)
-
-    def write(self, value: Tensor) -> None:
-        """Store `value`, cast to `dtype`.
-
-        Raises:
-            ShapeError, ValueRangeError: see `check_value`.
-        """
-        check_value(self.name, self.shape, value)
-        store(self._tensor, clamp_to(self.dtype, value).to(self.dtype))
 
 
 class Int4PackView(BufferView):
