@@ -88,6 +88,13 @@ class RankMemoryError(RankError, MemoryError):
     """Another rank ran out of memory. The step was undone on all ranks; it may be done again in smaller parts."""
 
 
+FLOAT16_OVERFLOWS = (
+    "If the model computes in float16, numbers above 65504 overflow: load it with compute_dtype and activation_dtype "
+    "bfloat16 or float32."
+)
+"""What messages say of a number that is not finite: a likely cause, and what to do."""
+
+
 def one_of(known: Iterable[str], given: object) -> str:
     """Return `one of a, b.`, and the nearest of them where one is near."""
     names = list(known)

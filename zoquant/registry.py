@@ -28,6 +28,8 @@ BACKENDS = "zoquant.backends"
 FORMATS = "zoquant.formats"
 ANY_MODULE = "torch.nn.Module"
 _PACKAGE = "zoquant"
+_RUN = "settings.json"
+"""What the folder of a run holds, and that of a checkpoint does not."""
 
 
 Plugin = TypeVar("Plugin", bound=Backend | Format)
@@ -188,6 +190,11 @@ def format_of(path: Path) -> Format:
     if len(found) > 1:
         names = " and ".join(sorted(candidate.name for candidate in found))
         raise RegistryError(f"{path}: claimed by the formats {names}. Uninstall one of the packages.")
+    if not found and (path / _RUN).is_file():
+        raise CheckpointError(
+            f"{path}: is the folder of a run, and no checkpoint. Name the checkpoint that it was trained on, which "
+            f"{path / _RUN} says, and this folder as its delta."
+        )
     if not found:
         reasons = [why for each in all_formats() if isinstance(each, Explains) and (why := each.explain(path))]
         if reasons:

@@ -123,7 +123,8 @@ def test_another_base_is_refused(toy_file: Path, delta: Path, tmp_path: Path) ->
     with pytest.raises(BaseMismatchError) as caught:
         export(smaller, delta=delta, out=out)
     assert str(caught.value) == (
-        f"{delta}: made for layers.l2.d, which {smaller} does not hold. Export to the checkpoint it was trained on."
+        f"{delta}: made for layers.l2.d, which {smaller} does not hold, where keys are such as layers.l0.d. "
+        "Export to the checkpoint it was trained on."
     )
     wider = write_toy(tmp_path / "wider.toy", toy_model(rows=16))
     with pytest.raises(ShapeError, match=r"layers\.l0\.d has shape \(8, 2\), expected \(16, 4\)"):

@@ -114,8 +114,11 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
 
 def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:
     shell.text(*TRAIN, "--out", "run")
-    assert "already exists" in shell.error(*TRAIN, "--out", "run")
+    assert "run: already exists and holds a run; nothing is overwritten. Go on with it by --resume" in shell.error(
+        *TRAIN, "--out", "run"
+    )
     once = json.loads(Path("run/summary.json").read_text())
+    assert "run: this run is finished, all of its 4 steps are done." in shell.text(*TRAIN, "--out", "run", "--resume")
     again = shell.json(*TRAIN, "--out", "run", "--resume")
     assert again["steps"] == 4
     for name in ("step_seconds", "forward_seconds", "overhead"):
@@ -140,7 +143,7 @@ def test_a_run_stopped_before_its_first_step_has_no_times(
 
 def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> None:
     shell.text(*TRAIN, "--out", "run")
-    other = "begun with activation_dtype='float32', now it is 'bfloat16'"
+    other = "begun with activation_dtype float32, now it is bfloat16"
     assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
     settings = json.loads(Path("run/settings.json").read_text())
     assert [settings.pop(name) for name in ("runtime", "activation_dtype")] == ["native", "float32"]
@@ -149,7 +152,7 @@ def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> No
     chosen = ("--runtime", "native", "--activation-dtype", "float32")
     assert shell.json(*TRAIN, "--out", "run", "--resume", *chosen)["steps"] == 4
     Path("run/settings.json").write_text(json.dumps(settings | {"runtime": "vendor"}))
-    assert "begun with runtime='vendor', now it is 'native'" in shell.error(*TRAIN, "--out", "run", "--resume")
+    assert "begun with runtime vendor, now it is native" in shell.error(*TRAIN, "--out", "run", "--resume")
 
 
 def test_tables_for_people(shell: Shell, folder: Path) -> None:
@@ -209,7 +212,7 @@ def test_errors_are_one_line_and_json_when_asked(
         (("--schedule", "wild"), "schedule is 'wild', expected one of constant, linear, cosine"),
         (("--role", "bias"), "roles is 'bias', expected one of scale, zero, codebook, dense, adapter"),
         (("--lr", "fast"), "lr is 'fast', expected a number"),
-        (("--include", "nothing*"), "no view has a role"),
+        (("--include", "nothing*"), "leave nothing of them. Keys are such as "),
         (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
         (("--runtime", "fast"), "runtime is 'fast', expected one of auto, native, vendor"),
         (("--data", "gone.csv"), "gone.csv: no such file or folder. Check the path."),
@@ -228,6 +231,50 @@ def test_a_call_leaves_the_log_as_it_was(shell: Shell, folder: Path) -> None:
     assert logging.getLogger("zoquant").handlers == before
 
 
+def test_a_calibrated_run_takes_no_number(shell: Shell, folder: Path) -> None:
+    shell.json(*FREE, "--out", "run")
+    assert "was begun with lr not given, now it is 0.5" in shell.error(*FREE, "--out", "run", "--resume", "--lr", "0.5")
+
+
+def test_what_is_given_for_something_else_is_named(shell: Shell, folder: Path) -> None:
+    shell.json(*TRAIN, "--out", "run")
+    assert "run: is the folder of a run, and no checkpoint" in shell.error("inspect", "run")
+    export = ("export", "base.gguf", "--out", "tuned.gguf", "--delta")
+    assert "run/config.toml: is a .toml file, and no delta" in shell.error(*export, "run/config.toml")
+    assert "expected a zoquant delta, got a trajectory" in shell.error(*export, "run/trajectory.safetensors")
+    said = shell.error("export", "base.gguf", "--delta", "run", "--out", "nowhere/tuned.gguf")
+    assert "the folder nowhere does not exist" in said
+
+
+def test_replay_takes_the_folder_of_a_run_and_no_step_that_was_not_done(shell: Shell, folder: Path) -> None:
+    shell.json(*TRAIN, "--out", "run")
+    assert shell.json("replay", "base.gguf", "run", "--out", "again.safetensors")["steps"] == 4
+    assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
+    said = shell.error("replay", "base.gguf", "run", "--out", "more.safetensors", "--steps", "50")
+    assert "--steps is 50, but run holds 4" in said
+    assert not (folder / "more.safetensors").exists()
+
+
+def test_inspect_lists_keys(shell: Shell, folder: Path) -> None:
+    found = shell.json("inspect", "base.gguf", "--keys")["keys"]
+    views = shell.json("inspect", "base.gguf")["views"]
+    assert len(found) == sum(each["views"] for each in views.values())
+    text = shell.text("inspect", "base.gguf", "--keys")
+    assert all(f"{each['key']}  {each['role']} {each['dtype']}" in text for each in found)
+
+
+def test_rows_are_checked_before_the_model_is_loaded(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoquant.training.source.load", pytest.fail)
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    named = [{"sentence": row["sentence"], "verdict": row["label"]} for row in rows]
+    Path("named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    asked = ("--template", TEMPLATE, "--labels", LABELS)
+    for command in (("train", "base.gguf", "--out", "run"), ("eval", "base.gguf")):
+        assert "--label-column" in shell.error(*command, "--data", "named.jsonl", *asked)
+
+
 def test_doctor(shell: Shell) -> None:
     text = shell.text("doctor")
     assert "Checkpoint files" in text
@@ -241,6 +288,7 @@ def test_report(shell: Shell, folder: Path) -> None:
     assert "both.html" in shell.text("report", "run", "run", "--out", "both.html")
     assert "already exists" in shell.error("report", "run", "--out", "both.html")
     assert "holds no run" in shell.error("report", ".")
+    assert "2 runs on one page need a name for it" in shell.error("report", "run", "run")
 
 
 def test_the_size_of_an_exported_folder_is_that_of_its_files(shell: Shell, folder: Path) -> None:

@@ -121,8 +121,8 @@ def test_fewer_views_than_the_file_has_are_refused(file: Path) -> None:
     with pytest.raises(BaseMismatchError) as caught:
         load_delta(file, attach(toy_model()))
     assert str(caught.value) == (
-        f"{file}: made for layers.l0.m, which does not exist here. Attach the same model with the same roles, include "
-        "and exclude."
+        f"{file}: made for layers.l0.m, which does not exist here, where keys are such as layers.l0.d. "
+        "Attach the same model with the same roles, include and exclude."
     )
 
 
@@ -131,7 +131,7 @@ def test_fewer_views_than_the_file_has_are_refused(file: Path) -> None:
     [
         ({"version": 2}, CheckpointError, "delta of version 2, expected 1. Update zoquant."),
         ({"version": None}, CheckpointError, "delta of version None, expected 1. Update zoquant."),
-        ({"kind": "trajectory"}, CheckpointError, "expected a zoquant delta, got another safetensors file."),
+        ({"kind": "trajectory"}, CheckpointError, "expected a zoquant delta, got a trajectory."),
         ({"space": "log"}, CheckpointError, "the header does not name space and base of every tensor. Is the file"),
         ({"space": ["x"]}, CheckpointError, "the header does not name space and base of every tensor. Is the file"),
         ({"base": {}}, CheckpointError, "the header does not name space and base of every tensor. Is the file whole"),

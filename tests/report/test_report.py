@@ -55,7 +55,10 @@ class Page(HTMLParser):
 
 
 def page_of(*runs: Path) -> Page:
-    return Page(write_report(runs).read_text(encoding="utf-8"))
+    out = runs[0] / "several.html" if len(runs) > 1 else None
+    if out is not None:
+        out.unlink(missing_ok=True)
+    return Page(write_report(runs, out).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

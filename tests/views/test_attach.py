@@ -85,8 +85,8 @@ def test_nothing_left_by_the_filters(model: ToyModel) -> None:
     with pytest.raises(NoViewsError) as caught:
         attach(model, include="*.mlp.*")
     assert str(caught.value) == (
-        "3 quantized layers were found, but no view has a role in ('scale',) with include='*.mlp.*' and exclude=None. "
-        "Widen the filters; `zoquant inspect` lists roles and keys."
+        "3 quantized layers were found, but include *.mlp.* and exclude (none) leave nothing of them. Keys are such "
+        "as layers.l0.d; `zoquant inspect --keys` lists all."
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from zoquant.checkpoint.stored_files import checksums_of, files_of, holds
 from zoquant.checkpoint.stored_values import read_base, values_at
 from zoquant.errors import BaseMismatchError, CheckpointError, ShapeError
-from zoquant.files.atomic_files import refuse_existing, replacing, replacing_folder
+from zoquant.files.atomic_files import refuse_existing, refuse_place, replacing, replacing_folder
 from zoquant.files.hub import delta_path, local_path
 from zoquant.protocol import Checksum, Span
 from zoquant.record.delta import Delta, read_delta
@@ -66,7 +66,8 @@ def export(base: str | Path, *, delta: str | Path, out: str | Path) -> Path:
         OutputExistsError: something stands at `out`.
         BaseMismatchError: the delta was made on another base; the first key that differs is named.
         CheckpointError, ShapeError, ValueRangeError: a file is damaged, or two keys of the delta lie on the same bytes.
-        WriteError: the disk is full or read-only. In every case nothing stands at `out`.
+        WriteError: the disk is full or read-only, or the folder of `out` does not exist. In every case nothing stands
+            at `out`.
     """
     return export_counted(base, delta=delta, out=out).path
 
@@ -78,7 +79,7 @@ def export_counted(base: str | Path, *, delta: str | Path, out: str | Path) -> E
         ZoquantError: see `export`.
     """
     source, target = local_path(base), Path(out)
-    refuse_existing(target)
+    refuse_place(target)
     found = format_of(source)
     index = found.index(source)
     change = read_delta(delta_path(delta))
@@ -125,7 +126,8 @@ def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) ->
     for key, value in change.values.items():
         if key not in index:
             raise BaseMismatchError(
-                f"{what}: made for {key}, which {source} does not hold. Export to the checkpoint it was trained on."
+                f"{what}: made for {key}, which {source} does not hold, where keys are such as "
+                f"{next(iter(index), 'none')}. Export to the checkpoint it was trained on."
             )
         if tuple(value.shape) != index[key].shape:
             raise ShapeError(f"{what}: {key} has shape {tuple(value.shape)}, expected {index[key].shape}.")

@@ -54,6 +54,19 @@ def inspect(path: str | Path) -> dict[str, Any]:
     }
 
 
+def list_keys(path: str | Path) -> list[dict[str, Any]]:
+    """Return every key of a checkpoint, with the role, dtype and shape of its values, as plain data.
+
+    Raises:
+        CheckpointError: see `inspect`.
+    """
+    source = local_path(path)
+    return [
+        {"key": key, "role": span.role, "dtype": str(span.dtype).removeprefix("torch."), "shape": list(span.shape)}
+        for key, span in format_of(source).index(source).items()
+    ]
+
+
 def _base_and_delta(spans: Mapping[str, Span]) -> int:
     """Return what training adds to the memory of inference when all values move, coupled as `attach` couples them.
 

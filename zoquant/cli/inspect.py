@@ -6,16 +6,28 @@ from typing import Annotated, Any
 import typer
 
 from zoquant.cli.flags import JSON
-from zoquant.cli.show import mebibytes, percent, show_json, show_pairs, show_rows
+from zoquant.cli.show import mebibytes, percent, printable, show_json, show_pairs, show_rows
 
 
-def inspect_command(path: Annotated[Path, typer.Argument(help="A checkpoint.")], json: JSON = False) -> None:
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="A checkpoint.")],
+    keys: Annotated[bool, typer.Option("--keys", help="List every key: what --include and --exclude match.")] = False,
+    json: JSON = False,
+) -> None:
     """Show what is in a checkpoint and what training would move, from its headers alone.
 
     Example: `zoquant inspect model.gguf`
     """
-    from zoquant.checkpoint.inspection import inspect
+    from zoquant.checkpoint.inspection import inspect, list_keys
 
+    if keys:
+        listed = list_keys(path)
+        if json:
+            show_json({"path": str(path), "keys": listed})
+        else:
+            for each in listed:
+                print(printable(f"{each['key']}  {each['role']} {each['dtype']} {each['shape']}"))
+        return
     found = inspect(path)
     if json:
         show_json(found)

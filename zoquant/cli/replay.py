@@ -11,7 +11,7 @@ from zoquant.cli.show import mebibytes, show_json, show_pairs
 
 def replay_command(
     base: Annotated[Path, typer.Argument(help="The checkpoint that the training started from.")],
-    trajectory: Annotated[Path, typer.Argument(help="The trajectory that the training saved.")],
+    trajectory: Annotated[Path, typer.Argument(help="What the training saved: a trajectory, or a run's folder.")],
     out: Annotated[Path, typer.Option(help="The delta to write; must not exist.")],
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps: the model as it was then.")] = None,
     json: JSON = False,
@@ -21,13 +21,16 @@ def replay_command(
     Example: `zoquant replay model.gguf run/trajectory.safetensors --out delta.safetensors --steps 200`
     """
     from zoquant.checkpoint.replay_views import recorded_views
-    from zoquant.files.atomic_files import refuse_existing
+    from zoquant.files.atomic_files import refuse_place
     from zoquant.record.delta import save_delta
     from zoquant.record.replay import replay
     from zoquant.record.trajectory import Trajectory
+    from zoquant.training.run_folder import RunFolder
 
-    refuse_existing(out)
-    recorded = Trajectory.load(trajectory)
+    refuse_place(out)
+    recorded = Trajectory.load(RunFolder(trajectory).recorded if trajectory.is_dir() else trajectory)
+    if steps is not None and steps > len(recorded.steps):
+        raise ValueError(f"--steps is {steps}, but {trajectory} holds {len(recorded.steps)}. Leave it out to do all.")
     views = recorded_views(base, recorded)
     done = len(replay(recorded, views, steps=steps))
     save_delta(out, views)

@@ -12,7 +12,7 @@ from zoquant.cli.show import mebibytes, show_json, show_pairs
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or under way.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page; must not exist. Not given: report.html in the first folder.")
+        Path | None, typer.Option(help="The page; must not exist. Not given: report.html in the folder of the one run.")
     ] = None,
     json: JSON = False,
 ) -> None:

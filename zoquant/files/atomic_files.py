@@ -97,6 +97,18 @@ def refuse_existing(path: Path) -> None:
         raise OutputExistsError(f"{path}: already exists; nothing is overwritten. Choose another name or remove it.")
 
 
+def refuse_place(path: Path) -> None:
+    """Refuse a place for a new file where something stands already, or in a folder that is not there.
+
+    Raises:
+        OutputExistsError: something stands at `path`.
+        WriteError: its folder does not exist.
+    """
+    refuse_existing(path)
+    if not path.parent.is_dir():
+        raise WriteError(f"{path}: the folder {path.parent} does not exist. Make it, or choose another place.")
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file, whole or not at all; the same content gives the same bytes.
 
@@ -127,5 +139,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     except ValueError as error:
         raise CheckpointError(f"{path}: its metadata is damaged: {str(error)[:120]}. Is it whole?") from error
     if not isinstance(metadata, dict) or metadata.get("kind") != kind:
-        raise CheckpointError(f"{path}: expected a zoquant {kind}, got another safetensors file. Check the path.")
+        got = metadata.get("kind") if isinstance(metadata, dict) else None
+        other = f"a {got}" if got in ("delta", "trajectory") else "another safetensors file"
+        raise CheckpointError(f"{path}: expected a zoquant {kind}, got {other}. Check the path.")
     return {name: tensor.read() for name, tensor in stored.items()}, metadata

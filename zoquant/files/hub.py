@@ -10,6 +10,8 @@ _CONFIGS = frozenset({"config.json", "adapter_config.json"})
 _TENSORS = (".safetensors", ".bin", ".pt")
 _PICKLED = ("*.bin",)
 _DELTA = "delta.safetensors"
+_TEXTS = (".toml", ".yaml", ".yml", ".json", ".jsonl", ".csv", ".md")
+"""Endings of files that are no delta, whatever they hold."""
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
@@ -43,6 +45,8 @@ def delta_path(path_or_repo: str | Path) -> Path:
     found = path / _DELTA if path.is_dir() else path
     if not found.is_file():
         raise CheckpointError(f"{found}: no such delta. Pass a delta file, the folder of a run, or owner/name.")
+    if found.suffix in _TEXTS:
+        raise CheckpointError(f"{found}: is a {found.suffix} file, and no delta: expected one such as {_DELTA}.")
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoquant.errors import LossError
+from zoquant.errors import FLOAT16_OVERFLOWS, LossError
 from zoquant.optim.estimators import Clip
 from zoquant.record.rules import Rule
 
@@ -148,7 +148,7 @@ def choose_eps(given: Given, scan: Sequence[EpsFound]) -> tuple[float, str]:
         return given.eps, f"eps {given.eps:.3g} was given; a probe moves {scan[0].moved:.0%} of the stored values."
     finite = [row for row in scan if math.isfinite(row.derivative)]
     if not finite:
-        raise LossError("calibration: no probe has a finite loss, at any eps. Look at the batch.")
+        raise LossError(f"calibration: no probe has a finite loss, at any eps. Look at the batch. {FLOAT16_OVERFLOWS}")
     most = max(row.moved for row in finite)
     moving = [row for row in finite if row.moved >= 0.9 * most]
     least = min(moving, key=lambda row: row.error)

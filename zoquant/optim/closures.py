@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoquant.errors import LossError
+from zoquant.errors import FLOAT16_OVERFLOWS, LossError
 
 Closure = Callable[[], Tensor | float]
 RowLosses = Callable[[int], Tensor]
@@ -56,8 +56,7 @@ def loss_of(returned: object, step: int) -> float:
     if not math.isfinite(loss):
         raise LossError(
             f"step {step}: the loss is {loss}, expected a finite number. The step was undone; lower eps or lr, or look "
-            "at the batch. If the model computes in float16, numbers above 65504 overflow: load it with compute_dtype "
-            "bfloat16 or float32."
+            f"at the batch. {FLOAT16_OVERFLOWS}"
         )
     return loss
 

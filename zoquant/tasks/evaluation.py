@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.errors import LossError
+from zoquant.errors import FLOAT16_OVERFLOWS, LossError
 
 _Z = 1.96
 
@@ -145,7 +145,6 @@ def _plain(found: Any, name: str | int) -> float:
 def _number(value: float, examples: int) -> float:
     if math.isnan(value):
         raise LossError(
-            f"a metric of {examples} examples is NaN, expected a number: the output holds NaN. If the model computes "
-            "in float16, numbers above 65504 overflow: load it with compute_dtype bfloat16 or float32."
+            f"a metric of {examples} examples is NaN, expected a number: the output holds NaN. {FLOAT16_OVERFLOWS}"
         )
     return value

@@ -13,6 +13,7 @@ from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import write_text
+from zoquant.tasks.rows.hub import HUB
 from zoquant.training.outcome import step_time, warnings_of
 from zoquant.training.run_folder import RunFolder
 
@@ -120,8 +121,8 @@ def _metric(found: Mapping[str, Any], name: str) -> str:
 def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[list[str]]:
     chosen = {**settings, **(folder.read_calibration() or {})}
     facts = {
-        "data": Path(settings["data"]).name,
-        "held-out data": Path(settings["eval_data"]).name if settings.get("eval_data") else "none",
+        "data": _data(settings["data"]),
+        "held-out data": _data(settings["eval_data"]) if settings.get("eval_data") else "none",
         **{name: settings.get(name) for name in ("task", "protocol", "batches", "objective", "reward")},
         **{
             name: json.dumps(settings[name], ensure_ascii=False)
@@ -137,6 +138,11 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
         "device": f"{summary['device']}, products in {summary['compute_dtype']}",
     }
     return [[name, _text(value)] for name, value in facts.items() if value not in (None, "")]
+
+
+def _data(source: str) -> str:
+    """Return how the card names data: as on the Hub, or the name of the file without its folders."""
+    return source if source.startswith(HUB) else Path(source).name
 
 
 def _numbers(settings: Mapping[str, Any]) -> Sequence[str]:

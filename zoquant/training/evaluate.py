@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from zoquant.errors import DataError
+from zoquant.files.hub import delta_path
 from zoquant.tasks import Evaluation, TaskSettings
 from zoquant.tasks.splits import drawn, naming, parts_differ, read_part, read_test
 from zoquant.training.source import Source
@@ -44,7 +45,7 @@ def evaluate(
     examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
     if len(examples) < shots:
         raise DataError(f"shots is {shots}, but {shots_from or data} holds {len(examples)} rows. Ask for fewer.")
-    model, tokenizer, device = source.open(delta)
+    model, tokenizer, device = source.open(None if delta is None else delta_path(delta))
     with naming(data):
         built = task.build(rows, model, tokenizer, device, shots=examples)
     return built.evaluate(model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
-from zoquant.files.atomic_files import refuse_existing, write_text
+from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
@@ -65,7 +65,7 @@ def finetune(
     folder = RunFolder(folder_of_rank(out))
     resume = goes_on(resume, folder.path)
     if not resume:
-        refuse_existing(folder.path)
+        folder.refuse_existing()
     made = config.resolved()
     parts = read_parts(made.asked, made.data, made.eval_data, made.protocol, made.settings.seed)
     opened = config.source.open()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
@@ -55,6 +55,11 @@ class RunFolder:
         self.micro_batches = self.path / "micro_batches.json"
         self.lock = Lock(self.path / "run.lock")
 
+    @property
+    def recorded(self) -> Path:
+        """The file that holds the steps so far."""
+        return self.journal if self.journal.exists() else self.trajectory
+
     def begin(self, settings: dict[str, Any], config: str | None = None) -> None:
         """Make the folder with the settings in it, and the config if there is one, and take its lock.
 
@@ -64,7 +69,7 @@ class RunFolder:
             OutputExistsError: the folder exists.
             FolderInUseError: another process was quicker.
         """
-        refuse_existing(self.path)
+        self.refuse_existing()
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_folder(self.path) as folder:
@@ -72,6 +77,19 @@ class RunFolder:
             if config is not None:
                 write_text(folder / self.config.name, config)
         self.lock.acquire()
+
+    def refuse_existing(self) -> None:
+        """Refuse a folder that is there already.
+
+        Raises:
+            OutputExistsError: it holds a run, or something else.
+        """
+        if self.settings.exists():
+            raise OutputExistsError(
+                f"{self.path}: already exists and holds a run; nothing is overwritten. Go on with it by --resume, "
+                "or choose another name."
+            )
+        refuse_existing(self.path)
 
     def release(self) -> None:
         """Give the lock back: another process may go on here."""
@@ -85,7 +103,7 @@ class RunFolder:
         """
         self.take(settings)
         try:
-            source = self.journal if self.journal.exists() else self.trajectory
+            source = self.recorded
             trajectory = Trajectory.load(source) if source.exists() else None
             self.forget_after(0 if trajectory is None else len(trajectory.steps))
             return trajectory
@@ -253,14 +271,21 @@ def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     """Return what to say of a setting that is another one than that of the run."""
     if not name.endswith(SHA256):
         return (
-            f"was begun with {name}={before.get(name)!r}, now it is {after.get(name)!r}. Resume with the settings of "
-            "the run."
+            f"was begun with {name} {_told(before.get(name))}, now it is {_told(after.get(name))}. Resume with the "
+            "settings of the run."
         )
     part = name.removesuffix(SHA256)
     return (
         f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "
         f"Has {after.get(part) or after.get('data')} changed? Bring the rows of the run back, or begin a new one."
     )
+
+
+def _told(value: Any) -> str:
+    """Return the value of a setting as people write it."""
+    if value is None:
+        return "not given"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_rate(value: Any) -> bool:

@@ -107,6 +107,8 @@ class _Run:
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""
         finished = False
+        if self.steps.done >= self.settings.steps:
+            self._say(notice=f"{self.folder.path}: this run is finished, all of its {self.steps.done} steps are done.")
         if self.job.notice is not None:
             self._say(notice=self.job.notice)
         if self.why is not None and not self.settings.missing:

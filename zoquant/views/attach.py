@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ def attach(
     wanted, names = _filter(include, exclude), kept_names(model)
     found: list[BoundView] = []
     seen: dict[tuple[int, int] | None, AttachedLayer] = {}
-    layers = 0
+    layers, left = 0, None
     for path, module, backend in claimed(model, plain="dense" in roles):
         layers += 1
         layer = AttachedLayer(names.get(path, path), module, backend)
@@ -67,6 +68,7 @@ def attach(
         if "dense" in roles:
             opened += _bias(path, module, opened)
         key = {view.name: _key(names, path, view.name) for view in opened}
+        left = left or next((key[view.name] for view in opened if view.role in roles), None)
         taken = [view for view in opened if view.role in roles and wanted(key[view.name])]
         fresh = [view for view in taken if _storage(view) not in seen]
         for view in fresh:
@@ -79,7 +81,7 @@ def attach(
                 seen[place].tied.append(layer)
         found.extend(BoundView(key[view.name], view, backend.name, layer) for view in fresh)
     if not found:
-        raise NoViewsError(_nothing(model, layers, roles, include, exclude))
+        raise NoViewsError(_nothing(model, layers, roles, include, exclude, left))
     _warn_of_unclaimed(model)
     return Views(found, coupled=coupled, streamed=model if streamed else None)
 
@@ -182,11 +184,18 @@ def _matcher(patterns: str | Sequence[str]) -> Callable[[str], bool]:
     return lambda key: key in plain or any(fnmatchcase(key, pattern) for pattern in wild)
 
 
-def _nothing(model: nn.Module, layers: int, roles: Sequence[Role], include: object, exclude: object) -> str:
+def _nothing(
+    model: nn.Module, layers: int, roles: Sequence[Role], include: object, exclude: object, left: str | None
+) -> str:
+    if layers and left is not None:
+        return (
+            f"{layers} quantized layers were found, but include {_patterns(include)} and exclude {_patterns(exclude)} "
+            f"leave nothing of them. Keys are such as {left}; `zoquant inspect --keys` lists all."
+        )
     if layers:
         return (
-            f"{layers} quantized layers were found, but no view has a role in {tuple(roles)} with include={include!r} "
-            f"and exclude={exclude!r}. Widen the filters; `zoquant inspect` lists roles and keys."
+            f"{layers} quantized layers were found, but no view has a role of {', '.join(roles)}. "
+            "`zoquant inspect` lists the roles that there are."
         )
     classes = sorted({registry.class_name(type(m)) for m in model.modules() if not list(m.children())})
     return (
@@ -194,3 +203,10 @@ def _nothing(model: nn.Module, layers: int, roles: Sequence[Role], include: obje
         f"known are {', '.join(sorted(registry.list_backends()))}. Is the model quantized, or did its library "
         "dequantize it? To train plain weights, ask for roles=('dense',)."
     )
+
+
+def _patterns(given: object) -> str:
+    """Return patterns as people write them."""
+    if not given:
+        return "(none)"
+    return given if isinstance(given, str) else ", ".join(map(str, cast(Sequence[str], given)))

@@ -30,11 +30,16 @@ def check_base(what: str, expected: Mapping[str, str], here: Mapping[str, str]) 
     for key, value in expected.items():
         if key not in here:
             raise BaseMismatchError(
-                f"{what}: made for {key}, which does not exist here. Attach the same model with the same roles, "
-                "include and exclude."
+                f"{what}: made for {key}, which does not exist here{_such_as(here)}. Attach the same model with the "
+                "same roles, include and exclude."
             )
         if here[key] != value:
             raise BaseMismatchError(
                 f"{what}: made on another base: {key} has fingerprint {here[key]}, expected {value}. "
                 "Use the checkpoint that the training started from."
             )
+
+
+def _such_as(here: Mapping[str, str]) -> str:
+    """Return a key that there is, for the message."""
+    return f", where keys are such as {next(iter(here))}" if here else ""

@@ -152,7 +152,7 @@ def test_a_projected_prefix_is_refused() -> None:
 
 
 def test_an_adapter_is_no_view_unless_asked_for() -> None:
-    with pytest.raises(NoViewsError, match="no view has a role in"):
+    with pytest.raises(NoViewsError, match="no view has a role of"):
         zoquant.attach(adapted("lora"))
 
 

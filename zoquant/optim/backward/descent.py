@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import CheckpointError, LossError
+from zoquant.errors import FLOAT16_OVERFLOWS, CheckpointError, LossError
 from zoquant.optim.backward.layer_checkpoints import checkpointed
 from zoquant.optim.closures import Closure
 from zoquant.optim.measuring import StepResult
@@ -125,7 +125,7 @@ class GradientDescent:
             what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
             raise LossError(
                 f"step {self.steps - 1}: the {what}, expected a finite number. The step was undone; lower lr, set "
-                "clip, or look at the batch."
+                f"clip, or look at the batch. {FLOAT16_OVERFLOWS}"
             )
         return StepResult(
             loss=loss, derivative=norm, clipped=self.clip is not None and norm > self.clip, moved=1.0, lr=self.lr,
