@@ -90,8 +90,8 @@ def _object(where: str, row: Any, escaped: bool) -> Row:
     if not isinstance(row, dict):
         got = next((said for kind, said in _KINDS.items() if isinstance(row, kind)), "null")
         raise DataError(
-            f"{where}: expected an object, {{...}}, got {got}. Write each row with the names of its columns; one array "
-            "of all rows is a .json file."
+            f"{where}: expected an object, {{...}}, got {got}. Write each row with the names of its columns; one "
+            "array of all rows is a .json file."
         )
     try:
         if escaped:
