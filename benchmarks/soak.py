@@ -31,6 +31,7 @@ from zoquant import Trajectory
 from zoquant.files.atomic_files import write_text
 from zoquant.record.delta import read_delta
 from zoquant.tasks import Classification, Template
+from zoquant.tasks.template import parse_words
 from zoquant.training import Job, Progress, RunFolder, Settings, Source, run
 
 SETTINGS = Settings(steps=12, batch_size=2, lr=1e-3, eps=1e-2, rule="momentum")
@@ -104,7 +105,7 @@ class Soak:
         self.checkpoint, self.rows = write_checkpoint(home / "tiny.gguf"), write_rows(home / "rows.jsonl")
         self.source = Source(str(self.checkpoint), compute_dtype="float32", device="cpu")
         self.model, tokenizer, device = self.source.open()
-        self.examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, device)
+        self.examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, device)
         self.reported = mmap.mmap(-1, 8)
         for name in ("warm", "whole"):
             start = time.perf_counter()

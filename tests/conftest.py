@@ -1,6 +1,7 @@
 """Fixtures: one thread, and the toy format where a test asks for it."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import zoquant
 from tests.toy import ToyFormat, ToyModel, toy_model, write_toy
 
 torch.set_num_threads(int(os.environ.get("ZOQUANT_TEST_THREADS", "1")))  # small layers: a second thread costs more
+# What torch compiled for one instruction set it takes from its cache for another, and that computes nonsense.
+if held := os.environ.get("ATEN_CPU_CAPABILITY"):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{held}")
 hypothesis.settings.register_profile("zoquant", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("zoquant")
 

@@ -94,7 +94,7 @@ def run_on_rank(rank: int, checkpoint: str, out: str) -> bool:
 
 def job_of(checkpoint: str, out: Path) -> Job:
     model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
-    examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
     settings = Settings(steps=3, batch_size=4, eps=1e-2)  # two losses a step
     return Job(model, examples, examples if launch.is_first() else None, settings, RunFolder(out), {})
 

@@ -15,6 +15,7 @@ from zoquant.native import QuantEmbedding, QuantLinear
 from zoquant.native.activations import pass_activations
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.scoring import hidden_states
+from zoquant.tasks.template import parse_words
 from zoquant.training import Source
 
 HALF = torch.bfloat16
@@ -79,7 +80,7 @@ def test_steps_are_the_same_steps(checkpoint: Path) -> None:
     found = []
     for dtype in (None, HALF, HALF):
         model, tokenizer = zoquant.load(checkpoint, activation_dtype=dtype)
-        task = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+        task = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
         batch = task.batch(range(4))
         optimizer = zoquant.ZOSGD(zoquant.attach(model), eps=0.1, lr=1e-3)
         result = optimizer.step(partial(task.loss, model, batch))

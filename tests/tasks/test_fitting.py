@@ -81,7 +81,7 @@ def room_for(tokens: int, seen: list[int]) -> Iterator[None]:
 
 def tasks(model: Any, tokenizer: Any) -> dict[str, Task[Any]]:
     return {
-        "classification": Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, CPU),
+        "classification": Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, CPU),
         "choice": test_choice.task(tokenizer),
         "generation": test_generation.task(tokenizer),
         "language": LanguageModeling(text_sequences(ROWS, "sentence", tokenizer, 64), CPU),

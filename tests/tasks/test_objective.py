@@ -19,6 +19,7 @@ from zoquant.tasks import Classification, Generation, LanguageModeling, Multiple
 from zoquant.tasks.kinds.sequences import Scored
 from zoquant.tasks.objective import WithObjective, with_objective
 from zoquant.tasks.rewards import Generated, OutsideReward
+from zoquant.tasks.template import parse_words
 from zoquant.training import Job, RunFolder, Settings, run
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def test_a_metric_is_made_larger(loaded: tuple[Any, Any], writer: Generation, mo
     batch = writer.batch(range(4))
     assert with_objective(writer, "exact-match").loss(loaded[0], batch) == -0.25
     assert with_objective(writer, "f1").loss(loaded[0], batch) == pytest.approx(-(1 + 2 / 3) / 4)
-    data = Classification(ROWS, Template.parse(TEMPLATE, LABELS), loaded[1], CPU)
+    data = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), loaded[1], CPU)
     found = with_objective(data, "accuracy").loss(loaded[0], data.batch(range(12)))
     assert found == pytest.approx(-data.evaluate(loaded[0]).accuracy)
 
@@ -121,7 +122,7 @@ def test_objectives_that_do_not_fit(writer: Generation, name: str, reward: Any, 
 
 
 def test_text_metrics_need_generation(loaded: tuple[Any, Any]) -> None:
-    data = Classification(ROWS, Template.parse(TEMPLATE, LABELS), loaded[1], CPU)
+    data = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), loaded[1], CPU)
     with pytest.raises(DataError, match="objective f1 scores generated texts"):
         with_objective(data, "f1")
 

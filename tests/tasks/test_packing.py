@@ -15,6 +15,7 @@ from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from zoquant.tasks import Classification, Template, packing
 from zoquant.tasks.packing import Packing, pack, packable, packed_states, worth_packing
 from zoquant.tasks.scoring import hidden_states
+from zoquant.tasks.template import parse_words
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_packed_states_are_those_of_the_padded_batch(loaded: tuple[Any, Any]) ->
 
 def test_training_packs_and_the_loss_stays(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded
-    task = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    task = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
     batch = task.batch([0, 1, 2, 3])
     calls: list[torch.Size] = []
 
@@ -96,7 +97,7 @@ def test_a_direction_an_example_has_its_losses_whoever_shares_the_row(
 ) -> None:
     model, tokenizer = zoquant.load(write_checkpoint(tmp_path / "tiny.gguf"), compute_dtype=dtype)
     reviews = [{"sentence": "so " * count + "good", "label": str(count % 2)} for count in (1, 30, 4, 9)]
-    task = Classification(reviews, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    task = Classification(reviews, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
     batch = task.batch([0, 1, 2, 3])
     views = zoquant.attach(model, include=include)
     rows: list[Tensor] = []

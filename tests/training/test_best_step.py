@@ -14,6 +14,7 @@ from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from tests.toy import toy_batch, toy_loss, toy_model
 from zoquant.record.group import Subspace
 from zoquant.tasks import Classification, Evaluation, Metric, Template
+from zoquant.tasks.template import parse_words
 from zoquant.testing.tensors import same_bits
 from zoquant.training import Job, RunFolder, Settings, run
 from zoquant.training.best_step import CAUSAL, MASKED, BestStep, holding
@@ -79,7 +80,7 @@ def test_a_run_tests_its_best_step(subspace: Subspace, tmp_path: Path) -> None:
 
     def job(name: str, **changes: Any) -> Job:
         model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
-        examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+        examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
         settings = replace(SETTINGS, subspace=subspace)
         return replace(Job(model, examples, examples, settings, RunFolder(tmp_path / name), {}), **changes)
 
@@ -103,7 +104,7 @@ def test_a_run_tests_its_best_step(subspace: Subspace, tmp_path: Path) -> None:
 
 def test_without_data_to_test_on_nothing_is_chosen(tmp_path: Path) -> None:
     model, tokenizer = zoquant.load(write_checkpoint(tmp_path / "tiny.gguf"), compute_dtype=torch.float32)
-    examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
     job = Job(model, examples, examples, SETTINGS, RunFolder(tmp_path / "run"), {}, eval_every=1)
     outcome = run(job)
     assert outcome.best_step is None

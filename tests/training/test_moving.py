@@ -23,6 +23,7 @@ from zoquant.integrations.refused_settings import check_subspace
 from zoquant.optim.choosing import WALK
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import WithObjective
+from zoquant.tasks.template import parse_words
 from zoquant.training import Job, Progress, RunFolder, Settings, run
 from zoquant.training.moving import Moving
 from zoquant.views.checkpoint_names import keep_names
@@ -38,14 +39,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(checkpoint: Path) -> tuple[nn.Module, Classification]:
     model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
-    return model, Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    return model, Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
 
 
 @pytest.fixture
 def job(checkpoint: Path, tmp_path: Path) -> Callable[..., Job]:
     def make(name: str = "run", settings: Settings = FREE, kind: type[Classification] = Classification) -> Job:
         model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
-        examples = kind(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+        examples = kind(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
         return Job(model, examples, examples, settings, RunFolder(tmp_path / name), {"model": str(checkpoint)})
 
     return make

@@ -16,6 +16,7 @@ import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from zoquant.errors import CheckpointError, LossError, OutputExistsError, WriteError
 from zoquant.tasks import Classification, Template
+from zoquant.tasks.template import parse_words
 from zoquant.training import Job, Outcome, Progress, RunFolder, Settings, run
 
 SETTINGS = Settings(steps=6, batch_size=4, lr=1e-3, eps=1e-2)
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(checkpoint: Path, tmp_path: Path) -> Callable[..., Job]:
     def make(name: str = "run", settings: Settings = SETTINGS, **changes: Any) -> Job:
         model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
-        examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+        examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
         made = Job(model, examples, examples, settings, RunFolder(tmp_path / name), {"model": str(checkpoint)})
         return replace(made, **changes)
 

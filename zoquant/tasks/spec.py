@@ -109,9 +109,8 @@ class TaskSettings:
         if isinstance(prompt, str):
             check_column(found, prompt)
             return
-        fields = prompt.prompt if isinstance(prompt, Cloze) else prompt
-        fields.check(found, [prompt.label, *(self.options if self.kind == "choice" else ())])
-        if not isinstance(prompt, Prompt) or isinstance(prompt, Template):
+        prompt.check(found, [prompt.label, *(self.options if self.kind == "choice" else ())])
+        if isinstance(prompt, Cloze | Template):
             label_numbers(found, prompt.words, prompt.label)
             if learned:
                 refuse_unused_words(found, prompt.words, prompt.label)
@@ -179,7 +178,7 @@ class TaskSettings:
         if self.kind in ("text", "chat"):
             return text.strip("{}") or {"text": "text", "chat": "messages"}[self.kind]
         if self.kind == "masked":
-            return Cloze(text, self._words or {}, self.label)
+            return Cloze(text, self._words or {}, label=self.label)
         if self.kind == "classification":
             return Template(text, self._words or {}, label=self.label)
         return Prompt(text, label=self.label)

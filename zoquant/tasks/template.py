@@ -11,8 +11,8 @@ LABEL = "{label}"
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A text with fields in braces that ends in `{label}`, the place of the answer.
+class Fielded:
+    """A text with fields in braces, of which `{label}` is the place of the answer.
 
     Attributes:
         text: e.g. `"Question: {question} Answer: {label}"`.
@@ -23,12 +23,8 @@ class Prompt:
     label: str = field(default="label", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.text.endswith(LABEL):
-            raise DataError(
-                f"template {self.text!r} does not end in {{label}}. Write e.g. '{{sentence}} It was {{label}}'."
-            )
         _refuse_formats(self.text)
-        if {LABEL[1:-1], self.label} & set(_fields(self.text.removesuffix(LABEL))):
+        if {LABEL[1:-1], self.label} & set(self.fields):
             raise DataError(
                 f"template {self.text!r:.200} shows the answer: it holds {{label}} or the column {self.label!r} beside "
                 "the place of the answer. Take that field out."
@@ -36,24 +32,8 @@ class Prompt:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that a row must have, without the label."""
-        return tuple(_fields(self.text.removesuffix(LABEL)))
-
-    @property
-    def ending(self) -> str:
-        """What stands between the last field and the answer in every prompt, without a space at its end."""
-        ending = ""
-        for literal, name, *_ in Formatter().parse(self.text.removesuffix(LABEL).rstrip(" ")):
-            ending = ending + literal if name is None else ""
-        return ending
-
-    def prompt(self, row: Row) -> str:
-        """Return the text before the answer, without a space at its end."""
-        return self.text.removesuffix(LABEL).rstrip(" ").format_map(row)
-
-    def follow(self, answer: str) -> str:
-        """Return an answer as it follows the prompt, with the template's space before it."""
-        return f" {answer.strip()}" if self.text.removesuffix(LABEL).endswith(" ") else answer
+        """The fields that a row must have, without the place of the answer."""
+        return tuple(_fields(self.text.replace(LABEL, "", 1)))
 
     def check(self, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
         """See that every row has the fields.
@@ -83,6 +63,34 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Prompt(Fielded):
+    """A text that ends in `{label}`."""
+
+    def __post_init__(self) -> None:
+        if not self.text.endswith(LABEL):
+            raise DataError(
+                f"template {self.text!r} does not end in {{label}}. Write e.g. '{{sentence}} It was {{label}}'."
+            )
+        super().__post_init__()
+
+    @property
+    def ending(self) -> str:
+        """What stands between the last field and the answer in every prompt, without a space at its end."""
+        ending = ""
+        for literal, name, *_ in Formatter().parse(self.text.removesuffix(LABEL).rstrip(" ")):
+            ending = ending + literal if name is None else ""
+        return ending
+
+    def prompt(self, row: Row) -> str:
+        """Return the text before the answer, without a space at its end."""
+        return self.text.removesuffix(LABEL).rstrip(" ").format_map(row)
+
+    def follow(self, answer: str) -> str:
+        """Return an answer as it follows the prompt, with the template's space before it."""
+        return f" {answer.strip()}" if self.text.removesuffix(LABEL).endswith(" ") else answer
+
+
+@dataclass(frozen=True)
 class Template(Prompt):
     """A prompt, and the word that each label value stands for.
 
@@ -95,15 +103,6 @@ class Template(Prompt):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_words(self.words)
-
-    @classmethod
-    def parse(cls, text: str, labels: str, label: str = "label") -> "Template":
-        """Return a template with labels as the command line has them: `"0= terrible,1= great"`.
-
-        Raises:
-            DataError: a label is not of the form `value=word`, or the template does not end in `{label}`.
-        """
-        return cls(text.replace("\\n", "\n"), parse_words(labels), label=label)
 
     def continuation(self, value: str) -> str:
         """Return the word of a label as it follows the prompt."""

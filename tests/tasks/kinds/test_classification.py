@@ -13,17 +13,18 @@ from zoquant.errors import DataError
 from zoquant.optim.probes.probe import Probe
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.scoring import hidden_states, logits_at
+from zoquant.tasks.template import parse_words
 
 CPU = torch.device("cpu")
 
 
 def task(tokenizer: Any, labels: str = LABELS, template: str = TEMPLATE, rows: Sequence[Any] = ROWS) -> Classification:
-    return Classification(rows, Template.parse(template, labels), tokenizer, CPU)
+    return Classification(rows, Template(template, parse_words(labels)), tokenizer, CPU)
 
 
 @pytest.mark.parametrize("labels", ["0=bad,1=good", "0= bad,1= good"])
 def test_a_label_word_follows_with_one_space(labels: str) -> None:
-    template = Template.parse(TEMPLATE, labels)
+    template = Template(TEMPLATE, parse_words(labels))
     assert template.prompt({"sentence": "Fine."}) == "Fine. It was"
     assert template.continuation("1") == " good"
 
@@ -45,7 +46,7 @@ def test_a_label_word_follows_with_one_space(labels: str) -> None:
 )
 def test_bad_templates_are_one_clear_error(template: str, labels: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Template.parse(template, labels)
+        Template(template, parse_words(labels))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_batches_of_steps_are_balanced_and_go_through_every_example(loaded: tupl
 
 def test_batches_of_shuffled_rows_are_as_the_rows_are(loaded: tuple[Any, Any]) -> None:
     rows = [{"sentence": f"s{n}", "label": "1" if n == 7 else "0"} for n in range(12)]
-    examples = Classification(rows, Template.parse(TEMPLATE, LABELS), loaded[1], CPU, balanced=False)
+    examples = Classification(rows, Template(TEMPLATE, parse_words(LABELS)), loaded[1], CPU, balanced=False)
     for epoch in range(3):
         labels = [examples.batch_of_step(0, 3 * epoch + step, 4).labels.tolist() for step in range(3)]
         assert sum(map(sum, labels)) == 1
@@ -160,9 +161,11 @@ def test_halves_of_a_batch_have_its_loss(loaded: tuple[Any, Any], labels: str) -
 def test_sfc_takes_off_what_the_words_score_without_the_input(loaded: tuple[Any, Any], labels: str) -> None:
     model, tokenizer = loaded
     data = task(tokenizer, labels)
-    template = Template.parse(TEMPLATE, labels)
+    template = Template(TEMPLATE, parse_words(labels))
     corrected = Classification(ROWS, template, tokenizer, CPU, sfc="It was {label}")
-    free = Classification([{"label": "0"}, {"label": "1"}], Template.parse("It was {label}", labels), tokenizer, CPU)
+    free = Classification(
+        [{"label": "0"}, {"label": "1"}], Template("It was {label}", parse_words(labels)), tokenizer, CPU
+    )
     with torch.no_grad():
         with_input = data.scores(model, data.batch(range(12)), summed=True)
         scores = with_input - free.scores(model, free.batch([0]), summed=True)
@@ -211,7 +214,7 @@ def test_batched_probes_of_a_task(loaded: tuple[Any, Any], labels: str) -> None:
 
 def test_the_column_of_the_answer_is_no_field() -> None:
     with pytest.raises(DataError, match=r"holds \{label\} or the column 'kind' beside"):
-        Template.parse("{kind}: {sentence} It was {label}", LABELS, "kind")
+        Template("{kind}: {sentence} It was {label}", parse_words(LABELS), label="kind")
 
 
 @pytest.mark.parametrize("label", [["0"], {"a": "1"}])

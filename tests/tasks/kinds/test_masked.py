@@ -139,7 +139,10 @@ def test_a_tokenizer_without_a_mask(loaded: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{kind} : {text} it was {label} .", r"shows the answer: it holds \{label\} or the column 'kind' beside"),
+        (
+            "{kind} : {text} it was {label} .",
+            r"it was {label} \.' shows the answer: it holds \{label\} or the column 'kind'",
+        ),
         ("{text} it was {label} , {kind} .", "shows the answer"),
         ("{text:>3000} it was {label} .", "has a format, expected a name alone"),
         ("{text.__class__} it was {label} .", "is no name of a column"),

@@ -17,6 +17,7 @@ from zoquant.distributed import launch
 from zoquant.errors import CheckpointError, DataError, LossError, UnsupportedLayoutError
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import with_objective
+from zoquant.tasks.template import parse_words
 from zoquant.training import Job, Progress, RunFolder, Settings, run
 from zoquant.training.best_step import BestStep
 
@@ -25,7 +26,7 @@ SETTINGS = Settings(steps=6, batch_size=4, lr=1e-2, gradient="backward")
 
 def job_of(checkpoint: Path, out: Path, settings: Settings = SETTINGS, **changes: Any) -> Job:
     model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
-    examples = Classification(ROWS, Template.parse(TEMPLATE, LABELS), tokenizer, torch.device("cpu"))
+    examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
     made = Job(model, examples, examples, settings, RunFolder(out), {"model": str(checkpoint)})
     return replace(made, **changes)
 

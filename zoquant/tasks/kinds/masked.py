@@ -16,35 +16,26 @@ from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.rows import Row
 from zoquant.tasks.sampling import Draws, by_length
-from zoquant.tasks.template import LABEL, Prompt, check_words, label_numbers
+from zoquant.tasks.template import LABEL, Fielded, check_words, label_numbers
 
 
 @dataclass(frozen=True)
-class Cloze:
-    """A text with fields in braces and `{label}` where the mask stands, and the word for each label value.
+class Cloze(Fielded):
+    """A text with `{label}` where the mask stands, and the word for each label value.
 
     Attributes:
-        text: e.g. `"{sentence} It was {label}."`.
         words: the label's words by its value in the data.
-        label: name of the column that holds the label.
     """
 
-    text: str
     words: Mapping[str, str]
-    label: str = "label"
 
     def __post_init__(self) -> None:
         if self.text.count(LABEL) != 1:
             raise DataError(
                 f"template {self.text!r} has no {{label}}, or several. Write e.g. '{{text}} It was {{label}}.'"
             )
-        _ = self.prompt  # refuses a text that shows the answer
+        super().__post_init__()
         check_words(self.words)
-
-    @property
-    def prompt(self) -> Prompt:
-        """The text with the mask at its end, which has the same fields."""
-        return Prompt(self.text.replace(LABEL, "") + LABEL, label=self.label)
 
     def sides(self, row: Row) -> tuple[str, str]:
         """Return the texts before and after the mask."""
@@ -111,7 +102,7 @@ class MaskedClassification:
     ) -> None:
         if tokenizer.mask_token_id is None:
             raise DataError("the tokenizer has no mask token. Take a masked model, or --task classification.")
-        cloze.prompt.check(rows, [cloze.label])
+        cloze.check(rows, [cloze.label])
         self.device = device
         self.labels = label_numbers(rows, cloze.words, cloze.label)
         words = [tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for word in cloze.words.values()]

@@ -13,6 +13,7 @@ from zoquant.files.plain_json import parse_json
 from zoquant.tasks.rows.row import Row, row_of
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_KINDS = {list: "an array", str: "a text", bool: "a truth value", int: "a number", float: "a number"}
 MAX_BYTES = (1 << 31) - 1
 """Of a data file: rows are held in memory."""
 
@@ -87,7 +88,11 @@ def _object(where: str, row: Any, escaped: bool) -> Row:
         escaped: whether characters are escaped: JSON lets half of a pair of surrogates through, and UTF-8 does not.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object, {{...}}, got {row!r:.80}.")
+        got = next((said for kind, said in _KINDS.items() if isinstance(row, kind)), "null")
+        raise DataError(
+            f"{where}: expected an object, {{...}}, got {got}. Write each row with the names of its columns; one "
+            "array of all rows is a .json file."
+        )
     try:
         if escaped:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
