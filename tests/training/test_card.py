@@ -1,5 +1,6 @@
 """The folder of a run as it is uploaded: what its card says, and that the card's own code loads it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def test_the_card_says_what_was_measured(trained: Path) -> None:
     assert str(trained) not in text
     listed = set(re.findall(r"^\| `(.+?)` \|", text, flags=re.MULTILINE))
     assert listed == {path.name for path in folder.path.iterdir()} - {"README.md"}
+
+
+def test_data_of_the_hub_are_named_as_on_the_hub(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    said = folder.read_settings() | {"data": "hub:stanfordnlp/sst2", "eval_data": "rows/held-out.jsonl"}
+    folder.settings.write_text(json.dumps(said))
+    text = write_card(folder).read_text(encoding="utf-8")
+    assert "| data | hub:stanfordnlp/sst2 |" in text
+    assert "| held-out data | held-out.jsonl |" in text
 
 
 def test_the_code_of_the_card_runs(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
