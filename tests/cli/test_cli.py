@@ -13,6 +13,8 @@ import zoquant
 from tests.folders import save_folder, tiny_llama
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.cli.app import COMMANDS, main
+from zoquant.optim.measuring import StepResult
+from zoquant.training.steps import Steps
 
 
 @pytest.fixture
@@ -110,6 +112,29 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
     assert "calibrated with" in shell.text(*FREE, "--out", "values", "--subspace", "values")
     assert "subspace values: lr is 0.01." in shell.text(*TRAIN, "--out", "given")
     assert "expected one of auto, values, rows-columns" in shell.error(*FREE, "--out", "bad", "--subspace", "rows")
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["text", "json"])
+def test_an_interrupted_run_ends_with_130(shell: Shell, folder: Path, more: tuple[str, ...]) -> None:
+    """So `train ... && export ...` exports no part of a run."""
+    capsys, monkeypatch = shell.tools
+    with monkeypatch.context() as patch:
+        steps = iter(range(3))
+        step = Steps.step
+
+        def interrupted(self: Steps) -> StepResult:
+            if next(steps) == 2:
+                raise KeyboardInterrupt
+            return step(self)
+
+        patch.setattr(Steps, "step", interrupted)
+        code, out, _ = call(capsys, patch, *TRAIN, "--out", "run", *more)
+    assert code == 130
+    assert more or "Interrupted after 2 steps; all is saved. The same command with --resume goes on." in out
+    assert "Next: zoquant export" not in out
+    assert "Next: zoquant export" in shell.text(*TRAIN, "--out", "run", "--resume")
+    shell.text(*TRAIN, "--out", "whole")
+    assert (folder / "run" / "delta.safetensors").read_bytes() == (folder / "whole" / "delta.safetensors").read_bytes()
 
 
 def test_resume_on_the_command_line(shell: Shell, folder: Path) -> None:

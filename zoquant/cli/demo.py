@@ -15,7 +15,7 @@ from zoquant.checkpoint.exporting import export
 from zoquant.cli.flags import JSON
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import show_json
-from zoquant.cli.training import show_summary
+from zoquant.cli.training import INTERRUPTED, show_summary
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import write_text
 from zoquant.tasks import TaskSettings, Template
@@ -101,3 +101,5 @@ def demo_command(
         show_json(summary)
     else:
         show_summary(summary, out)
+    if not summary["finished"]:
+        raise typer.Exit(INTERRUPTED)

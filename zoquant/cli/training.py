@@ -12,6 +12,9 @@ from zoquant.training import finetune
 from zoquant.training.config import keys
 from zoquant.training.outcome import step_time, warnings_of
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as of any command: `train ... && export ...` exports no part of a run."""
+
 
 @with_flags(*keys())
 def train_command(
@@ -34,11 +37,17 @@ def train_command(
     chosen = config_of(given, config)
     with reporting(quiet=quiet, silent=json or not is_first()) as on_progress:
         summary = finetune(chosen, out, resume=resume, on_progress=on_progress)
-    if not is_first():
-        return
-    if json:
-        show_json(summary)
-        return
+    if is_first():
+        if json:
+            show_json(summary)
+        else:
+            _show_end(summary, chosen.model, out)
+    if not summary["finished"]:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _show_end(summary: dict[str, Any], model: str, out: Path) -> None:
+    """Print what a run came to, what speaks against it, and what to do next."""
     show_summary(summary, out)
     against = warnings_of(summary)
     for warning in against:
@@ -46,8 +55,8 @@ def train_command(
     if not summary["finished"]:
         print(f"Interrupted after {summary['steps']} steps; all is saved. The same command with --resume goes on.")
     elif not against:
-        tuned = "tuned.gguf" if Path(chosen.model).suffix == ".gguf" else "tuned"
-        print(f"Next: zoquant export {chosen.model} --delta {out / 'delta.safetensors'} --out {tuned}")
+        tuned = "tuned.gguf" if Path(model).suffix == ".gguf" else "tuned"
+        print(f"Next: zoquant export {model} --delta {out / 'delta.safetensors'} --out {tuned}")
 
 
 def show_summary(summary: dict[str, Any], out: Path) -> None:
