@@ -164,7 +164,7 @@ class Soak:
         words = [
             "train", str(self.checkpoint), "--data", str(self.rows), "--eval-data", str(self.rows),
             "--template", TEMPLATE, "--labels", LABELS, "--out", str(folder.path), "--steps", str(chosen.steps),
-            "--batch-size", str(chosen.batch_size), "--eps", str(chosen.eps), "--rule", chosen.rule,
+            "--batch-size", str(chosen.batch_size), "--eps", str(chosen.eps), "--rule", chosen.rule or "sgd",
             *([] if chosen.lr is None else ["--lr", str(chosen.lr)]),
             "--eval-every", str(EVAL_EVERY), "--compute-dtype", "float32", "--device", "cpu", "--json",
             *(["--resume"] if folder.path.exists() else []),

@@ -15,7 +15,6 @@ from benchmarks.study.rows import Row
 from zoquant import ZOSGD, Trajectory, Trunk, Views
 from zoquant.errors import LossError
 from zoquant.optim.estimators import ESTIMATORS, RobustClip
-from zoquant.record.rules import RULES
 from zoquant.tasks import Batch
 from zoquant.training import Settings
 from zoquant.training.moving import Moving
@@ -227,7 +226,7 @@ def optimizer(row: Row, settings: Settings, views: Views) -> ZOSGD:
     return ZOSGD(
         views, subspace="rows-columns", probes=row.settings["directions"], split=row.settings["split"],
         seed=settings.seed,
-        noise=settings.noise, estimator=ESTIMATORS[settings.estimator](), rule=RULES[settings.rule](), **numbers,
+        noise=settings.noise, estimator=ESTIMATORS[settings.estimator](), rule=settings.update(), **numbers,
     )  # fmt: skip
 
 

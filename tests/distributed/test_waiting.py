@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ TIMEOUT = 4.0
 """Seconds after which the process group gives up."""
 
 
+@dataclass
 class Slow(Numbers):
     """A task whose second evaluation takes longer than a process group waits."""
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -197,8 +198,7 @@ class GradientDescent:
         self.moves += 1
         cut = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            assert gradient is not None
+            gradient = cast(Tensor, parameter.grad)
             move = self.rule.transform(gradient.mul_(cut), self._states[name], self.moves, torch.empty_like(gradient))
             if self.decay:
                 parameter.mul_(1 - self.lr * self.decay)
