@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import zoquant
 from tests.distributed.processes import closures, enter_group, held, on_ranks, spread, toy_views
+from tests.toy import toy_model
 from zoquant.distributed import DistributedZO
 from zoquant.distributed.agreement import checksum, odd_ones
 from zoquant.errors import LossError, RankError
@@ -68,6 +69,36 @@ def test_ranks_hold_the_bytes_of_one_process(
     assert len(expected["steps"]) == STEPS
     for found in on_ranks(world, together, name, probes, parts, axes):
         assert found == expected
+
+
+def optimizer_of_groups() -> tuple[Any, zoquant.ZOSGD]:
+    """Scales in relative space and zeros in absolute space, each with numbers and a rule of its own."""
+    model = toy_model()
+    scales, zeros = zoquant.attach(model), zoquant.attach(model, roles=("zero",))
+    groups = [
+        {"views": scales, "lr": 3e-3, "eps": 1e-2, "rule": Momentum(0.5), "clip": RobustClip()},
+        {"views": zeros, "lr": 1e-3, "eps": 2e-2, "space": "absolute", "noise": "gaussian"},
+    ]
+    return model, zoquant.ZOSGD(groups, probes=2)
+
+
+def groups_together(rank: int, behind: bool) -> dict[str, Any]:
+    model, optimizer = optimizer_of_groups()
+    if behind and rank == 0:
+        train(optimizer, model, 2, last=2)  # the other rank gets these steps of both groups when it joins
+    stepper = DistributedZO(optimizer, audit_every=3)
+    train(stepper, model, 2, first=optimizer.steps)
+    stepper.check()
+    return held(optimizer)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["from the start", "one joins later"])
+def test_groups_of_ranks_hold_the_bytes_of_one_process(behind: bool) -> None:
+    model, optimizer = optimizer_of_groups()
+    train(optimizer, model, 2)
+    expected = held(optimizer)
+    assert {len(rates) for _, _, rates in expected["steps"]} == {2}
+    assert [found == expected for found in on_ranks(2, groups_together, behind)] == [True, True]
 
 
 def two_halves(rank: int) -> tuple[float, dict[str, Any]]:

@@ -55,7 +55,7 @@ class DeferredStep(torch.optim.Optimizer):
         """Drop what was evaluated since the last step."""
         self._losses, self._error = [], None
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Do the update that the evaluated losses ask for.
 
         A step whose loss is not finite is undone with a warning.
