@@ -158,7 +158,9 @@ def test_a_run_stopped_before_its_first_step_has_no_times(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoquant.optim.optimizer.ZOSGD.step", stop)
-    assert "none was done" in shell.text(*TRAIN, "--out", "run")
+    code, out, _ = call(*shell.tools, *TRAIN, "--out", "run")
+    assert code == 130
+    assert "none was done" in out
     assert "| step | none was done |" in Path("run/README.md").read_text()
     found = json.loads(Path("run/summary.json").read_text(), parse_constant=pytest.fail)
     assert found["steps"] == 0
