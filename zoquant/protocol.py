@@ -130,7 +130,7 @@ class Grid:
 class Gridded(Protocol):
     """What a backend has besides, if it can say how values scale the rows and columns of a layer's matrix.
 
-    Batched probes rest on it: they scale the inputs and outputs of a layer instead of its values.
+    Probes of rows and columns rest on it: they scale the inputs and outputs of a layer instead of its values.
     """
 
     def grids(self, module: nn.Module) -> Mapping[str, Grid]:

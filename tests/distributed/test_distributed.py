@@ -17,6 +17,7 @@ from zoquant.distributed.agreement import checksum, odd_ones
 from zoquant.errors import LossError, RankError
 from zoquant.optim.estimators import ESTIMATORS, RobustClip
 from zoquant.record.rules import Momentum
+from zoquant.record.step import Step
 
 STEPS = 4
 WEIGHTS = [3.0, 1.0, 2.0]
@@ -237,6 +238,8 @@ def strangers(rank: int, what: str) -> str:
     if what == "base" and rank == 1:
         model.layers["l0"].packed.value("d").mul_(2)
         optimizer = zoquant.ZOSGD(zoquant.attach(model, roles=("scale", "zero")), rule=Momentum(0.5))
+    if what == "long" and rank == 1:
+        optimizer.trajectory.steps.append(Step((7,), (1e300,), (1e-3,)))
     before = held(optimizer)
     try:
         DistributedZO(optimizer)
@@ -251,6 +254,7 @@ def strangers(rank: int, what: str) -> str:
     [
         ("steps", "rank 2 does not agree"), ("tail", "rank 1 cannot join rank 2, which has done 3"),
         ("base", "base differs"), ("seed", "rank 2 does not agree"), ("probes", "rank 2 does not agree"),
+        ("long", "Step 0 has (1e+300, 0.001), which float32 does not hold"),
     ],
 )  # fmt: skip
 def test_ranks_of_different_runs_do_not_join(what: str, message: str) -> None:
