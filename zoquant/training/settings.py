@@ -19,7 +19,7 @@ from zoquant.views.model_views import Views
 
 Schedule = Literal["constant", "linear", "cosine"]
 AUTO: Literal["auto"] = "auto"
-LR = 2e-3
+LR = 5e-3
 """The learning rate of a run by backwards, where none is given."""
 
 
