@@ -52,8 +52,6 @@ class ScaleView(Protocol):
     def write(self, value: Tensor) -> None:
         """Store `value` (float32, of shape `shape`), cast to `dtype`.
 
-        What the layer keeps besides is the business of `Refreshed`; a view that looks after it itself has no `live`.
-
         Raises:
             ShapeError: `value` has another shape.
             ValueRangeError: `value` holds NaN or infinity. In both cases nothing was written.
@@ -276,7 +274,7 @@ class Vendor(Protocol):
     """What a format has besides, if a library of its own can compute the forward."""
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Return the model on the library's own layers, and its tokenizer or None.
+        """Return the model on the library's own layers, and its tokenizer; arguments are those of `open_native`.
 
         Raises:
             UnsupportedLayoutError: the library is not installed; the message says which.
