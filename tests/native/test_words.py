@@ -69,7 +69,8 @@ def test_packed_words(data: st.DataObject) -> None:
     dense = codes.float() * scale + offsets
     assert torch.equal(weight.dequantize(), dense)
     assert torch.equal(weight.decode_rows_to(some, torch.float32), dense[some])
-    made = [torch.autograd.grad(QuantLinear(each, compute_dtype=torch.float32)(x).square().sum(), x)[0] for each in (weight, plain)]
+    layers = [QuantLinear(each, compute_dtype=torch.float32) for each in (weight, plain)]
+    made = [torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in layers]
     torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-3)
 
 
@@ -124,8 +125,8 @@ def test_an_offset_and_its_gradient() -> None:
 @pytest.mark.parametrize(
     ("dtype", "bits", "more"),
     [
-        (torch.int32, 9, {}), (torch.int32, 0, {}), (torch.int32, 3, {"per_word": 11}), (torch.uint8, 2, {"per_word": 0}),
-        (torch.uint8, 3, {"high_first": True}), (torch.int32, 2, {"high_first": True, "per_word": 8}),
+        (torch.int32, 9, {}), (torch.int32, 0, {}), (torch.int32, 3, {"per_word": 11}),
+        (torch.uint8, 2, {"per_word": 0}), (torch.uint8, 3, {"high_first": True}), (torch.int32, 2, {"high_first": True, "per_word": 8}),
     ],
 )  # fmt: skip
 def test_words_that_cannot_be(dtype: torch.dtype, bits: int, more: dict[str, int]) -> None:
