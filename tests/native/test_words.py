@@ -126,7 +126,8 @@ def test_an_offset_and_its_gradient() -> None:
     ("dtype", "bits", "more"),
     [
         (torch.int32, 9, {}), (torch.int32, 0, {}), (torch.int32, 3, {"per_word": 11}),
-        (torch.uint8, 2, {"per_word": 0}), (torch.uint8, 3, {"high_first": True}), (torch.int32, 2, {"high_first": True, "per_word": 8}),
+        (torch.uint8, 2, {"per_word": 0}), (torch.uint8, 3, {"high_first": True}),
+        (torch.int32, 2, {"high_first": True, "per_word": 8}),
     ],
 )  # fmt: skip
 def test_words_that_cannot_be(dtype: torch.dtype, bits: int, more: dict[str, int]) -> None:

@@ -118,7 +118,7 @@ def test_trained_exported_and_loaded_again(tmp_path: Path) -> None:
     """The whole way on a model, and every law of the kit."""
 
     def quantize(path: str, weight: Tensor) -> dict[str, Tensor]:
-        return {f"{path}.{name}": each for name, each in stored(*weight.shape, seed=len(path))[0].items()}
+        return {f"{path}.{name}": each for name, each in stored(weight.shape[0], weight.shape[1], len(path))[0].items()}
 
     path = write_llama(tmp_path / "nib3", quantize, {"quant_method": "nib3"}, hidden_size=60, intermediate_size=120)
     zoquant.register(format=FORMAT)
