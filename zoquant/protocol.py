@@ -4,13 +4,16 @@ A *backend* maps the live modules of one library to views, a *format* maps the f
 the same values. The core knows nothing else of either, and neither knows who moves the values.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 Role = Literal["scale", "zero", "codebook", "dense", "adapter"]
 ROLES: tuple[Role, ...] = ("scale", "zero", "codebook", "dense", "adapter")
@@ -120,10 +123,10 @@ class Grid:
     columns: Tensor
     transposed: bool = False
 
-    def same(self, other: "Grid") -> bool:
+    def same(self, other: Grid) -> bool:
         """Tell whether two grids lie over the matrix alike, however their views are stored."""
         alike = self.shape == other.shape and self.rows.shape == other.rows.shape
-        return alike and torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+        return alike and self.rows.equal(other.rows) and self.columns.equal(other.columns)
 
 
 @runtime_checkable
