@@ -26,14 +26,13 @@ class ScaleView(Protocol):
     """One continuous tensor of one quantized layer.
 
     Attributes:
-        name: local to the layer when a backend returns it (`"d"`); `attach` makes it a key
-            (`"model.layers.0.mlp.up_proj.d"`).
+        name: local to the layer (`"d"`); `attach` makes it a key (`"model.layers.0.mlp.up_proj.d"`).
         role: what the values are to the layer.
         shape: logical shape, in the order of the tensor on disk.
         dtype: the dtype that stores the values; what is written is cast to it.
         device: where the values live.
-        live: the storage itself when it is a plain tensor in disk order, so that the core may write many views with
-            one multi-tensor copy; None where a write needs more than a copy.
+        live: the storage itself if it is a plain tensor in disk order: the core then writes there, many views at once,
+            and never calls `write`. None where a write is more than a copy.
     """
 
     @property
@@ -54,7 +53,7 @@ class ScaleView(Protocol):
         ...
 
     def write(self, value: Tensor) -> None:
-        """Store `value` (float32, of shape `shape`), cast to `dtype`, and refresh every cache the forward uses.
+        """Store `value` (float32, of shape `shape`), cast to `dtype`.
 
         Raises:
             ShapeError: `value` has another shape.
@@ -66,8 +65,7 @@ class ScaleView(Protocol):
 class Backend(Protocol):
     """Maps the modules of one class to views. Claimed by the dotted name of that exact class, or of their weight's.
 
-    Attributes:
-        name: how messages and `zoquant backends` call it, in kebab-case.
+    `name` is how messages and `zoquant backends` call it, in kebab-case.
     """
 
     name: str
@@ -86,11 +84,7 @@ class Backend(Protocol):
         ...
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Return an input that the module takes, for the check of `attach`.
-
-        Random numbers `[2, in_features]` in the dtype and on the device that the module computes in; for a lookup
-        table int64 indices `[n]`.
-        """
+        """Return an input for trials: random `[2, in_features]` as the module takes it; for a table int64 `[n]`."""
         ...
 
 
@@ -99,12 +93,22 @@ class Uncached(Protocol):
     """What a backend has besides, if its layers keep nothing of their values from one forward to the next.
 
     A write cannot but reach their next forward, so that `attach` does not run them to see it.
-
-    Attributes:
-        cached: False.
     """
 
     cached: Literal[False]
+
+
+@runtime_checkable
+class Refreshed(Protocol):
+    """What a backend has besides, if its layers keep something that they computed of their values."""
+
+    def refresh(self, module: nn.Module) -> None:
+        """Compute anew what the forward uses of the values, without gradients.
+
+        Called once a layer after all of its values are written, be it by a probe, a step, `restore`, `load_delta`,
+        `replay` or a single view.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +197,7 @@ class Summary:
 class Format(Protocol):
     """Maps the files of one kind of checkpoint to the bytes of its continuous values.
 
-    Attributes:
-        name: how messages, deltas and `zoquant backends` call it, in kebab-case.
+    `name` is how messages, deltas and `zoquant backends` call it, in kebab-case.
     """
 
     name: str
@@ -274,7 +277,7 @@ class Vendor(Protocol):
     """What a format has besides, if a library of its own can compute the forward."""
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Return the model on the library's own layers, and its tokenizer or None.
+        """Return the model on the library's own layers, and its tokenizer; arguments are those of `open_native`.
 
         Raises:
             UnsupportedLayoutError: the library is not installed; the message says which.

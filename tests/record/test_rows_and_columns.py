@@ -279,6 +279,8 @@ def test_refuses_what_it_cannot_scale() -> None:
     books = nn.ModuleDict({"v": linear(vector())})
     refused(books, "v.codebooks .*does not scale the weights", roles=("scale", "codebook"))
     with registered(ClaimedBackend(), Claimed):
-        refused(nn.ModuleDict({"c": Claimed()}), r"c \(claimed\): its values are no rows and columns")
+        refused(nn.ModuleDict({"c": Claimed()}), r"^c: backend claimed has no grids\(\), which says how")
     with registered(GriddedBackend((3, 1)), Claimed):
-        refused(nn.ModuleDict({"c": Claimed()}), r"c.scale \(claimed\): a grid of \[3, 1\] for values \[6\]")
+        refused(
+            nn.ModuleDict({"c": Claimed()}), r"c.scale \(claimed\): a grid of \[3, 1\] for values \[6\]", verify=False
+        )
