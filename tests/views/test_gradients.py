@@ -258,6 +258,20 @@ def test_plain_parameters_come_back_as_they_were() -> None:
     }
 
 
+def test_plain_parameters_that_torch_writes_are_read_by_the_next_graph() -> None:
+    """A compiled kernel writes theta unseen by autograd; torch's own operations, which serve without one, are seen."""
+    layer, x = nn.Linear(4, 4, bias=False), torch.randn(3, 4)
+    model, weight = nn.Sequential(layer), layer.weight
+    with Gradients(model, zoquant.attach(model, roles=("dense",))) as deltas:
+        once = model(x)
+        with torch.no_grad():
+            weight.mul_(2)
+        twice = model(x)
+        torch.testing.assert_close(twice, 2 * once)
+        twice.sum().backward()
+        assert all(parameter.grad is not None for parameter in deltas.parameters())
+
+
 def test_streamed_views_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     views = zoquant.attach(model, roles=("dense",), streamed=True)

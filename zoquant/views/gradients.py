@@ -139,7 +139,7 @@ class _Theta(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, delta: Tensor, buffer: FlatBuffer, index: int, values: Tensor) -> Tensor:
         ctx.buffer, ctx.index = buffer, index
-        return values.view_as(values)
+        return values.data  # the same memory, and not a view for autograd, which forbids to write behind one
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

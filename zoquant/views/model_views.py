@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoquant.errors import NoViewsError
 from zoquant.kernels.noise.definition import Kind, Noise
 from zoquant.native import QuantLinear
-from zoquant.protocol import Backend, Grid, Gridded, Role, ScaleView
+from zoquant.protocol import Backend, Grid, Gridded, Refreshed, Role, ScaleView
 from zoquant.views.fingerprint import fingerprint
 from zoquant.views.flat_buffer import FlatBuffer, Space
 from zoquant.views.layout import view_count
@@ -41,6 +41,12 @@ class AttachedLayer:
         if not isinstance(self.backend, Gridded):
             return {}
         return {key_of(self.path, name): grid for name, grid in self.backend.grids(self.module).items()}
+
+    def refresh(self) -> None:
+        """Let the layer compute anew what it keeps of its values; see `zoquant.protocol.Refreshed`."""
+        if isinstance(self.backend, Refreshed):
+            with torch.inference_mode(False), torch.no_grad():
+                self.backend.refresh(self.module)
 
 
 class BoundView:
@@ -95,6 +101,8 @@ class BoundView:
         """
         check_value(f"{self.name} ({self.backend})", self.shape, value)
         self._view.write(value)
+        for layer in _layers([self]):
+            layer.refresh()
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.role} {list(self.shape)} {str(self.dtype).removeprefix('torch.')} {self.backend}>"
@@ -113,6 +121,7 @@ class Views(Sequence[BoundView]):
 
     def __init__(self, views: Sequence[BoundView], *, coupled: bool, streamed: nn.Module | None = None) -> None:
         self._views = tuple(views)
+        self._refreshed = [layer for layer in _layers(self._views) if isinstance(layer.backend, Refreshed)]
         groups: dict[tuple[torch.device, bool], list[BoundView]] = {}
         for view in self._views:
             groups.setdefault((view.device, streamed is not None and _streams(view)), []).append(view)
@@ -178,9 +187,11 @@ class Views(Sequence[BoundView]):
         self.write()
 
     def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:
-        """Write theta, or a probe of it, into the model. See `FlatBuffer.write`."""
+        """Write theta, or a probe of it, into the model, and refresh its layers. See `FlatBuffer.write`."""
         for buffer in self.buffers:
             buffer.write(seed=seed, eps=eps, noise=noise)
+        for layer in self._refreshed:
+            layer.refresh()
 
     def add(self, seed: int, amount: float, noise: Kind | Noise) -> None:
         """Move all deltas along one direction without writing the model. See `FlatBuffer.add`."""
@@ -226,10 +237,17 @@ class Views(Sequence[BoundView]):
         return self._place[key]
 
 
+def _layers(views: Sequence[BoundView]) -> list[AttachedLayer]:
+    """Return the layers that read some views, each once."""
+    own = [view.layer for view in views if view.layer is not None]
+    return list(dict.fromkeys(each for layer in own for each in (layer, *layer.tied)))
+
+
 def _streams(view: BoundView) -> bool:
-    """Whether a view can be streamed: a plain weight, but no bias of a native layer."""
+    """Whether a view can be streamed: a plain weight, but no bias of a native layer, and none that is refreshed."""
     native = view.layer is not None and isinstance(view.layer.module, QuantLinear)
-    return view.role == "dense" and not (native and view.name.endswith(".bias"))
+    kept = (native and view.name.endswith(".bias")) or (view.layer and isinstance(view.layer.backend, Refreshed))
+    return view.role == "dense" and not kept
 
 
 def key_of(path: str, name: str) -> str:
