@@ -219,6 +219,19 @@ class Format(Protocol):
 
 
 @runtime_checkable
+class Buildable(Protocol):
+    """What a format has besides, if its model can be built from headers, to see what a step would take of memory."""
+
+    def empty(self, path: Path) -> nn.Module:
+        """Return the model without memory for its weights.
+
+        Raises:
+            CheckpointError: the checkpoint asks for what cannot be built.
+        """
+        ...
+
+
+@runtime_checkable
 class SeveralFiles(Protocol):
     """What a format has besides, if the path of one file may stand for a checkpoint of several, such as shards."""
 

@@ -93,9 +93,7 @@ def _loaded(path: str, peer: Peer) -> tuple[nn.Module, Any]:
 
     with tempfile.TemporaryDirectory() as dense:
         model.save_pretrained(dense)
-        how = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-        )
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
         return AutoModelForCausalLM.from_pretrained(dense, quantization_config=how, dtype=torch.float32), tokenizer
 
 

@@ -6,8 +6,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from zoquant.checkpoint.step_memory import activations
 from zoquant.files.hub import local_path
-from zoquant.protocol import Span
+from zoquant.protocol import Format, Span
 from zoquant.registry import format_of
 from zoquant.views.layout import coupled_key
 
@@ -49,6 +50,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "checkpoint": summary.bytes,
             "base_and_delta": beside,
             "total_without_activations": summary.bytes + beside,
+            **_steps(found, source, summary.bytes + beside, scales),
         },
         "notes": list(summary.notes),
     }
@@ -65,6 +67,15 @@ def list_keys(path: str | Path) -> list[dict[str, Any]]:
         {"key": key, "role": span.role, "dtype": str(span.dtype).removeprefix("torch."), "shape": list(span.shape)}
         for key, span in format_of(source).index(source).items()
     ]
+
+
+def _steps(found: Format, path: Path, held: int, values: int) -> dict[str, int]:
+    """Return what each way of a step takes with the model, base and delta; nothing where that cannot be told.
+
+    A backward has a gradient for each value, and the two numbers of rule adam.
+    """
+    ways = activations(found, path) or {}
+    return {way: held + size + (0 if way == "forward" else 3 * 4 * values) for way, size in ways.items()}
 
 
 def _base_and_delta(spans: Mapping[str, Span]) -> int:

@@ -7,6 +7,14 @@ import typer
 
 from zoquant.cli.show import JSON, mebibytes, percent, printable, show_json, show_pairs, show_rows
 
+_WAYS = {
+    "forward": "with 16 texts of 64 tokens by forwards",
+    "backward": "by backwards with adam",
+    "backward_checkpoint": "the same with --checkpoint",
+    "backward_checkpoint_micro_batches": "the same with --micro-batches 16",
+}
+"""How the ways of a step are told; Python and torch come on top of each."""
+
 
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A checkpoint.")],
@@ -39,8 +47,9 @@ def inspect_command(
         "quantized layers": found["layers"],
         "parameters": f"{found['parameters']:,}",
         "trainable scales": f"{found['trainable']:,} ({percent(found['trainable_share'])} of the parameters)",
-        "memory to train": f"{mebibytes(memory['total_without_activations'])} and what a forward of your batch takes",
+        "memory to train": f"{mebibytes(memory['total_without_activations'])} and what a step of your batch takes",
     }
+    pairs |= {f"  {told}": mebibytes(memory[way]) for way, told in _WAYS.items() if way in memory}
     pairs |= {f"runtime {name}": why for name, why in found["runtimes"].items()}
     show_pairs(str(path), pairs)
     show_rows("Tensors", ["type", "count"], [[kind, count] for kind, count in found["types"].items()])

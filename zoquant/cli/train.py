@@ -76,7 +76,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         pairs["skipped"] = f"{summary['skipped']} steps without a finite loss; metrics.jsonl says why"
     pairs |= {
         "step": step_time(summary),
-        "memory": f"{mebibytes(summary['rss_peak_bytes'])} at its peak",
+        "memory": _memory(summary),
         "delta": mebibytes(summary["delta_bytes"]),
         **({"trajectory": mebibytes(summary["trajectory_bytes"])} if summary["trajectory_bytes"] else {}),
         "files": out,
@@ -84,3 +84,9 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
     if summary["export_path"] is not None:
         pairs["tuned checkpoint"] = summary["export_path"]
     show_pairs("zoquant", pairs)
+
+
+def _memory(summary: dict[str, Any]) -> str:
+    """Return the peak of a run beside what was estimated before it began."""
+    peak, estimate = summary["memory_peak_bytes"], summary["memory_estimate_bytes"]
+    return f"{mebibytes(peak)} at its peak" + ("" if estimate is None else f", estimated at most {mebibytes(estimate)}")

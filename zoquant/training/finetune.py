@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
+from zoquant.distributed.launch import folder_of_rank, from_first, goes_on, is_first, process_group
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
@@ -22,7 +22,9 @@ from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
 from zoquant.training.job import Job
+from zoquant.training.memory import Plan
 from zoquant.training.progress import OnProgress
+from zoquant.training.resident_memory import peak_bytes
 from zoquant.training.run_folder import SHA256, RunFolder
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run
@@ -73,7 +75,11 @@ def finetune(
     if reward is None and made.reward is not None:
         reward = OutsideReward(made.reward, made.reward_timeout)
     job = _job(made, parts, opened, folder, objective or made.objective, reward)
-    job = replace(job, config=made.to_toml() if said else None)
+    begun = from_first(folder.read_settings() if resume and is_first() else None)
+    plan = Plan.make(job.model, job.train, made.settings, opened[2], made.memory, begun)
+    made = replace(made, settings=plan.settings, memory=None)
+    notices = (*job.notices, *plan.notices)
+    job = replace(job, settings=plan.settings, notices=notices, config=made.to_toml() if said else None)
     outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {
         "model": made.model,
@@ -81,6 +87,8 @@ def finetune(
         "device": torch.device(made.device).type,
         "compute_dtype": made.compute_dtype,
         **outcome.to_dict(),
+        "memory_estimate_bytes": None if plan.way is None else plan.way.bytes,
+        "memory_peak_bytes": peak_bytes(opened[2]),
         "export_path": None,
         "calibration": folder.read_calibration(),
     }
@@ -118,7 +126,7 @@ def _job(
         eval_every=config.eval_every or (best.every(config.settings.steps) if config.protocol else 0),
         test=test,
         best=best,
-        notice=_batches_told(config, parts.train),
+        notices=(_batches_told(config, parts.train),),
     )
 
 

@@ -26,7 +26,7 @@ class Job:
         config: text of the folder's config file, or None.
         test: the examples to measure the best step on, or None.
         best: how that step is found among the evaluations.
-        notice: what else is told at the start, or None.
+        notices: what else is told at the start.
     """
 
     model: nn.Module
@@ -39,4 +39,4 @@ class Job:
     config: str | None = None
     test: Task[Any] | None = None
     best: BestStep = CAUSAL
-    notice: str | None = None
+    notices: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
-"""How much memory this process holds."""
+"""How much memory this process holds: its own, and on a GPU that of its tensors."""
 
 import sys
 from pathlib import Path
 
 import psutil
+import torch
 
 
 def rss_bytes() -> int:
@@ -24,3 +25,19 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_bytes(device: torch.device) -> int:
+    """Return what the process holds now where a model computes: its resident memory, or tensors on a GPU, in bytes."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else rss_bytes()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what the machine, or the GPU, could give besides."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(free)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the largest of `held_bytes` so far."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()

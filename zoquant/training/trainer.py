@@ -109,8 +109,8 @@ class _Run:
         finished = False
         if self.steps.done >= self.settings.steps:
             self._say(notice=f"{self.folder.path}: this run is finished, all of its {self.steps.done} steps are done.")
-        if self.job.notice is not None:
-            self._say(notice=self.job.notice)
+        for notice in self.job.notices:
+            self._say(notice=notice)
         if self.why is not None and not self.settings.missing:
             self._say(notice=self.why)
         for notice in self.steps.notices:

@@ -68,6 +68,12 @@ class GGUFFormat:
             runtimes=_runtimes(header),
         )
 
+    def empty(self, path: Path) -> nn.Module:
+        """Return the model without memory for its weights."""
+        from zoquant.backends.gguf.model import empty_model
+
+        return empty_model(read_model(path))
+
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return the model on native layers and its tokenizer, or None for a file without one.
 

@@ -39,22 +39,23 @@ def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.dev
     Raises:
         CheckpointError: the file lacks a tensor, has one that the model has not, or asks for what zoquant cannot do.
     """
-    architecture = architecture_of(header)
-    reader = TensorReader(device)
-    rope = {
-        name: reader.dense(header.tensors[name]).cpu() for name in architecture.rope_tensors & header.tensors.keys()
-    }
-    config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
-    model = _empty_model(header, architecture, config)
-    _set_rope(header, model, rope.get("rope_freqs.weight"))
-    _Filler(header, architecture, model, reader, compute_dtype).fill()
+    model, reader = empty_model(header), TensorReader(device)
+    _Filler(header, architecture_of(header), model, reader, compute_dtype).fill()
     _check_filled(header, model)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _empty_model(header: Header, architecture: Architecture, config: Mapping[str, Any]) -> nn.Module:
+def empty_model(header: Header) -> nn.Module:
+    """Return the model that the metadata of a file describes, without memory for its weights.
+
+    Raises:
+        CheckpointError: the file asks for what zoquant or transformers cannot do.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    architecture, reader = architecture_of(header), TensorReader(torch.device("cpu"))
+    rope = {name: reader.dense(header.tensors[name]) for name in architecture.rope_tensors & header.tensors.keys()}
+    config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
     try:
         with WithoutWeights(), torch.device("cpu"):
             model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
@@ -64,6 +65,7 @@ def _empty_model(header: Header, architecture: Architecture, config: Mapping[str
             f"{' '.join(str(error).split())} Update transformers, or convert the checkpoint again."
         ) from error
     forget_weights(model)
+    _set_rope(header, model, rope.get("rope_freqs.weight"))
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix
-from zoquant.checkpoint.folder.model import build_model, load_with_transformers
+from zoquant.checkpoint.folder.model import build_model, empty_model, load_with_transformers
 from zoquant.checkpoint.folder.reading import (
     CONFIG,
     Folder,
@@ -114,6 +114,10 @@ class FolderFormat(ABC):
             ],
             runtimes=self.runtimes(),
         )
+
+    def empty(self, path: Path) -> nn.Module:
+        """Return the model without memory for its weights."""
+        return empty_model(open_folder(path))
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return the model on native layers, and its tokenizer or None.

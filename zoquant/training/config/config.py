@@ -19,7 +19,7 @@ from zoquant.files.sha256 import file_sha256
 from zoquant.registry import own_package
 from zoquant.tasks import TaskSettings
 from zoquant.training.config.file import ConfigFile, toml_text
-from zoquant.training.config.value import AUTO, convert
+from zoquant.training.config.value import AUTO, convert, parse_size
 from zoquant.training.settings import Settings
 from zoquant.training.source import Source
 
@@ -84,12 +84,17 @@ class Config:
         str, "What passes between native layers: bfloat16, float16, or float32, which is auto."
     ] = "auto"
     device: Annotated[str, "cpu, cuda, cuda:1, ... or auto."] = "auto"
+    memory: Annotated[
+        str | None, "Stay below it, such as 6GiB: decides micro_batches, checkpoint, and the rule if none is given."
+    ] = None
     settings: Settings = field(default_factory=Settings)
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.eval_every < 0:
             raise ValueError(f"eval_every is {self.eval_every}, expected 0 or more steps.")
+        if self.memory is not None:
+            parse_size(self.memory)
         if self.batches == "balanced" and not self.asked.has_labels:
             raise DataError(f"batches is 'balanced', but task {self.asked.task} has no labels. Take shuffled.")
 

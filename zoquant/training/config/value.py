@@ -1,5 +1,6 @@
 """From what a file or the command line says to the value of a key."""
 
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -9,6 +10,7 @@ from zoquant.tasks.template import parse_words
 
 AUTO = "auto"
 """How the value None of a number is written: it is to be calibrated."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B", re.IGNORECASE)
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
@@ -76,3 +78,16 @@ def _table(name: str, value: Any) -> dict[str, str]:
         if not isinstance(word, str):
             raise ConfigError(f"{name}.{key} is {word!r}, expected text. Put it in quotes.", name)
     return {str(key): word for key, word in value.items()}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 6GiB, 512MiB or 1.5GB.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or not float(found[1]):
+        raise ConfigError(f"memory is {text!r}, expected a size such as 6GiB or 512MiB.", "memory")
+    power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

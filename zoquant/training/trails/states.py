@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import load_tensors, save_tensors
 from zoquant.optim.backward.descent import GradientDescent
@@ -52,8 +54,13 @@ class States:
         """Leave the state: from it alone more steps could follow."""
 
     def _keep(self) -> None:
-        tensors = {name: tensor.cpu().clone() for name, tensor in self.descent.state().items()}
+        tensors = {name: _alone(tensor.cpu()) for name, tensor in self.descent.state().items()}
         save_tensors(self.folder.state, tensors, {"kind": "descent", "version": _VERSION})
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a tensor that shares its memory with no other, as a file wants it: itself where it does not."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def go_on(folder: RunFolder, settings: dict[str, Any], descent: GradientDescent) -> None:
