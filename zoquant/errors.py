@@ -100,3 +100,15 @@ def one_of(known: Iterable[str], given: object) -> str:
     names = list(known)
     near = get_close_matches(str(given), names, n=1)
     return f"one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def shown(value: object, depth: int = 2) -> str:
+    """Return a value of a config or of data as people write it, a few dozen letters of it: text in quotes."""
+    if isinstance(value, list | tuple):
+        parts = [shown(part, depth - 1) for part in value[: 8 if depth else 0]]
+        return f"[{', '.join([*parts, *(['...'] if len(value) > len(parts) else [])])}]"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value!r:.80}"
