@@ -22,6 +22,7 @@ from zoquant.registry import declare, list_backends, list_formats, register, unr
 from zoquant.views.attach import attach
 from zoquant.views.gradients import Gradients
 from zoquant.views.model_views import BoundView, Views
+from zoquant.views.packed_backend import PackedBackend
 from zoquant.views.tensor_views import BytesView, MemberView, TensorView
 
 try:
@@ -43,6 +44,7 @@ __all__ = [
     "Gradients",
     "MemberView",
     "Noise",
+    "PackedBackend",
     "ScaleView",
     "Span",
     "StepResult",
