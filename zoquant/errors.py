@@ -4,7 +4,7 @@ A message names the key or file, what was expected, what came, and what to do.
 After any of them nothing has changed: no view, no file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -100,3 +100,8 @@ def one_of(known: Iterable[str], given: object) -> str:
     names = list(known)
     near = get_close_matches(str(given), names, n=1)
     return f"one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def listed(names: Sequence[str], one: str, several: str) -> str:
+    """Return `a is` or `a, b and c are`, with these words for one and several."""
+    return f"{names[0]} {one}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} {several}"

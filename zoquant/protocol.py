@@ -4,13 +4,16 @@ A *backend* maps the live modules of one library to views, a *format* maps the f
 the same values. The core knows nothing else of either, and neither knows who moves the values.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 Role = Literal["scale", "zero", "codebook", "dense", "adapter"]
 ROLES: tuple[Role, ...] = ("scale", "zero", "codebook", "dense", "adapter")
@@ -47,7 +50,6 @@ class ScaleView(Protocol):
 
     def read(self) -> Tensor:
         """Return the values as a detached float32 copy of shape `shape`, in the order of the tensor on disk."""
-        ...
 
     def write(self, value: Tensor) -> None:
         """Store `value` (float32, of shape `shape`), cast to `dtype`.
@@ -56,7 +58,6 @@ class ScaleView(Protocol):
             ShapeError: `value` has another shape.
             ValueRangeError: `value` holds NaN or infinity. In both cases nothing was written.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -74,15 +75,12 @@ class Backend(Protocol):
             UnsupportedLayoutError: the module's kernel keeps a private copy of its values; the message names the
                 kernel or the flag to use instead.
         """
-        ...
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight that the module multiplies with: `[out_features, in_features]`, float32."""
-        ...
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return an input for trials: random `[2, in_features]` as the module takes it; for a table int64 `[n]`."""
-        ...
 
 
 @runtime_checkable
@@ -105,7 +103,6 @@ class Refreshed(Protocol):
         Called once a layer after all of its values are written, be it by a probe, a step, `restore`, `load_delta`,
         `replay` or a single view.
         """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +121,10 @@ class Grid:
     columns: Tensor
     transposed: bool = False
 
-    def same(self, other: "Grid") -> bool:
+    def same(self, other: Grid) -> bool:
         """Tell whether two grids lie over the matrix alike, however their views are stored."""
         alike = self.shape == other.shape and self.rows.shape == other.rows.shape
-        return alike and torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+        return alike and self.rows.equal(other.rows) and self.columns.equal(other.columns)
 
 
 @runtime_checkable
@@ -143,7 +140,6 @@ class Gridded(Protocol):
         Multiplying all of them by the same number multiplies every weight of the layer by it. Empty where there are
         none, or where the module is no product of an input with a matrix.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -201,7 +197,6 @@ class Format(Protocol):
 
     def sniff(self, path: Path) -> bool:
         """Tell from the first bytes whether `path` is of this kind. Never raises for a readable path."""
-        ...
 
     def index(self, path: Path) -> Mapping[str, Span]:
         """Return for every key the place of its values, reading headers alone.
@@ -209,11 +204,9 @@ class Format(Protocol):
         Raises:
             CheckpointError: the files are truncated, or their header contradicts itself.
         """
-        ...
 
     def summarize(self, path: Path) -> Summary:
         """Return what can be said of the checkpoint from its headers alone."""
-        ...
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return a model on zoquant's native layers, in eval mode and without gradients, and its tokenizer or None.
@@ -223,7 +216,6 @@ class Format(Protocol):
             compute_dtype: dtype of the matrix products; everything beside them is float32.
             device: where the packed words and the values go.
         """
-        ...
 
 
 @runtime_checkable
@@ -236,7 +228,6 @@ class SeveralFiles(Protocol):
         Raises:
             CheckpointError: one is missing; it is named.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -266,7 +257,6 @@ class Checksummed(Protocol):
         Raises:
             CheckpointError: a file is damaged.
         """
-        ...
 
 
 @runtime_checkable
@@ -279,7 +269,6 @@ class Vendor(Protocol):
         Raises:
             UnsupportedLayoutError: the library is not installed; the message says which.
         """
-        ...
 
 
 @runtime_checkable
@@ -288,7 +277,6 @@ class Runtimes(Protocol):
 
     def runtimes(self) -> Mapping[str, str]:
         """Return for `"native"` and `"vendor"` a word that begins with yes or no, and why."""
-        ...
 
 
 @runtime_checkable
@@ -297,4 +285,3 @@ class Explains(Protocol):
 
     def explain(self, path: Path) -> str:
         """Return why nobody reads this checkpoint and what to do, or nothing. Never raises for a readable path."""
-        ...

@@ -88,7 +88,7 @@ LAYOUTS: dict[str, Callable[[], PackedWeight]] = {
     "per row": lambda: affine((ROWS, 1), per_row),
     "per row over 127": lambda: affine((ROWS,), per_row, decode=lambda stored: stored / 127),
     "whole": lambda: affine((1,), whole),
-    "tall": lambda: affine((2, 4), tall_groups(3)),
+    "tall": lambda: affine((2, 4), tall_groups(ROWS, 3)),
     "flat": lambda: affine((ROWS * 2,), flat_groups(COLUMNS, 4)),
     "flat, of two rows": lambda: affine((ROWS // 2, 1), flat_groups(COLUMNS, 2 * COLUMNS)),
     "stripes": lambda: affine((1, 2 * COLUMNS), striped(ROWS, COLUMNS)),
