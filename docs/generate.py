@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from docs.matrix import matrix, table
 from docs.results import with_results
 from fuzz.targets import make_target
-from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.refused import METHODS, reason
 from zoquant.checkpoint.diagnosis import extras, library
 from zoquant.protocol import PLAIN_ROLES, Format, Span
@@ -102,9 +101,9 @@ def _files(found: Format) -> str:
 
 
 def _vendor(found: Format) -> str:
-    name = getattr(found, "library", "")
-    if isinstance(found, NativeOnlyFormat):
-        return f"none: {found.reason}"
+    name, reason = (getattr(found, attribute, "") for attribute in ("library", "reason"))
+    if reason:
+        return f"none: {reason}"
     if not name:
         return "none"
     extra = extras().get(library(name).distribution)

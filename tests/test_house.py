@@ -40,12 +40,17 @@ def wing_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Yield the modules of zoquant that a file imports, in functions and for type checkers too."""
+    """Yield the modules of zoquant that a file imports, in functions, for type checkers, and by name too.
+
+    The table of plugins alone does not import what it names: the registry does, and knows none of it.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.stem != "plugins":
+            names = re.findall(r"^(zoquant[.\w]+):\w+$", node.value)
         else:
             continue
         for name in names:

@@ -4,7 +4,7 @@ A message names the key or file, what was expected, what came, and what to do.
 After any of them nothing has changed: no view, no file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -112,3 +112,8 @@ def shown(value: object, depth: int = 2) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return f"{value!r:.80}"
+
+
+def listed(names: Sequence[str], one: str, several: str) -> str:
+    """Return `a is` or `a, b and c are`, with these words for one and several."""
+    return f"{names[0]} {one}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} {several}"

@@ -4,13 +4,16 @@ A *backend* maps the live modules of one library to views, a *format* maps the f
 the same values. The core knows nothing else of either, and neither knows who moves the values.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 Role = Literal["scale", "zero", "codebook", "dense", "adapter"]
 ROLES: tuple[Role, ...] = ("scale", "zero", "codebook", "dense", "adapter")
@@ -23,14 +26,13 @@ class ScaleView(Protocol):
     """One continuous tensor of one quantized layer.
 
     Attributes:
-        name: local to the layer when a backend returns it (`"d"`); `attach` makes it a key
-            (`"model.layers.0.mlp.up_proj.d"`).
+        name: local to the layer (`"d"`); `attach` makes it a key (`"model.layers.0.mlp.up_proj.d"`).
         role: what the values are to the layer.
         shape: logical shape, in the order of the tensor on disk.
         dtype: the dtype that stores the values; what is written is cast to it.
         device: where the values live.
-        live: the storage itself when it is a plain tensor in disk order, so that the core may write many views with
-            one multi-tensor copy; None where a write needs more than a copy.
+        live: the storage itself if it is a plain tensor in disk order: the core then writes there, many views at once,
+            and never calls `write`. None where a write is more than a copy.
     """
 
     @property
@@ -48,23 +50,20 @@ class ScaleView(Protocol):
 
     def read(self) -> Tensor:
         """Return the values as a detached float32 copy of shape `shape`, in the order of the tensor on disk."""
-        ...
 
     def write(self, value: Tensor) -> None:
-        """Store `value` (float32, of shape `shape`), cast to `dtype`, and refresh every cache the forward uses.
+        """Store `value` (float32, of shape `shape`), cast to `dtype`.
 
         Raises:
             ShapeError: `value` has another shape.
             ValueRangeError: `value` holds NaN or infinity. In both cases nothing was written.
         """
-        ...
 
 
 class Backend(Protocol):
     """Maps the modules of one class to views. Claimed by the dotted name of that exact class, or of their weight's.
 
-    Attributes:
-        name: how messages and `zoquant backends` call it, in kebab-case.
+    `name` is how messages and `zoquant backends` call it, in kebab-case.
     """
 
     name: str
@@ -76,19 +75,12 @@ class Backend(Protocol):
             UnsupportedLayoutError: the module's kernel keeps a private copy of its values; the message names the
                 kernel or the flag to use instead.
         """
-        ...
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight that the module multiplies with: `[out_features, in_features]`, float32."""
-        ...
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Return an input that the module takes, for the check of `attach`.
-
-        Random numbers `[2, in_features]` in the dtype and on the device that the module computes in; for a lookup
-        table int64 indices `[n]`.
-        """
-        ...
+        """Return an input for trials: random `[2, in_features]` as the module takes it; for a table int64 `[n]`."""
 
 
 @runtime_checkable
@@ -96,12 +88,21 @@ class Uncached(Protocol):
     """What a backend has besides, if its layers keep nothing of their values from one forward to the next.
 
     A write cannot but reach their next forward, so that `attach` does not run them to see it.
-
-    Attributes:
-        cached: False.
     """
 
     cached: Literal[False]
+
+
+@runtime_checkable
+class Refreshed(Protocol):
+    """What a backend has besides, if its layers keep something that they computed of their values."""
+
+    def refresh(self, module: nn.Module) -> None:
+        """Compute anew what the forward uses of the values, without gradients.
+
+        Called once a layer after all of its values are written, be it by a probe, a step, `restore`, `load_delta`,
+        `replay` or a single view.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +121,10 @@ class Grid:
     columns: Tensor
     transposed: bool = False
 
-    def same(self, other: "Grid") -> bool:
+    def same(self, other: Grid) -> bool:
         """Tell whether two grids lie over the matrix alike, however their views are stored."""
         alike = self.shape == other.shape and self.rows.shape == other.rows.shape
-        return alike and torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+        return alike and self.rows.equal(other.rows) and self.columns.equal(other.columns)
 
 
 @runtime_checkable
@@ -139,7 +140,6 @@ class Gridded(Protocol):
         Multiplying all of them by the same number multiplies every weight of the layer by it. Empty where there are
         none, or where the module is no product of an input with a matrix.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,13 @@ class Summary:
 class Format(Protocol):
     """Maps the files of one kind of checkpoint to the bytes of its continuous values.
 
-    Attributes:
-        name: how messages, deltas and `zoquant backends` call it, in kebab-case.
+    `name` is how messages, deltas and `zoquant backends` call it, in kebab-case.
     """
 
     name: str
 
     def sniff(self, path: Path) -> bool:
         """Tell from the first bytes whether `path` is of this kind. Never raises for a readable path."""
-        ...
 
     def index(self, path: Path) -> Mapping[str, Span]:
         """Return for every key the place of its values, reading headers alone.
@@ -206,11 +204,9 @@ class Format(Protocol):
         Raises:
             CheckpointError: the files are truncated, or their header contradicts itself.
         """
-        ...
 
     def summarize(self, path: Path) -> Summary:
         """Return what can be said of the checkpoint from its headers alone."""
-        ...
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return a model on zoquant's native layers, in eval mode and without gradients, and its tokenizer or None.
@@ -220,7 +216,6 @@ class Format(Protocol):
             compute_dtype: dtype of the matrix products; everything beside them is float32.
             device: where the packed words and the values go.
         """
-        ...
 
 
 @runtime_checkable
@@ -233,7 +228,6 @@ class SeveralFiles(Protocol):
         Raises:
             CheckpointError: one is missing; it is named.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -263,7 +257,6 @@ class Checksummed(Protocol):
         Raises:
             CheckpointError: a file is damaged.
         """
-        ...
 
 
 @runtime_checkable
@@ -271,12 +264,11 @@ class Vendor(Protocol):
     """What a format has besides, if a library of its own can compute the forward."""
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Return the model on the library's own layers, and its tokenizer or None.
+        """Return the model on the library's own layers, and its tokenizer; arguments are those of `open_native`.
 
         Raises:
             UnsupportedLayoutError: the library is not installed; the message says which.
         """
-        ...
 
 
 @runtime_checkable
@@ -285,7 +277,6 @@ class Runtimes(Protocol):
 
     def runtimes(self) -> Mapping[str, str]:
         """Return for `"native"` and `"vendor"` a word that begins with yes or no, and why."""
-        ...
 
 
 @runtime_checkable
@@ -294,4 +285,3 @@ class Explains(Protocol):
 
     def explain(self, path: Path) -> str:
         """Return why nobody reads this checkpoint and what to do, or nothing. Never raises for a readable path."""
-        ...

@@ -10,6 +10,8 @@ Another package registers with two lines in its own metadata:
     their-format = "their_plugin:TheirFormat"
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +19,13 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from zoquant.errors import CheckpointError, RegistryError, UnsupportedLayoutError
 from zoquant.protocol import Backend, Explains, Format
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BACKENDS = "zoquant.backends"
 FORMATS = "zoquant.formats"
@@ -79,6 +82,11 @@ def declare(package: str, *, backends: Mapping[str, str], formats: Mapping[str, 
     """
     for group, targets in ((BACKENDS, backends), (FORMATS, formats)):
         _own[group] = {name: Claim(name, target, package) for name, target in targets.items()}
+
+
+def own_package() -> str:
+    """Return `zoquant` and its version, as `declare` was told."""
+    return next(iter(_own[FORMATS].values())).package
 
 
 def register(*, backend: Backend | None = None, claims: str | type | None = None, format: Format | None = None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zoquant.backends.gptq.weight import gptq_weight
+from zoquant.backends.gptq.layout import gptq_layout
 from zoquant.native import FieldSpec, PackedWeight, PackedWords, TableWeight, Values, VectorWeight
 from zoquant.native.values import flat_groups, per_row
 
@@ -13,16 +13,12 @@ from zoquant.native.values import flat_groups, per_row
 def gptq(rows: int, columns: int, device: torch.device) -> PackedWeight:
     """Return random words of GPTQ, 4 bits, groups of 128."""
     groups = -(-columns // 128)
-    return gptq_weight(
-        _words((columns // 8, rows), device),
-        _words((groups, rows // 8), device),
-        _scales((groups, rows), device),
-        None,
-        bits=4,
-        group_size=128,
-        columns=columns,
-        minus_one=True,
-    )
+    tensors = {
+        "qweight": _words((columns // 8, rows), device),
+        "qzeros": _words((groups, rows // 8), device),
+        "scales": _scales((groups, rows), device),
+    }
+    return gptq_layout(4, 128, minus_one=True).weight(tensors, (rows, columns))
 
 
 def aqlm(rows: int, columns: int, device: torch.device) -> PackedWeight:

@@ -48,7 +48,8 @@ class Rescaled(nn.Module):
         """Return some rows, float32 `[n, columns]`."""
         base: Tensor = self.base  # type: ignore[assignment]
         factors = [1 + (part if len(part) == 1 else part[rows]) for part in self.parts]
-        return (base[rows] * reduce(torch.mul, factors).unsqueeze(-1)).flatten(1)
+        scaled: Tensor = base[rows] * reduce(torch.mul, factors).unsqueeze(-1)
+        return scaled.flatten(1)
 
 
 class RescaledLinear(nn.Module):

@@ -273,6 +273,25 @@ def test_what_is_given_for_something_else_is_named(shell: Shell, folder: Path) -
     assert "the folder nowhere does not exist" in said
 
 
+def test_a_warning_is_a_line_of_plain_words(shell: Shell, folder: Path) -> None:
+    """Without the path, the class and the line of source that Python shows of one."""
+    shell.json(*FREE, "--lr", "1e-9", "--eps", "0.03", "--out", "run")
+    code, _, err = call(*shell.tools, "export", "base.gguf", "--delta", "run", "--out", "tuned.gguf", "--json")
+    assert code == 0
+    assert err.startswith("warning: tuned.gguf: no value differs from the base: all ")
+    assert err.count("\n") == 1
+
+
+def test_all_that_a_command_lacks_is_told_at_once(shell: Shell, folder: Path) -> None:
+    assert shell.error("export") == "error: base, --delta and --out are missing. See `zoquant export --help`."
+    assert shell.error("export", "base.gguf", "--delta", "run").startswith("error: --out is missing.")
+    assert shell.error("report").startswith("error: runs is missing.")
+    assert "No such option: --sead" in shell.error("inspect", "base.gguf", "--sead")
+    assert "No such command 'trian'. Did you mean 'train'? See `zoquant --help`." in shell.error("trian")
+    _, out, _ = call(*shell.tools, "export", "--json")
+    assert json.loads(out)["message"].startswith("base, --delta and --out are missing")
+
+
 def test_replay_takes_the_folder_of_a_run_and_no_step_that_was_not_done(shell: Shell, folder: Path) -> None:
     shell.json(*TRAIN, "--out", "run")
     assert shell.json("replay", "base.gguf", "run", "--out", "again.safetensors")["steps"] == 4

@@ -90,7 +90,7 @@ def test_a_warning_goes_above_the_table(monkeypatch: pytest.MonkeyPatch, capsys:
         handler.handle(logging.LogRecord("zoquant", logging.WARNING, "", 0, "a [red]\x1b[31mwarning", (), None))
     assert isinstance(screen.file, io.StringIO)
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
-    assert any(line.endswith("a [red]\\x1b[31mwarning") for line in lines)
+    assert any(line.endswith("warning: a [red]\\x1b[31mwarning") for line in lines)
     assert capsys.readouterr() == ("", "")
 
 
@@ -98,7 +98,7 @@ def test_a_warning_goes_to_the_errors_where_they_are_no_terminal(capsys: pytest.
     """A line of a log file is not broken at the width of a screen."""
     message = "a warning " * 50
     show.log_handler().handle(logging.LogRecord("zoquant", logging.WARNING, "", 0, message, (), None))
-    assert capsys.readouterr() == ("", f"{message}\n")
+    assert capsys.readouterr() == ("", f"warning: {message}\n")
 
 
 def test_an_error_ends_the_table() -> None:

@@ -10,7 +10,7 @@ from zoquant.backends.awq.weight import gemv_weight
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax, eight_bit, four_bit
 from zoquant.backends.gguf.blocks import CODECS
-from zoquant.backends.gptq.weight import gptq_weight
+from zoquant.backends.gptq.layout import gptq_layout
 from zoquant.native import AffineWeight, FieldSpec, PackedWeight, PackedWords, QuantWeight, Values, VectorWeight
 from zoquant.native.values import flat_groups, per_row, row_groups
 
@@ -29,9 +29,10 @@ def _scales(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 def gptq(*, bits: int = 4, group: int = 64, order: Tensor | None = None, minus_one: bool = True) -> PackedWeight:
     groups = COLUMNS // group
     words, zeros = _words(COLUMNS * bits // 32, ROWS), _words(groups, ROWS * bits // 32)
-    return gptq_weight(
-        words, zeros, _scales(groups, ROWS), order, bits=bits, group_size=group, columns=COLUMNS, minus_one=minus_one
-    )
+    tensors = {"qweight": words, "qzeros": zeros, "scales": _scales(groups, ROWS)}
+    more = {} if order is None else {"g_idx": order}
+    layout = gptq_layout(bits, group, minus_one=minus_one, g_idx=order is not None)
+    return layout.weight(tensors | more, (ROWS, COLUMNS))
 
 
 def ggml(name: str, *, order: bool = False) -> PackedWeight:

@@ -148,7 +148,7 @@ def test_layers_of_one_shape_share_what_is_known_of_their_numbers() -> None:
 
 
 LOOKUPS: list[Callable[[], GroupLookup]] = [
-    lambda: flat_groups(64, 16), lambda: tall_groups(4), lambda: striped(8, 4), lambda: gemv_zeros(3),
+    lambda: flat_groups(64, 16), lambda: tall_groups(8, 4), lambda: striped(8, 4), lambda: gemv_zeros(3),
     lambda: nibble_zeros("uint4", 8, signed=False),
     lambda: packed_zeros(torch.zeros(1, 4, dtype=torch.int32), 4, ScaleGrid(8, 64, 1, 16), None).lookup,
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """From a model to its views, and what is refused on the way."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_a_layer_that_computes_something_else_is_refused() -> None:
     with registered(broken_backends.WrongDequantize(), broken_backends.Layer):
         layer = broken_backends.Layer()
         with pytest.raises(
-            UnsupportedLayoutError, match=r"a \(good\): before any write the output of Layer is 1\.2e-01"
+            UnsupportedLayoutError, match=r"a \(good\): before any write the output of Layer is 0\.12 away"
         ):
             attach(nn.ModuleDict({"a": layer}))
 
@@ -206,7 +207,7 @@ def test_a_refusal_of_open_names_the_layer() -> None:
         def open(self, module: nn.Module) -> Sequence[ScaleView]:
             raise UnsupportedLayoutError("scales are packed. Use the torch kernel.")
 
-    text = r"^a: scales are packed\. Use the torch kernel\.$"
+    text = r"^a \(good\): scales are packed\. Use the torch kernel\.$"
     with registered(Refusing(), broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
         attach(nn.ModuleDict({"a": broken_backends.Layer()}))
 
@@ -266,3 +267,123 @@ def test_layers_that_nobody_claims_are_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attach(model)
+
+
+class KeptProduct(broken_backends.Layer):
+    """Keeps its dequantized weight, and counts how often it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+        self.dequantize()
+
+    def dequantize(self) -> None:
+        self.kept, self.made = self.weight(), self.made + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.kept.t()
+
+
+class Refreshing(broken_backends.Backend):
+    name = "refreshing"
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        assert isinstance(module, KeptProduct)
+        return [TensorView("d", "scale", module.d), TensorView("m", "zero", module.m)]
+
+    def refresh(self, module: nn.Module) -> None:
+        assert isinstance(module, KeptProduct)
+        module.dequantize()
+
+
+@pytest.fixture
+def refreshing() -> Iterator[None]:
+    zoquant.register(backend=Refreshing(), claims=KeptProduct)
+    yield
+    zoquant.unregister("tests.views.test_attach.KeptProduct")
+
+
+def follows(layer: KeptProduct) -> bool:
+    return torch.equal(layer.kept, layer.weight())
+
+
+def test_every_way_of_writing_refreshes_a_layer_once(refreshing: None, tmp_path: Path) -> None:
+    layer = KeptProduct()
+    model = nn.ModuleDict({"a": layer})
+    views = attach(model, roles=("scale", "zero"))
+    optimizer, x = zoquant.ZOSGD(views, lr=1e-3, seed=3), torch.ones(1, 24)
+
+    def counted(act: Callable[[], object]) -> int:
+        before = layer.made
+        act()
+        assert follows(layer)
+        return layer.made - before
+
+    assert counted(lambda: optimizer.step(lambda: layer(x).square().mean())) == 3  # two probes, and theta
+    assert counted(optimizer.restore) == 1
+    assert counted(lambda: views.set_delta({"a.d": torch.full((16, 1), 0.5)})) == 1
+    assert counted(lambda: views[0].write(torch.ones(16, 1))) == 1
+    assert counted(views.reset) == 1
+    with pytest.raises(RuntimeError, match="stop"):
+        optimizer.step(lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+    assert follows(layer)
+    zoquant.save_delta(tmp_path / "delta.safetensors", views)
+    optimizer.trajectory.save(tmp_path / "trajectory.safetensors")
+    for follow, name in ((zoquant.load_delta, "delta"), (zoquant.replay, "trajectory")):
+        other = KeptProduct()
+        follow(tmp_path / f"{name}.safetensors", attach(nn.ModuleDict({"a": other}), roles=("scale", "zero")))
+        assert follows(other)
+
+
+def test_tied_layers_are_refreshed_together(refreshing: None) -> None:
+    one, two = KeptProduct(), KeptProduct()
+    two.d = one.d
+    views = attach(nn.ModuleDict({"one": one, "two": two}))
+    views.set_delta({"one.d": torch.full((16, 1), 0.5)})
+    assert follows(one)
+    assert follows(two)
+
+
+def test_a_live_view_that_refreshes_in_write_is_refused() -> None:
+    with registered(broken_backends.RefreshesInWrite(), broken_backends.CachingLayer):
+        text = r"^a\.d \(good\): live is the storage, so training writes there and never calls write\(\) of View"
+        with pytest.raises(UnsupportedLayoutError, match=text):
+            attach(nn.ModuleDict({"a": broken_backends.CachingLayer()}))
+
+
+def test_two_views_with_one_name_are_refused() -> None:
+    text = r"^a \(good\): open\(\) returned several views called 'd'"
+    with (
+        registered(broken_backends.SameNames(), broken_backends.Layer),
+        pytest.raises(UnsupportedLayoutError, match=text),
+    ):
+        attach(nn.ModuleDict({"a": broken_backends.Layer()}))
+
+
+def test_a_shape_that_read_does_not_have_is_refused() -> None:
+    text = r"^a\.d \(good\): read\(\) returned \(1, 16\), and shape says \(16"
+    with (
+        registered(broken_backends.TransposedRead(), broken_backends.Layer),
+        pytest.raises(UnsupportedLayoutError, match=text),
+    ):
+        attach(nn.ModuleDict({"a": broken_backends.Layer()}))
+
+
+def test_what_a_backend_raises_names_module_and_backend() -> None:
+    class Raising(broken_backends.Backend):
+        def sample_input(self, module: nn.Module) -> Tensor:
+            return torch.randn(2, 23)
+
+    text = r"^a \(good\): raised RuntimeError: mat1 and mat2"
+    with registered(Raising(), broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
+        attach(nn.ModuleDict({"a": broken_backends.Layer()}))
+
+
+@pytest.mark.parametrize(("backend", "text"), broken_backends.GRIDS)
+def test_wrong_grids_are_refused(backend: broken_backends.Backend, text: str) -> None:
+    with registered(backend, broken_backends.GroupedLayer):
+        layer = broken_backends.GroupedLayer()
+        before = layer.d.clone()
+        with pytest.raises(UnsupportedLayoutError, match=text):
+            attach(nn.ModuleDict({"a": layer}))
+        assert torch.equal(layer.d, before)

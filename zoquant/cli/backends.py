@@ -1,7 +1,6 @@
 """The command that lists what can be trained."""
 
-from zoquant.cli.flags import JSON
-from zoquant.cli.show import show_json, show_rows
+from zoquant.cli.show import JSON, show_json, show_rows
 
 
 def backends_command(json: JSON = False) -> None:

@@ -12,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from zoquant.checkpoint.exporting import export
-from zoquant.cli.flags import JSON
 from zoquant.cli.progress import reporting
-from zoquant.cli.show import show_json
-from zoquant.cli.training import INTERRUPTED, show_summary
+from zoquant.cli.show import JSON, show_json
+from zoquant.cli.train import INTERRUPTED, show_summary
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import write_text
 from zoquant.tasks import TaskSettings, Template

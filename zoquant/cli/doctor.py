@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from zoquant.cli.flags import JSON
-from zoquant.cli.show import show_json, show_pairs, show_rows
+from zoquant.cli.show import JSON, show_json, show_pairs, show_rows
 
 
 def doctor_command(json: JSON = False) -> None:

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.flags import JSON, SOURCE, TASK, config_of, with_flags
-from zoquant.cli.show import score, show_json, show_pairs
+from zoquant.cli.flags import SOURCE, TASK, config_of, with_flags
+from zoquant.cli.show import JSON, score, show_json, show_pairs
 
 
 @with_flags("model", "data", *TASK, "protocol", *SOURCE)

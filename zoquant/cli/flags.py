@@ -17,8 +17,6 @@ TASK = tuple(each.name for each in fields(TaskSettings))
 SOURCE = ("runtime", "compute_dtype", "activation_dtype", "device")
 """The keys that say how a model is computed."""
 
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
-
 _ARGUMENT = "model"
 _SINGULAR = {"roles": "--role"}
 """Flags that may be repeated are named after one of what they take."""

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.flags import JSON
-from zoquant.cli.show import mebibytes, percent, printable, show_json, show_pairs, show_rows
+from zoquant.cli.show import JSON, mebibytes, percent, printable, show_json, show_pairs, show_rows
 
 
 def inspect_command(

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zoquant.cli.flags import JSON
-from zoquant.cli.show import mebibytes, show_json, show_pairs
+from zoquant.cli.show import JSON, mebibytes, show_json, show_pairs
 
 
 def report_command(

@@ -2,14 +2,19 @@
 
 import json
 import logging
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 
 console = Console()
 errors = Console(stderr=True)
@@ -31,10 +36,25 @@ def harmless(value: Any) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats a record of the log as `printable` does."""
+    """Formats a record of the log as `printable` does, and says of a warning that it is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        said = printable(super().format(record))
+        return f"warning: {said}" if record.levelno == logging.WARNING else said
+
+
+@contextmanager
+def reporting_warnings() -> Iterator[None]:
+    """Print the log of zoquant, and what `warnings.warn` says as a line of it."""
+    log, handler = logging.getLogger("zoquant"), log_handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: log.warning("%s", message)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
 
 
 def log_handler() -> logging.Handler:

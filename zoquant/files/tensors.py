@@ -29,6 +29,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def described(self) -> str:
+        """Shape and dtype, for a message."""
+        return f"{list(self.shape)} of {str(self.dtype).removeprefix('torch.')}"
+
     def read(self) -> Tensor:
         """Return the tensor, as stored.
 

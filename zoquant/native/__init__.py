@@ -11,7 +11,7 @@ from zoquant.native.packed import PackedWeight
 from zoquant.native.scalar import AffineWeight, TableWeight
 from zoquant.native.values import Values
 from zoquant.native.vector import VectorWeight
-from zoquant.native.words import Codes, PackedWords, PlainCodes
+from zoquant.native.words import Codes, PackedWords, PlainCodes, SharedWords
 
 __all__ = [
     "AffineWeight",
@@ -26,6 +26,7 @@ __all__ = [
     "QuantExperts",
     "QuantLinear",
     "QuantWeight",
+    "SharedWords",
     "TableWeight",
     "Values",
     "VectorWeight",

@@ -30,7 +30,7 @@ def numbers_of(values: Values, rows: int, columns: int, wanted: Rows | None = No
         None where each column has numbers of its own that would have to be decoded, or groups do not divide a row.
     """
     plain = type(values).at is Values.at and values.decode is None and values.data.is_contiguous()
-    if plain and isinstance(values.lookup, PackedRows):
+    if plain and isinstance(values.lookup, PackedRows) and not values.lookup.transposed:
         return _packed(values, values.lookup, columns)
     strides = _strides(values.lookup, tuple(values.data.shape), rows) if plain and values.data.dtype in READ else None
     if strides is None:

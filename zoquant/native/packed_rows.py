@@ -11,22 +11,25 @@ from zoquant.native.values import indices
 
 @dataclass(frozen=True)
 class PackedRows:
-    """A lookup, as `zoquant.native.Values` takes it: `[groups, words]` int32, the lowest bits of a word first.
+    """A lookup, as `zoquant.native.Values` takes it: int32 `[groups, words]`, the lowest bits of a word first.
 
     Attributes:
         bits: bits of an integer, at most 8.
         plus: what is added to whole words before they are unpacked, so that a field may carry into the next.
         order: which integer of a word belongs to each of its rows, lowest bits first; empty where they agree.
+        transposed: whether the tensor is `[words, groups]`.
     """
 
     bits: int
     plus: int = 0
     order: tuple[int, ...] = ()
+    transposed: bool = False
 
     def __call__(self, data: Tensor, rows: Rows) -> Tensor:
         """Return the integers of some rows, int32 `[len(rows), groups]`."""
-        words = data + self.plus if self.plus else data
-        which = indices(rows, data.shape[1] * 32 // self.bits, data.device)
+        words = data.t().clone(memory_format=torch.contiguous_format) if self.transposed else data
+        words = words + self.plus if self.plus else words
+        which = indices(rows, words.shape[1] * 32 // self.bits, data.device)
         if self.order:
             order, count = torch.tensor(self.order, device=data.device), len(self.order)
             which = which // count * count + order[which % count]

@@ -75,7 +75,7 @@ class ScalarWeight(PackedWeight):
 
 
 class AffineWeight(ScalarWeight):
-    """`w = (code − zero) · scale − shift`: GPTQ, AWQ, HQQ, plain int8, and with float8 codes the FP8 formats.
+    """`w = (code − zero) · scale − shift + offset`: GPTQ, AWQ, HQQ, plain int8, and with float8 codes the FP8 formats.
 
     Args:
         layout: the layout's own name.
@@ -83,23 +83,26 @@ class AffineWeight(ScalarWeight):
         scale: what `code − zero` is multiplied with.
         zero: what is subtracted before, integers or continuous; None for nothing.
         shift: what is subtracted after, as in quanto; None for nothing.
+        offset: what is added after, as in MLX; None for nothing.
     """
 
     def __init__(
-        self, layout: str, codes: Codes, scale: Values, *, zero: Values | None = None, shift: Values | None = None
-    ) -> None:
+        self, layout: str, codes: Codes, scale: Values, *,
+        zero: Values | None = None, shift: Values | None = None, offset: Values | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(layout, codes)
-        self.scale, self.zero, self.shift = scale, zero, shift
+        self.scale, self.zero, self.shift, self.offset = scale, zero, shift, offset
 
     @property
     def applied(self) -> tuple[Values, ...]:
-        return tuple(values for values in (self.scale, self.zero, self.shift) if values is not None)
+        found = (self.scale, self.zero, self.shift, self.offset)
+        return tuple(values for values in found if values is not None)
 
     def grids(self) -> Mapping[str, Grid]:
-        """Return the grid of the scale, and that of the shift: a zero point lies within what is scaled."""
+        """Return the grids of scale, shift and offset: a zero point lies within what is scaled."""
         found = {
             values.spec.name if values.spec else "": values.grid(self.rows, self.columns)
-            for values in (self.scale, self.shift)
+            for values in (self.scale, self.shift, self.offset)
             if values is not None
         }
         return {name: grid for name, grid in found.items() if grid is not None} if all(found.values()) else {}
@@ -112,7 +115,7 @@ class AffineWeight(ScalarWeight):
             out = scratch(tuple(gradient.shape), torch.float32, gradient.device, "decode").copy_(gradient)
             _groups(out, parts[0]).mul_(parts[0]).neg_()
         else:
-            out = -gradient
+            out = gradient if values is self.offset else -gradient
         return _group_sums(out, part)
 
     def _steps(self, rows: Rows) -> Tensor:
@@ -131,18 +134,21 @@ class AffineWeight(ScalarWeight):
         if self.shift is not None:
             shift = self.shift.at(rows)
             _groups(out, shift).sub_(shift)
+        if self.offset is not None:
+            offset = self.offset.at(rows)
+            _groups(out, offset).add_(offset)
         return out
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
-        """Return codes, scale, zero and shift as a kernel reads them, see `PackedWeight.operands`."""
+        """Return codes, scale, zero, shift and offset as a kernel reads them, see `PackedWeight.operands`."""
         codes = self.codes.in_words()
         if codes is None:
             return None
-        given = (self.scale, self.zero, self.shift)
+        given = (self.scale, self.zero, self.shift, self.offset)
         found = [None if each is None else numbers_of(each, self.rows, self.columns, rows) for each in given]
         if any(each is not None and numbers is None for each, numbers in zip(given, found, strict=True)):
             return None
-        return Operands("affine", self.rows, self.columns, codes, (*found, None))
+        return Operands("affine", self.rows, self.columns, codes, tuple(found))
 
 
 class TableWeight(ScalarWeight):

@@ -130,11 +130,11 @@ def whole(data: Tensor, rows: Rows) -> Tensor:
 
 
 @cache
-def tall_groups(height: int) -> GroupLookup:
-    """`[ceil(rows / height), groups]`: one number for each block of `height` rows and a run of columns."""
+def tall_groups(count: int, height: int) -> GroupLookup:
+    """`[ceil(count / height), groups]`: one number for each block of `height` of `count` rows and a run of columns."""
 
     def lookup(data: Tensor, rows: Rows) -> Tensor:
-        return data[indices(rows, data.shape[0] * height, data.device) // height]
+        return data.view(-(-count // height), -1)[indices(rows, count, data.device) // height]
 
     return lookup
 

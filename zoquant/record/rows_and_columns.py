@@ -22,7 +22,7 @@ from torch import Tensor
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.choice import factor_kernels
 from zoquant.kernels.noise.definition import Noise
-from zoquant.protocol import Grid, ScaleView
+from zoquant.protocol import Grid, Gridded, ScaleView
 from zoquant.record.mover import Mover
 from zoquant.record.rules import Rule
 from zoquant.record.step import Step
@@ -211,6 +211,11 @@ def _by_layer(buffer: FlatBuffer) -> dict[AttachedLayer, list[int]]:
 def _grids(layer: AttachedLayer, views: Mapping[str, ScaleView]) -> Mapping[str, Grid]:
     """Return the grids of a layer's views, once it is sure that together they scale its weights."""
     grids, name = layer.grids(), layer.path or type(layer.module).__name__
+    if not isinstance(layer.backend, Gridded):
+        raise UnsupportedLayoutError(
+            f"{name}: backend {layer.backend.name} has no grids(), which says how values scale rows and columns of a "
+            f"matrix. Leave the layer out: attach(model, exclude='{_pattern(layer)}'), or give the backend grids()."
+        )
     if not grids:
         raise UnsupportedLayoutError(
             f"{name} ({layer.backend.name}): its values are no rows and columns of a matrix that multiplies an input, "

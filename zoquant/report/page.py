@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from zoquant.registry import own_package
 from zoquant.report.charts import key_line
 from zoquant.report.figures import figures_of, shared_figures
 from zoquant.report.run_reading import Recorded, Sample, finite
@@ -24,7 +24,7 @@ def page(runs: Sequence[Recorded]) -> str:
         title=f"Report: {', '.join(run.name for run in runs)}",
         comparison=_comparison(runs) if len(runs) > 1 else None,
         runs=[_run(run) for run in runs],
-        version=version("zoquant"),
+        made_by=own_package(),
     )  # fmt: skip
 
 

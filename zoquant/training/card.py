@@ -7,12 +7,12 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import write_text
+from zoquant.registry import own_package
 from zoquant.tasks.rows.hub import HUB
 from zoquant.training.outcome import step_time, warnings_of
 from zoquant.training.run_folder import RunFolder
@@ -52,7 +52,7 @@ def _card(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, 
         _measured(summary),
         _table(["run", ""], _facts(folder, settings, summary)),
         _loading(settings, folder),
-        f"Made with zoquant {version('zoquant')}. The files of this folder:\n",
+        f"Made with {own_package()}. The files of this folder:\n",
         _files(folder, settings, summary.get("best_step")),
     ]
     return "\n".join(parts)

@@ -3,6 +3,8 @@
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import cast
 
@@ -10,11 +12,11 @@ import torch
 from torch import nn
 
 from zoquant import registry
-from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError
+from zoquant.errors import NoViewsError, UnsupportedLayoutError, ValueRangeError, ZoquantError
 from zoquant.protocol import PLAIN_ROLES, ROLES, Backend, Role, ScaleView
 from zoquant.views.checkpoint_names import kept_names
 from zoquant.views.model_views import AttachedLayer, BoundView, Views, key_of
-from zoquant.views.verify import verify_layer
+from zoquant.views.trial.verify import verify_layer
 
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 """The dtypes of packed words; int64 is what models keep positions in."""
@@ -64,9 +66,8 @@ def attach(
     for path, module, backend in claimed(model, plain="dense" in roles):
         layers += 1
         layer = AttachedLayer(names.get(path, path), module, backend)
-        opened = _open(path, module, backend)
-        if "dense" in roles:
-            opened += _bias(path, module, opened)
+        own = _open(layer)
+        opened = own + _bias(layer, own) if "dense" in roles else own
         key = {view.name: _key(names, path, view.name) for view in opened}
         left = left or next((key[view.name] for view in opened if view.role in roles), None)
         taken = [view for view in opened if view.role in roles and wanted(key[view.name])]
@@ -75,7 +76,8 @@ def attach(
             _check_values(key[view.name], view, backend)
         checked = [view for view in fresh if view.role not in PLAIN_ROLES]
         if verify and checked:
-            verify_layer(path, module, backend, checked)
+            with _named(layer):
+                verify_layer(layer, own, checked)
         for place in filter(None, map(_storage, opened)):
             if seen.setdefault(place, layer) is not layer:
                 seen[place].tied.append(layer)
@@ -135,18 +137,38 @@ def _key(names: Mapping[str, str], path: str, name: str) -> str:
     return names.get(key_of(path, name), key_of(names.get(path, path), name))
 
 
-def _bias(path: str, module: nn.Module, opened: Sequence[ScaleView]) -> list[ScaleView]:
+def _bias(layer: AttachedLayer, opened: Sequence[ScaleView]) -> list[ScaleView]:
     """Return the plain bias of a layer whose backend has no view of it."""
     taken = {view.name for view in opened}
-    plain = _open(path, module, registry.plain_backend())
+    plain = _open(replace(layer, backend=registry.plain_backend()))
     return [view for view in plain if view.name == "bias" and view.name not in taken]
 
 
-def _open(path: str, module: nn.Module, backend: Backend) -> list[ScaleView]:
+def _open(layer: AttachedLayer) -> list[ScaleView]:
+    with _named(layer):
+        opened = list(layer.backend.open(layer.module))
+        names = [view.name for view in opened]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UnsupportedLayoutError(
+                f"open() returned several views called {twice[0]!r}, expected different names: {', '.join(names)}. A "
+                "delta knows a view by its name."
+            )
+        return opened
+
+
+@contextmanager
+def _named(layer: AttachedLayer) -> Iterator[None]:
+    """Let what goes wrong with a layer within a `with` name the layer and its backend."""
+    name, backend = layer.path or type(layer.module).__name__, layer.backend.name
     try:
-        return list(backend.open(module))
-    except UnsupportedLayoutError as error:
-        raise UnsupportedLayoutError(f"{path or type(module).__name__}: {error}") from error
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, ZoquantError) else f"raised {type(error).__name__}: {error}"
+        if text.startswith(name):
+            raise
+        raise UnsupportedLayoutError(f"{name} ({backend}): {text.removeprefix(f'{backend}: ')}") from error
 
 
 def _storage(view: ScaleView) -> tuple[int, int] | None:
@@ -162,7 +184,13 @@ def _check_values(key: str, view: ScaleView, backend: Backend) -> None:
             f"{key} ({backend.name}): stored as {view.dtype}, expected floating point of at most 32 bits: base and "
             f"delta are float32. Load the model in float32 or below, or leave the view out with exclude={key!r}."
         )
-    if not torch.isfinite(view.read()).all():
+    values = view.read()
+    if tuple(values.shape) != tuple(view.shape):
+        raise UnsupportedLayoutError(
+            f"{key} ({backend.name}): read() returned {tuple(values.shape)}, and shape says {tuple(view.shape)}; "
+            "expected the shape of the tensor on disk in both."
+        )
+    if not torch.isfinite(values).all():
         raise ValueRangeError(
             f"{key} ({backend.name}): holds NaN or infinity, expected finite numbers. Get an undamaged checkpoint, or "
             f"leave the view out with exclude={key!r}."

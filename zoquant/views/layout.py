@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoquant.kernels.noise.definition import BLOCK
 from zoquant.protocol import PLAIN_ROLES, Role, ScaleView
+from zoquant.views.tensor_views import clamp_to
 
 Slot = tuple[ScaleView, ...]
 
@@ -84,6 +85,15 @@ class Chunk:
     def stop(self) -> int:
         """Where the chunk ends in the buffer."""
         return self.pieces[-1].stop
+
+
+def write_view(view: ScaleView, value: Tensor) -> None:
+    """Write a view as a buffer does: into its storage if it is a plain tensor, else through its `write`."""
+    if _is_plain(view) and view.live is not None:
+        with torch.no_grad():
+            view.live.copy_(clamp_to(view.dtype, value).view(view.live.shape))
+    else:
+        view.write(value)
 
 
 def slots_of(views: Sequence[ScaleView], *, coupled: bool) -> list[Slot]:

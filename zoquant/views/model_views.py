@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from zoquant.errors import NoViewsError
 from zoquant.kernels.noise.definition import Kind, Noise
 from zoquant.native import QuantLinear
-from zoquant.protocol import Backend, Grid, Gridded, Role, ScaleView
+from zoquant.protocol import Backend, Grid, Gridded, Refreshed, Role, ScaleView
 from zoquant.views.fingerprint import fingerprint
-from zoquant.views.flat_buffer import FlatBuffer, Space
+from zoquant.views.flat_buffer import SPACES, FlatBuffer, Space
 from zoquant.views.layout import view_count
+from zoquant.views.stored_form import FormView
 from zoquant.views.streamed_buffer import StreamedBuffer
 from zoquant.views.tensor_views import check_value
 
@@ -41,6 +42,12 @@ class AttachedLayer:
         if not isinstance(self.backend, Gridded):
             return {}
         return {key_of(self.path, name): grid for name, grid in self.backend.grids(self.module).items()}
+
+    def refresh(self) -> None:
+        """Let the layer compute anew what it keeps of its values; see `zoquant.protocol.Refreshed`."""
+        if isinstance(self.backend, Refreshed):
+            with torch.inference_mode(False), torch.no_grad():
+                self.backend.refresh(self.module)
 
 
 class BoundView:
@@ -95,6 +102,12 @@ class BoundView:
         """
         check_value(f"{self.name} ({self.backend})", self.shape, value)
         self._view.write(value)
+        for layer in _layers([self]):
+            layer.refresh()
+
+    def gradient(self, held: Tensor) -> Tensor:
+        """Return a gradient by the tensor that the model holds as one by the values, in their order."""
+        return self._view.gradient(held) if isinstance(self._view, FormView) else held
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.role} {list(self.shape)} {str(self.dtype).removeprefix('torch.')} {self.backend}>"
@@ -113,16 +126,19 @@ class Views(Sequence[BoundView]):
 
     def __init__(self, views: Sequence[BoundView], *, coupled: bool, streamed: nn.Module | None = None) -> None:
         self._views = tuple(views)
+        self._refreshed = [layer for layer in _layers(self._views) if isinstance(layer.backend, Refreshed)]
         groups: dict[tuple[torch.device, bool], list[BoundView]] = {}
         for view in self._views:
             groups.setdefault((view.device, streamed is not None and _streams(view)), []).append(view)
         self.coupled = coupled
-        self.buffers = [
-            StreamedBuffer(group, device, model=streamed)
-            if streamed is not None and dense
-            else FlatBuffer(group, device, coupled=coupled)
-            for (device, dense), group in groups.items()
-        ]
+        self.buffers: list[FlatBuffer] = []
+        try:
+            for (device, dense), group in groups.items():
+                hooked = StreamedBuffer(group, device, model=streamed) if streamed is not None and dense else None
+                self.buffers.append(hooked or FlatBuffer(group, device, coupled=coupled))
+        except BaseException:
+            self.close()
+            raise
         self._place = {view.name: (buffer, index) for buffer in self.buffers for index, view in enumerate(buffer.views)}
 
     @overload
@@ -147,11 +163,18 @@ class Views(Sequence[BoundView]):
 
     @property
     def space(self) -> Space:
-        """What delta means: `"relative"` or `"absolute"`."""
+        """What delta means: `"relative"` or `"absolute"`; it changes only while every delta is zero."""
         return self.buffers[0].space
 
     @space.setter
     def space(self, space: Space) -> None:
+        if space not in SPACES:
+            raise ValueError(f"space is {space!r}, expected one of {SPACES}.")
+        if space != self.space and any(bool(buffer.delta.any()) for buffer in self.buffers):
+            raise ValueError(
+                f"space is {space!r}, but the views hold a delta of {self.space} space, which means something else "
+                "there. Call views.reset() first."
+            )
         for buffer in self.buffers:
             buffer.space = space
 
@@ -178,9 +201,11 @@ class Views(Sequence[BoundView]):
         self.write()
 
     def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:
-        """Write theta, or a probe of it, into the model. See `FlatBuffer.write`."""
+        """Write theta, or a probe of it, into the model, and refresh its layers. See `FlatBuffer.write`."""
         for buffer in self.buffers:
             buffer.write(seed=seed, eps=eps, noise=noise)
+        for layer in self._refreshed:
+            layer.refresh()
 
     def add(self, seed: int, amount: float, noise: Kind | Noise) -> None:
         """Move all deltas along one direction without writing the model. See `FlatBuffer.add`."""
@@ -201,14 +226,14 @@ class Views(Sequence[BoundView]):
 
     def share_moved(self, seed: int, eps: float, noise: Kind | Noise) -> float:
         """Return the share of values that a probe really changes once it is cast to the dtype that stores it."""
-        return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / self.trainable
+        return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / max(self.trainable, 1)
 
     def share_changed(self) -> float:
         """Return the share of the values that differ from their base in the dtype that stores them."""
         changed = sum(
             int((self.theta(view.name).to(view.dtype).float() != self.base(view.name)).sum()) for view in self._views
         )
-        return changed / self.trainable
+        return changed / max(self.trainable, 1)
 
     def coupled_keys(self) -> list[tuple[str, ...]]:
         """Return the keys of the views that share their delta, a tuple for each such delta."""
@@ -226,10 +251,17 @@ class Views(Sequence[BoundView]):
         return self._place[key]
 
 
+def _layers(views: Sequence[BoundView]) -> list[AttachedLayer]:
+    """Return the layers that read some views, each once."""
+    own = [view.layer for view in views if view.layer is not None]
+    return list(dict.fromkeys(each for layer in own for each in (layer, *layer.tied)))
+
+
 def _streams(view: BoundView) -> bool:
-    """Whether a view can be streamed: a plain weight, but no bias of a native layer."""
+    """Whether a view can be streamed: a plain weight, but no bias of a native layer, and none that is refreshed."""
     native = view.layer is not None and isinstance(view.layer.module, QuantLinear)
-    return view.role == "dense" and not (native and view.name.endswith(".bias"))
+    kept = (native and view.name.endswith(".bias")) or (view.layer and isinstance(view.layer.backend, Refreshed))
+    return view.role == "dense" and not kept
 
 
 def key_of(path: str, name: str) -> str:

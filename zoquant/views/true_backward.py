@@ -12,8 +12,7 @@ from zoquant.protocol import PLAIN_ROLES, Backend
 from zoquant.views.attach import claimed
 from zoquant.views.model_views import BoundView, Views
 from zoquant.views.streamed_buffer import StreamedBuffer
-
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+from zoquant.views.trial.agreement import COARSEST, TOLERANCE
 
 
 class TensorPlaces:
@@ -74,7 +73,7 @@ def _check_input(path: str, module: nn.Module, backend: Backend) -> None:
     asked = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
     found = torch.autograd.grad(y, x, asked, allow_unused=True)[0] if y.requires_grad else None
     expected = asked.float() @ weight
-    if found is None or not (found.float() - expected).norm() <= _TOLERANCE.get(y.dtype, 5e-2) * expected.norm():
+    if found is None or not (found.float() - expected).norm() <= TOLERANCE.get(y.dtype, COARSEST) * expected.norm():
         what = f"{type(module).__name__} gives its input {'no' if found is None else 'a wrong'} gradient"
         raise _error(f"{path} ({backend.name})", what, "zoquant.load(..., runtime='native')")
 

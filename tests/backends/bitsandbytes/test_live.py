@@ -93,7 +93,7 @@ def test_a_layer_that_was_packed_is_refused() -> None:
     layer.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(UnsupportedLayoutError) as caught:
         attach(nn.ModuleDict({"a": layer}))
-    assert str(caught.value).startswith("a: bitsandbytes: an earlier forward packed the layer for its AVX512 kernel")
+    assert str(caught.value).startswith("a (bitsandbytes): an earlier forward packed the layer for its AVX512 kernel")
     assert "call attach before its first forward" in str(caught.value)
 
 
@@ -118,7 +118,7 @@ def test_the_packing_kernel_does_what_we_say() -> None:
 def test_layers_that_are_not_quantized(make: Any, text: str) -> None:
     with pytest.raises(UnsupportedLayoutError) as caught:
         attach(nn.ModuleDict({"a": make()}))
-    assert str(caught.value).startswith(f"a: bitsandbytes: {text}")
+    assert str(caught.value).startswith(f"a (bitsandbytes): {text}")
 
 
 def test_blocks_that_straddle_rows_are_refused_where_the_kernel_mixes_them_up() -> None:

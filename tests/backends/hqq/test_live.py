@@ -135,7 +135,7 @@ def test_layouts_that_hide_their_values(change: dict[str, Any], text: str) -> No
     layer.meta.update(change)
     with pytest.raises(UnsupportedLayoutError) as caught:
         attach(nn.ModuleDict({"a": layer}))
-    assert str(caught.value).startswith(f"a: hqq: HQQLinear cannot be trained as it is: {text}")
+    assert str(caught.value).startswith(f"a (hqq): HQQLinear cannot be trained as it is: {text}")
 
 
 @pytest.mark.parametrize("scale", [{"group_size": 16}, None])

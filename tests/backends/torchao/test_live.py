@@ -74,7 +74,7 @@ def test_a_scale_of_the_activations_is_refused() -> None:
     layer.weight.act_pre_scale = torch.ones(64)
     with pytest.raises(UnsupportedLayoutError) as caught:
         attach(nn.ModuleDict({"a": layer}))
-    assert str(caught.value).startswith("a: torchao: the Int8Tensor of Linear multiplies the activations with a scale")
+    assert str(caught.value).startswith("a (torchao): the Int8Tensor of Linear multiplies the activations with a scale")
 
 
 @pytest.mark.parametrize("check", BACKEND_CHECKS.values(), ids=BACKEND_CHECKS)

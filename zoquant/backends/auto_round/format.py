@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from zoquant.backends.awq.format import awq_layers
 from zoquant.backends.gptq.config import GPTQConfig, read_schemes
 from zoquant.backends.gptq.format import gptq_layers
-from zoquant.backends.gptq.words import BITS
+from zoquant.backends.gptq.layout import BITS
 from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 
 _AWQ = "auto_round:auto_awq"

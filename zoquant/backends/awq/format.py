@@ -11,7 +11,6 @@ import torch
 from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
 from zoquant.backends.awq.words import BITS
 from zoquant.backends.gptq.config import Scheme, read_schemes
-from zoquant.backends.gptq.format import quantized_paths
 from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
@@ -82,7 +81,7 @@ def awq_layers(folder: Folder, layout: str = _GEMM) -> dict[str, StoredMatrix]:
         CheckpointError: there is none, a tensor is missing, or its shape is none that the config allows.
     """
     schemes = read_schemes(folder, (BITS,))
-    layers: dict[str, StoredMatrix] = {path: _layer(folder, path, layout, schemes) for path in quantized_paths(folder)}
+    layers: dict[str, StoredMatrix] = {path: _layer(folder, path, layout, schemes) for path in folder.paths("qweight")}
     if not layers:
         raise folder.error("qweight", "a tensor of this name for each quantized layer", "none")
     return layers

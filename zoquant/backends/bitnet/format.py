@@ -7,8 +7,7 @@ Source: transformers 5.23.0, integrations/bitnet.py (`BitLinear`, `AutoBitLinear
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,9 +20,6 @@ from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight, PackedWeight
 from zoquant.native.values import Decode
-from zoquant.protocol import Summary
-
-_ACTIVATIONS = "activations: rounded to int8 for each token by transformers, left in floating point by native layers"
 
 
 class BitNetFormat(FolderFormat):
@@ -32,6 +28,7 @@ class BitNetFormat(FolderFormat):
     name = "bitnet"
     methods = frozenset({"bitnet"})
     library = "transformers"
+    notes = ("activations: rounded to int8 for each token by transformers, left in floating point by native layers",)
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every ternary matrix by the path of its module.
@@ -46,11 +43,6 @@ class BitNetFormat(FolderFormat):
             if not divided and f"{path}.bias" in folder.tensors:
                 raise _refusal(folder, f"{path}.bias is multiplied with weight_scale by AutoBitLinear")
         return {path: _layer(folder, path, reciprocal if divided else Tensor.float) for path in paths}
-
-    def summarize(self, path: Path) -> Summary:
-        """Return what the config and the headers say, activations included."""
-        summary = super().summarize(path)
-        return replace(summary, notes=[*summary.notes, _ACTIVATIONS])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from zoquant.backends.compressed_tensors.layers import layer_of
 from zoquant.backends.compressed_tensors.scheme import Scheme, activations, read_schemes
-from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, StoredMatrix, open_folder
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
 from zoquant.errors import CheckpointError
 from zoquant.protocol import Summary
 
 _MARKS = (".weight_packed", ".weight_scale")
 
 
-class CompressedTensorsFormat(NativeOnlyFormat):
+class CompressedTensorsFormat(FolderFormat):
     """pack-quantized, int-quantized, float-quantized, naive-quantized, nvfp4 and the MX formats.
 
     A module is read by the first scheme of the config that its tensors agree with. The config's `targets` and `ignore`

@@ -8,61 +8,65 @@ csrc/cutlass_extensions/.../mixed_gemm_B_layout.h; transformers 5.23.0, integrat
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from zoquant.backends.layouts.scaled import check_matrix, refuse_experts, spec_of
-from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, StoredMatrix
-from zoquant.checkpoint.folder.matrix import DENSE
-from zoquant.native import AffineWeight, Codes, PackedWeight, Values
+from zoquant.checkpoint.folder import (
+    ROW,
+    AffineLayout,
+    Folder,
+    FolderFormat,
+    StoredCodes,
+    StoredMatrix,
+    StoredNumbers,
+    refuse_experts,
+)
+from zoquant.native import Codes
 from zoquant.native.packed import Rows
-from zoquant.native.values import indices, per_row
-from zoquant.protocol import Summary
+from zoquant.native.values import indices
 
 _TURN = 64
 _PAIR = 2
 _SIXTEEN = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
 """Which column of sixteen lies in each place."""
-_NOTE = "int8: read in the order of Turing and later GPUs; a file that a Volta GPU wrote does not tell and is misread"
 
 
-class EETQFormat(NativeOnlyFormat):
+class EETQFormat(FolderFormat):
     """Int8 matrices with one scale for each output."""
 
     name = "eetq"
     methods = frozenset({"eetq"})
     reason = "EETQ computes it on a GPU alone"
+    notes = (
+        "int8: read in the order of Turing and later GPUs; a file that a Volta GPU wrote does not tell and is misread",
+    )
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every int8 matrix by the path of its module.
-
-        Raises:
-            CheckpointError: scales are missing, or a matrix is of a shape that the kernels do not take.
-            UnsupportedLayoutError: all experts of a layer lie in one tensor.
-        """
         refuse_experts(folder, (torch.int8,))
-        paths = [name.removesuffix(".weight_scales") for name in folder.tensors if name.endswith(".weight_scales")]
-        return {path: _layer(folder, path) for path in paths}
-
-    def summarize(self, path: Path) -> Summary:
-        """Return what the config and the headers say, and what they do not."""
-        summary = super().summarize(path)
-        return replace(summary, notes=[*summary.notes, _NOTE])
+        return {path: _layout(folder, path).matrix(folder, path) for path in folder.paths("weight_scales")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EETQLayer(StoredMatrix):
-    """`w = code * scale`."""
+def _layout(folder: Folder, path: str) -> AffineLayout:
+    name = next(iter(folder.held(path, ("weight", "qweight"))), "weight")
+    scale = StoredNumbers("weight_scales", ROW, dims=1)
+    return AffineLayout(type="int8 row", codes=InterleavedCodes(name, (torch.int8,), transposed=True), scale=scale)
 
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix."""
-        weight, scales = self.tensors
-        values = Values(spec_of(self, folder, scales), folder.read(scales), per_row)
-        return AffineWeight(self.type, InterleavedBytes(folder.read(weight)), values)
+
+@dataclass(frozen=True)
+class InterleavedCodes(StoredCodes):
+    """Codes in the order of the kernels, in a tensor `[columns, rows]`."""
+
+    def check(self, folder: Folder, path: str, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        rows, columns = super().check(folder, path, size)
+        if columns % _TURN or rows % _PAIR:
+            expected = f"a multiple of {_TURN} columns, and pairs of rows"
+            raise folder.error(f"{path}.{self.name}", expected, f"{[columns, rows]}")
+        return rows, columns
+
+    def open(self, stored: Tensor, rows: int, columns: int) -> Codes:
+        return InterleavedBytes(stored)
 
 
 class InterleavedBytes(Codes):
@@ -93,13 +97,3 @@ def turn_order() -> Tensor:
     column = torch.arange(_TURN)
     place = column // 16 * 16 + torch.tensor(_SIXTEEN).argsort()[column % 16]
     return place // 4 * 4 + torch.tensor((0, 2, 1, 3))[place % 4]
-
-
-def _layer(folder: Folder, path: str) -> StoredMatrix:
-    name = next((each for each in ("weight", "qweight") if f"{path}.{each}" in folder.tensors), "weight")
-    weight, scales = f"{path}.{name}", f"{path}.weight_scales"
-    columns, rows = check_matrix(folder, weight, (torch.int8,)).shape
-    if columns % _TURN or rows % _PAIR:
-        raise folder.error(weight, f"a multiple of {_TURN} columns, and pairs of rows", f"{[columns, rows]}")
-    folder.expect(scales, (rows,), DENSE)
-    return EETQLayer(path, rows, columns, "int8 row", (weight, scales), {"weight_scales": ("scale", scales)})

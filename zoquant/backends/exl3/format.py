@@ -10,8 +10,7 @@ import torch
 
 from zoquant.backends.exl3.trellis import SIDE
 from zoquant.backends.exl3.weight import BLOCK, TrellisWeight
-from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
@@ -21,7 +20,7 @@ _BOOKS = ("mcg", "mul1")
 _MOST_BITS = 8
 
 
-class EXL3Format(NativeOnlyFormat):
+class EXL3Format(FolderFormat):
     """Trellis codes of 1 to 8 bits with each of the three codebooks."""
 
     name = "exl3"

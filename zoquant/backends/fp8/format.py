@@ -15,8 +15,7 @@ import torch
 from zoquant.backends.layouts.microfloat import MicrofloatLayer
 from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.backends.layouts.scaled import POWER_NOTE, POWERS, ScaledLayer, check_grid, check_matrix, refuse_experts
-from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 
 FP8 = torch.float8_e4m3fn
@@ -28,7 +27,7 @@ _CACHE = ("q_scale", "k_scale", "v_scale", "kv_scale")
 _RUN = 32
 
 
-class FineGrainedFP8Format(NativeOnlyFormat):
+class FineGrainedFP8Format(FolderFormat):
     """Float8 weights in square blocks, as DeepSeek-V3 and Qwen3 have them, and MXFP8."""
 
     name = "fp8"
@@ -49,7 +48,7 @@ class FineGrainedFP8Format(NativeOnlyFormat):
         }
 
 
-class FbgemmFP8Format(NativeOnlyFormat):
+class FbgemmFP8Format(FolderFormat):
     """Float8 weights with one scale a row, as FBGEMM's kernels take them."""
 
     name = "fbgemm-fp8"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.backends.gptq.words import BITS
+from zoquant.backends.gptq.layout import BITS
 from zoquant.checkpoint.folder import Folder
 
 _MINUS_ONE = {"gptq": True, "gptq_v2": False, "gptq_p": False}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoquant.backends.gptq.layout import gptq_layout
 from zoquant.backends.gptq.views import (
     CENTRE,
     BufferView,
@@ -19,7 +20,6 @@ from zoquant.backends.gptq.views import (
     pairs_or_scales,
     zeros_of_pairs,
 )
-from zoquant.backends.gptq.weight import gptq_weight
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
@@ -149,17 +149,12 @@ class AutoGPTQBackend:
         """Return the weight, decoded from the layer's words; AutoGPTQ has no function for it."""
         layer: Any = module
         old = layer.QUANT_TYPE == _OLD
-        return gptq_weight(
-            layer.qweight,
-            layer.qzeros,
-            layer.scales,
-            None if old else layer.g_idx,
-            bits=layer.bits,
-            group_size=layer.group_size,
-            columns=layer.infeatures,
-            minus_one=True,
-            wrap="fields" if old and layer.bits != 3 else "never",
-        ).dequantize()
+        layout = gptq_layout(
+            layer.bits, layer.group_size, minus_one=True, wrap="fields" if old and layer.bits != 3 else "never",
+            g_idx=not old,
+        )  # fmt: skip
+        size = layer.qweight.shape[1], layer.infeatures
+        return layout.weight(dict(layer.named_buffers()), size).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""

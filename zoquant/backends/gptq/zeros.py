@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
-from zoquant.backends.gptq.words import Wrap, packed_zeros
+from zoquant.backends.gptq.layout import Wrap, packed_zeros
 from zoquant.checkpoint.folder import Folder
 from zoquant.native import AffineWeight
 from zoquant.native.packed_rows import fields

@@ -15,8 +15,7 @@ import torch
 from zoquant.backends.layouts.microfloat import MicrofloatLayer
 from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.backends.layouts.scaled import ScaledLayer, check_grid, check_matrix, refuse_experts
-from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import UnsupportedLayoutError
 
@@ -28,7 +27,7 @@ _ALGORITHMS = (
 _PRE_SCALE = ".pre_quant_scale"
 
 
-class ModelOptFormat(NativeOnlyFormat):
+class ModelOptFormat(FolderFormat):
     """NVFP4 and FP8, described in config.json or in hf_quant_config.json. The dtype of a weight says which of the two.
 
     Other algorithms, and those that scale the inputs of a layer, are refused.

@@ -17,15 +17,14 @@ from zoquant.backends.layouts.microfloat import E2M1
 from zoquant.backends.layouts.scale_grid import ScaleGrid, power_of_two
 from zoquant.backends.layouts.scaled import POWER_NOTE, described
 from zoquant.backends.mxfp4.experts import PARTS, open_experts
-from zoquant.backends.native_only import NativeOnlyFormat
-from zoquant.checkpoint.folder import Folder, StoredMatrix, StoredTensor, open_folder
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, StoredTensor, open_folder
 from zoquant.native import PackedWeight, PackedWords, TableWeight
 
 _RUN = 32
 _BYTES = _RUN // 2
 
 
-class MXFP4Format(NativeOnlyFormat):
+class MXFP4Format(FolderFormat):
     """GPT-OSS as OpenAI published it. Its scales are powers of two: only what is not quantized can be trained."""
 
     name = "mxfp4"

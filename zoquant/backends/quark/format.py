@@ -12,8 +12,7 @@ torch/kernel/hw_emulation/hw_emulation_interface.py (`dequantize_impl`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
@@ -34,7 +33,6 @@ from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.native import AffineWeight, Codes, PackedWeight, PlainCodes, Values
 from zoquant.native.values import GroupLookup, column_groups, per_row, whole
-from zoquant.protocol import Summary
 
 FP8 = torch.float8_e4m3fn
 _COMPANIONS = tuple(
@@ -42,7 +40,6 @@ _COMPANIONS = tuple(
 )
 _MORE = ("input_rotation", "input_prescale", "bias_scale")
 """Tensors of layers that do more than multiply with a matrix."""
-_ACTIVATIONS = "activations: quantized by Quark as the config says, left in floating point by native layers"
 
 
 class QuarkFormat(FolderFormat):
@@ -51,6 +48,7 @@ class QuarkFormat(FolderFormat):
     name = "quark"
     methods = frozenset({"quark"})
     library = "quark"
+    notes = ("activations: quantized by Quark as the config says, left in floating point by native layers",)
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         """Return every quantized matrix by the path of its module.
@@ -63,11 +61,6 @@ class QuarkFormat(FolderFormat):
         order = order_of(folder)
         paths = [name.removesuffix(".weight_scale") for name in folder.tensors if name.endswith(".weight_scale")]
         return {path: _layer(folder, path, order) for path in paths}
-
-    def summarize(self, path: Path) -> Summary:
-        """Return what the config and the headers say, activations included."""
-        summary = super().summarize(path)
-        return replace(summary, notes=[*summary.notes, _ACTIVATIONS])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,16 +20,15 @@ from typing import Any
 
 import torch
 
-from zoquant.backends.native_only import NativeOnlyFormat
 from zoquant.backends.vptq.settings import parts_of
 from zoquant.backends.vptq.weights import ROLES, Part, VPTQWeight
-from zoquant.checkpoint.folder import Folder, StoredMatrix
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.errors import CheckpointError
 from zoquant.native import PackedWeight
 
 
-class VPTQFormat(NativeOnlyFormat):
+class VPTQFormat(FolderFormat):
     """VPTQ with packed indices: any vector length, with or without residuals, outliers, permutation and norm."""
 
     name = "vptq"

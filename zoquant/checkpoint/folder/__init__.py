@@ -1,8 +1,40 @@
 """Checkpoint folders as transformers writes them: config.json and tensors in safetensors files, one or many."""
 
 from zoquant.checkpoint.folder.format import FolderFormat
-from zoquant.checkpoint.folder.matrix import StoredMatrix
+from zoquant.checkpoint.folder.layout import AffineLayout, LaidMatrix, Layout, TableLayout, layouts_that_fit
+from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts
 from zoquant.checkpoint.folder.reading import Folder, open_folder
+from zoquant.checkpoint.folder.stored_codes import StoredCodes
+from zoquant.checkpoint.folder.stored_numbers import (
+    MATRIX,
+    POWERS,
+    ROW,
+    PackedZeros,
+    StoredNumbers,
+    power_of_two,
+    reciprocal,
+)
 from zoquant.files.tensors import StoredTensor
 
-__all__ = ["Folder", "FolderFormat", "StoredMatrix", "StoredTensor", "open_folder"]
+__all__ = [
+    "DENSE",
+    "MATRIX",
+    "POWERS",
+    "ROW",
+    "AffineLayout",
+    "Folder",
+    "FolderFormat",
+    "LaidMatrix",
+    "Layout",
+    "PackedZeros",
+    "StoredCodes",
+    "StoredMatrix",
+    "StoredNumbers",
+    "StoredTensor",
+    "TableLayout",
+    "layouts_that_fit",
+    "open_folder",
+    "power_of_two",
+    "reciprocal",
+    "refuse_experts",
+]

@@ -34,11 +34,15 @@ class FolderFormat(ABC):
         name: the format's name, in kebab-case.
         methods: the values of `quant_method` that it claims.
         library: the import name of the library whose modules compute the vendor runtime; empty where there is none.
+        reason: why modules of a library cannot be trained, so that there is no vendor runtime; without a full stop.
+        notes: what `zoquant inspect` says of every checkpoint of the format.
     """
 
     name: str
     methods: frozenset[str]
     library: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
@@ -104,7 +108,10 @@ class FolderFormat(ABC):
             + sum(prod(tensor.shape) for tensor in dense),
             bytes=folder.bytes,
             types=types,
-            notes=sorted({f"{layer.type}: nothing to train, {layer.note}" for layer in layers.values() if layer.note}),
+            notes=[
+                *sorted({f"{layer.type}: nothing to train, {layer.note}" for layer in layers.values() if layer.note}),
+                *self.notes,
+            ],
             runtimes=self.runtimes(),
         )
 
@@ -122,9 +129,13 @@ class FolderFormat(ABC):
         """Return the model on the library's own layers, and its tokenizer or None.
 
         Raises:
-            UnsupportedLayoutError: there is no such library, or it is not installed.
+            UnsupportedLayoutError: there is no such library, it is not installed, or what it has cannot be trained.
             CheckpointError: transformers refuses the checkpoint.
         """
+        if self.reason:
+            raise UnsupportedLayoutError(
+                f"{path}: the format {self.name} has no vendor runtime: {self.reason}. Use runtime='native'."
+            )
         if not self.library or find_spec(self.library) is None:
             missing = f"{self.library} is not installed" if self.library else "no library computes it"
             raise UnsupportedLayoutError(
@@ -134,7 +145,9 @@ class FolderFormat(ABC):
 
     def runtimes(self) -> dict[str, str]:
         """Return whether zoquant's layers and those of the library can compute the forward here, and why."""
-        if not self.library:
+        if self.reason:
+            vendor = f"no: {self.reason}"
+        elif not self.library:
             vendor = "no: no library computes it here"
         elif find_spec(self.library.partition(".")[0]) is None:
             vendor = f"no: {self.library} is not installed"

@@ -1,12 +1,13 @@
 """One quantized matrix of a folder, as its headers describe it; a format adds how its words are read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from zoquant.checkpoint.folder.reading import Folder
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 
@@ -39,3 +40,17 @@ class StoredMatrix(ABC):
     @abstractmethod
     def packed(self, folder: Folder) -> PackedWeight:
         """Read the matrix. Shapes and dtypes were checked when the layer was made."""
+
+
+def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
+    """Refuse matrices of several experts that lie in one tensor.
+
+    Raises:
+        UnsupportedLayoutError: a tensor of these dtypes has more than two dimensions.
+    """
+    for tensor in folder.tensors.values():
+        if len(tensor.shape) > 2 and tensor.dtype in tuple(dtypes):
+            raise UnsupportedLayoutError(
+                f"{folder.path}: tensor {tensor.name!r}: {tensor.described}: all experts of a layer in one tensor, "
+                "which native layers do not compute. Use a checkpoint that keeps each expert apart."
+            )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoquant.errors import CheckpointError
@@ -79,7 +80,7 @@ class Folder:
             raise self.error(name, "a tensor of this name", "none")
         return self.tensors[name]
 
-    def expect(self, name: str, shape: tuple[int, ...], dtypes: Iterable[Any]) -> StoredTensor:
+    def expect(self, name: str, shape: tuple[int, ...], dtypes: Iterable[torch.dtype]) -> StoredTensor:
         """Return the place of a tensor whose shape and dtype are known beforehand.
 
         Raises:
@@ -87,11 +88,27 @@ class Folder:
         """
         tensor, allowed = self.tensor(name), tuple(dtypes)
         if tensor.shape != shape or tensor.dtype not in allowed:
-            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-            raise self.error(
-                name, f"{list(shape)} of {kinds}", f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-            )
+            raise self.error(name, f"{list(shape)} of {dtype_names(allowed)}", tensor.described)
         return tensor
+
+    def expect_matrix(self, name: str, dtypes: Iterable[torch.dtype]) -> StoredTensor:
+        """Return the place of a tensor that is a matrix, and not empty.
+
+        Raises:
+            CheckpointError: the tensor is missing, of another dtype, empty, or no matrix.
+        """
+        tensor, allowed = self.tensor(name), tuple(dtypes)
+        if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in allowed:
+            raise self.error(name, f"a matrix of {dtype_names(allowed)}", tensor.described)
+        return tensor
+
+    def paths(self, name: str) -> list[str]:
+        """Return the paths of all modules that have a tensor of this name."""
+        return [found.removesuffix(f".{name}") for found in self.tensors if found.endswith(f".{name}")]
+
+    def held(self, path: str, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of some tensors of a module that there are."""
+        return tuple(name for name in names if f"{path}.{name}" in self.tensors)
 
     def span(self, name: str, role: Role) -> Span:
         """Return the whole of a tensor as the values of a view."""
@@ -109,6 +126,11 @@ class Folder:
             f"{self.path}: {what!r}: expected {expected}, got {got}. The checkpoint contradicts itself, or is of "
             "another kind than its config says; get it again."
         )
+
+
+def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
+    """Return dtypes as a message names them."""
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def open_folder(path: Path) -> Folder:

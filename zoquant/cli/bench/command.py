@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.flags import JSON, SOURCE, source_of, with_flags
-from zoquant.cli.show import mebibytes, show_json, show_pairs, show_rows
+from zoquant.cli.flags import SOURCE, source_of, with_flags
+from zoquant.cli.show import JSON, mebibytes, show_json, show_pairs, show_rows
 
 
 @with_flags("model", *SOURCE)

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,6 +16,7 @@ from zoquant.checkpoint.loading import Runtime
 from zoquant.checkpoint.sha256 import checkpoint_sha256
 from zoquant.errors import ConfigError, DataError
 from zoquant.files.sha256 import file_sha256
+from zoquant.registry import own_package
 from zoquant.tasks import TaskSettings
 from zoquant.training.config.file import ConfigFile, toml_text
 from zoquant.training.config.value import AUTO, convert
@@ -181,7 +181,7 @@ class Config:
     def to_toml(self) -> str:
         """Return the text of a TOML file that says all of this; a value of None that is not `auto` is left out."""
         head = [
-            f"# Made by zoquant {version('zoquant')}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+            f"# Made by {own_package()}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
             f"{platform.machine()}.",
             "# The same run again, to the same bytes: zoquant train --config config.toml --out NEW",
             *([] if self.reward is None else [_SAY_REWARD]),

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.flags import JSON, config_of, with_flags
+from zoquant.cli.flags import config_of, with_flags
 from zoquant.cli.progress import reporting
-from zoquant.cli.show import mebibytes, percent, score, show_json, show_pairs
+from zoquant.cli.show import JSON, mebibytes, percent, score, show_json, show_pairs
 from zoquant.training import finetune
 from zoquant.training.config import keys
 from zoquant.training.outcome import step_time, warnings_of
