@@ -40,7 +40,8 @@ class Layout(ABC):
         type: what `zoquant inspect` counts a matrix under, such as `"4-bit g128"`.
         codes: the tensor of the codes.
         group_of: a tensor with the group of each column, `[columns]`, as `g_idx` of GPTQ; empty where groups are runs.
-        beside: tensors that belong to the matrix and are left as they are, such as scales of the activations.
+        beside: tensors that belong to the matrix where there are any, and are left as they are, such as scales of the
+            activations.
     """
 
     type: str
@@ -85,7 +86,8 @@ class Layout(ABC):
         specs = [(numbers.spec(tensor.dtype), tensor.name) for numbers, tensor in stored]
         fields = {spec.name: (spec.role, name) for spec, name in specs if spec is not None}
         powers = any(numbers.role and tensor.dtype in POWERS for numbers, tensor in stored)
-        names = (self.codes.name, *(numbers.name for numbers in self.numbers), self.group_of, *self.beside)
+        found = folder.held(path, self.beside)
+        names = (self.codes.name, *(numbers.name for numbers in self.numbers), self.group_of, *found)
         return LaidMatrix(
             path, rows, columns, self.type, tuple(f"{path}.{name}" for name in names if name), fields,
             "" if fields else POWER_NOTE if powers else COARSE_NOTE, layout=self,
