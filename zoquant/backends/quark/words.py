@@ -39,7 +39,7 @@ class ReorderedWords(PackedWords):
 
     def read(self, rows: Rows) -> Tensor:
         codes = super().read(rows)
-        return codes.unflatten(1, (-1, 8))[..., self.order].flatten(1) if self.order else codes
+        return codes.reshape(len(codes), -1, 8)[..., self.order].flatten(1) if self.order else codes
 
     def in_words(self) -> Words | None:
         """Return nothing: no kernel knows the order."""
