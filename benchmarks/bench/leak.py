@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.training.resident_memory import rss_bytes
+from zoquant.training.memory.resident import rss_bytes
 from zoquant.views.attach import attach
 
 

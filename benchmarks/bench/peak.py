@@ -12,7 +12,7 @@ from zoquant.checkpoint.loading import load
 from zoquant.cli.bench.measure import default_step, default_views, sample_ids, sample_loss
 from zoquant.errors import ZoquantError
 from zoquant.optim.optimizer import ZOSGD
-from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
+from zoquant.training.memory.resident import peak_rss_bytes, rss_bytes
 from zoquant.views.attach import attach
 
 _SIGNS = 2  # both of them share the forward of the default

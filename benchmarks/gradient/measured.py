@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoquant.training.resident_memory import peak_rss_bytes
+from zoquant.training.memory.resident import peak_rss_bytes
 
 
 class Meter:

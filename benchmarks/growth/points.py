@@ -77,7 +77,7 @@ def measure(group: Sequence[Point]) -> list[dict[str, Any]]:
     from benchmarks.growth.model import random_model
     from zoquant.cli.bench.timing import in_turn, spread
     from zoquant.native import PackedWeight
-    from zoquant.training.resident_memory import peak_rss_bytes
+    from zoquant.training.memory.resident import peak_rss_bytes
 
     model = random_model(*WIDTHS[group[0].size])
     weights = sum(each.rows * each.columns for each in model.modules() if isinstance(each, PackedWeight))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.runs import job
 from zoquant.training import Progress, Settings, run
-from zoquant.training.resident_memory import rss_bytes
+from zoquant.training.memory.resident import rss_bytes
 
 ALLOWED = 8 << 20
 """Bytes over 9,000 steps: trajectory and times are kept in memory, some hundred bytes a step."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from zoquant.optim.backward.live_bytes import LiveBytes
 from zoquant.tasks import Classification, Template
 from zoquant.tasks.objective import with_objective
 from zoquant.tasks.template import parse_words
-from zoquant.training import Config, Progress, Settings, finetune, memory
+from zoquant.training import Config, Progress, Settings, finetune
 from zoquant.training.config import convert, key_of
 from zoquant.training.config.value import parse_size
-from zoquant.training.memory import Footprint, Plan
+from zoquant.training.memory import ways
+from zoquant.training.memory.plan import Plan
+from zoquant.training.memory.ways import Footprint
 from zoquant.training.steps import cut
 
 CPU = torch.device("cpu")
@@ -28,8 +31,8 @@ BACKWARD = Settings(steps=3, batch_size=8, gradient="backward")
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Classification]:
-    monkeypatch.setattr(memory, "held_bytes", lambda device: 0)
-    monkeypatch.setattr(memory, "_EVALUATED", 2)
+    monkeypatch.setattr(ways, "held_bytes", lambda device: 0)
+    monkeypatch.setattr(ways, "_EVALUATED", 2)
     model, tokenizer = zoquant.load(write_checkpoint(tmp_path / "tiny.gguf"), compute_dtype=torch.float32)
     return model, Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, CPU)
 
@@ -62,7 +65,7 @@ def test_the_estimate_is_not_below_what_a_run_takes(
         with settings.descent(model, views) as descent:
             for step in range(3):
                 parts = cut(train.batch_of_step(0, step, 8), micro_batches)
-                descent.step([lambda part=part: train.loss(model, part) for part in parts])
+                descent.step([partial(train.loss, model, part) for part in parts])
         train.evaluate(model, batch_size=2)
     assert 0.2 * expected < live.peak <= expected
 
@@ -96,12 +99,12 @@ def test_the_fastest_way_below_a_bound_is_taken(setting: tuple[Any, Classificati
         assert plan.way.bytes <= bound
         return plan.settings
 
-    ways = [(1, False), (2, False), (1, True), (2, True), (4, True), (8, True)]
+    tried = [(1, False), (2, False), (1, True), (2, True), (4, True), (8, True)]
     sizes = {
-        way: found.way(replace(BACKWARD, micro_batches=way[0], checkpoint=way[1], rule="adam")).bytes for way in ways
+        way: found.way(replace(BACKWARD, micro_batches=way[0], checkpoint=way[1], rule="adam")).bytes for way in tried
     }
     for bound in sorted(sizes.values()):
-        first = next(way for way in ways if sizes[way] <= bound)
+        first = next(way for way in tried if sizes[way] <= bound)
         taken = chosen(bound)
         assert (taken.micro_batches, taken.checkpoint, taken.rule) == (*first, "adam")
     least = min(sizes.values())
@@ -126,7 +129,7 @@ def test_what_a_run_says_before_it_begins(setting: tuple[Any, Classification], m
     forward = Settings(batch_size=8)
     (told,) = Plan.make(model, train, forward, CPU, None, None).notices
     assert "The gradient would work here and fit, --gradient backward, rule adam, checkpoint: " in told
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(ways, "free_bytes", lambda device: 1)
     (told,) = Plan.make(model, train, forward, CPU, None, None).notices
     assert "gradient" not in told
     learned = with_objective(train, "accuracy")

@@ -1,4 +1,4 @@
-"""What a step takes of memory, from the headers of a checkpoint: its model is computed on the meta device, by shapes."""
+"""What a step takes of memory, from the headers of a checkpoint: its model is computed by shapes, without weights."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -55,11 +55,12 @@ def _peak(body: Any, ids: Tensor, mode: AbstractContextManager[object]) -> int:
 
 
 def _let_weights_move(model: nn.Module) -> None:
-    """Let a backward keep the inputs of linear layers, as that of native ones does, and drop what it finds of weights."""
+    """Let a backward keep the inputs of linear layers, as that of native ones does; what it finds of weights goes."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.weight.requires_grad_().register_post_accumulate_grad_hook(_drop)
+            weight = module.weight.requires_grad_()
+            weight.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
 
 
 def _drop(parameter: Tensor) -> None:

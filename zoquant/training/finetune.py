@@ -23,9 +23,9 @@ from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
 from zoquant.training.job import Job
-from zoquant.training.memory import Plan
+from zoquant.training.memory.plan import Plan
+from zoquant.training.memory.resident import peak_bytes
 from zoquant.training.progress import OnProgress
-from zoquant.training.resident_memory import peak_bytes
 from zoquant.training.run_folder import SHA256, RunFolder
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run

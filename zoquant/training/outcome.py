@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoquant.tasks import Evaluation
-from zoquant.training.resident_memory import peak_rss_bytes
+from zoquant.training.memory.resident import peak_rss_bytes
 from zoquant.training.run_folder import RunFolder
 from zoquant.views.model_views import Views
 

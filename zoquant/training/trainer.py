@@ -13,11 +13,11 @@ from zoquant.tasks import Evaluation
 from zoquant.training.backward.steps import BackwardSteps
 from zoquant.training.best_step import holding
 from zoquant.training.job import Job
+from zoquant.training.memory.resident import rss_bytes
 from zoquant.training.micro_batches import MicroBatches
 from zoquant.training.moving import Moving
 from zoquant.training.outcome import Outcome
 from zoquant.training.progress import OnProgress, Progress
-from zoquant.training.resident_memory import rss_bytes
 from zoquant.training.settings import AUTO, Settings
 from zoquant.training.steps import Steps
 from zoquant.training.trails.states import States, go_on

@@ -14,7 +14,7 @@ from zoquant.optim.optimizer import ZOSGD
 from zoquant.optim.trunk import Trunk
 from zoquant.tasks.scoring import hidden_states, logits_at
 from zoquant.training import Source
-from zoquant.training.resident_memory import peak_rss_bytes, rss_bytes
+from zoquant.training.memory.resident import peak_rss_bytes, rss_bytes
 from zoquant.views.attach import attach, claimed
 from zoquant.views.model_views import Views
 
