@@ -83,6 +83,7 @@ def _base(model: str) -> str:
 def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     base = _text(_base(settings["model"]))
     how = "found with forward passes alone" if _by_forwards(settings) else "found along its gradient"
+    how += f", the last {count:,} steps with forward passes alone" if (count := settings.get("forward_steps")) else ""
     done = "" if summary["finished"] else " The run was interrupted before its last step."
     return (
         f"# {base}, tuned\n\nA delta for the quantized checkpoint **{base}** ({_text(summary['format'])}), "
@@ -176,6 +177,7 @@ def _files(folder: RunFolder, settings: Mapping[str, Any], best: int | None) -> 
         folder.trajectory: f"all of training: a seed and a derivative a step; {replay} makes the delta of it",
         folder.state: "where the run stands: deltas and what the rule remembers, for `--resume`",
         folder.best: "the delta of the step that did best on held-out data so far, for `--resume`",
+        folder.forward: "the forwards that followed: a run on what the gradient had left",
         folder.config: f"the run again: `zoquant train --config config.toml --out again`{reward}",
         folder.settings: "what decides the bytes, for `--resume`",
         folder.calibration: "the numbers that were chosen, and why",

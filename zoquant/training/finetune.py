@@ -25,6 +25,7 @@ from zoquant.training.config import Config
 from zoquant.training.job import Job
 from zoquant.training.memory.plan import Plan
 from zoquant.training.memory.resident import peak_bytes
+from zoquant.training.phases import run_both
 from zoquant.training.progress import OnProgress
 from zoquant.training.run_folder import SHA256, RunFolder
 from zoquant.training.source import Opened
@@ -76,12 +77,26 @@ def finetune(
     if reward is None and made.reward is not None:
         reward = OutsideReward(made.reward, made.reward_timeout)
     job = _job(made, parts, opened, folder, objective or made.objective, reward)
+    learned, both = job.train, made.settings.forward_steps > 0
+    if both and isinstance(learned, WithObjective):
+        job = replace(job, train=learned.task)
     begun = from_first(folder.read_settings() if resume and is_first() else None)
     plan = Plan.make(job.model, job.train, made.settings, opened[2], made.memory, begun)
     made = replace(made, settings=plan.settings, memory=None)
     notices = (*job.notices, *plan.notices)
     job = replace(job, settings=plan.settings, notices=notices, config=made.to_toml() if said else None)
-    outcome = run(job, resume=resume, on_progress=on_progress)
+    if both:
+        then = replace(
+            job,
+            train=learned,
+            settings=job.settings.following(),
+            folder=RunFolder(folder.forward),
+            config=None,
+            notices=(),
+        )
+        outcome = run_both(replace(job, test=None), then, resume=resume, on_progress=on_progress)
+    else:
+        outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {
         "model": made.model,
         "format": format_of(local_path(made.model)).name,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
@@ -36,6 +36,10 @@ class Progress:
     skipped: str | None = None
     overhead: float = math.nan
     notice: str | None = None
+
+    def counted_on(self, before: int, steps: int) -> "Progress":
+        """Return the same of a run that follows so many steps, of so many in all."""
+        return replace(self, step=before + self.step, steps=steps)
 
 
 OnProgress = Callable[[Progress], None]

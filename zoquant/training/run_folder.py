@@ -35,6 +35,7 @@ class RunFolder:
         journal: the trajectory while the run is under way.
         state, best: of a run by backwards, where it stands, and the delta of its best step so far.
         micro_batches: at which steps batches were halved, if memory ran out.
+        forward: the folder of the forwards that follow a run by backwards, if some do.
         lock: who trains here now; held from `begin` or `resume` to `release`.
     """
 
@@ -53,6 +54,7 @@ class RunFolder:
         self.card = self.path / "README.md"
         self.samples = self.path / "samples.jsonl"
         self.micro_batches = self.path / "micro_batches.json"
+        self.forward = self.path / "forward"
         self.lock = Lock(self.path / "run.lock")
 
     @property
@@ -138,6 +140,14 @@ class RunFolder:
             kept = [line for line in read_lines(path) if line["step"] <= done]
             if path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_run(self, other: "RunFolder", done: int) -> None:
+        """Let metrics and samples of another run follow those of the first `done` steps."""
+        self.forget_after(done)
+        for own, followed in ((self.metrics, other.metrics), (self.samples, other.samples)):
+            for line in read_lines(followed):
+                if line["step"] > 0:
+                    append_line(own, {**line, "step": done + line["step"]})
 
     def subspace(self) -> Subspace:
         """Return what the directions of the run in this folder are made of.

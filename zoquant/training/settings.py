@@ -45,6 +45,9 @@ class Settings:
         Literal["forward", "backward"], "How a step finds its direction: by forwards alone, or by a backward."
     ] = "forward"
     checkpoint: Annotated[bool, "Backward: keep of each layer its input alone, and run the layer again."] = False
+    forward_steps: Annotated[
+        int, "Backward: so many steps by forwards alone follow, with numbers of their own, on the objective."
+    ] = 0
     schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
     probes: Annotated[int, "Directions a step."] = 1
     seed: Annotated[int, "Seed of noise and batches: the same seed gives the same bytes."] = 0
@@ -84,6 +87,8 @@ class Settings:
         for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):
             if value is not None and value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
+        if self.forward_steps < 0 or (self.forward_steps and self.gradient != "backward"):
+            raise ValueError(f"forward_steps is {self.forward_steps}, expected 0, or more with gradient backward.")
         if self.gradient == "backward":
             self._check_backward()
         elif self.checkpoint:
@@ -135,6 +140,11 @@ class Settings:
         if self.schedule == "cosine":
             return (1 - math.cos(math.pi * left)) / 2
         return 1.0
+
+    def following(self) -> "Settings":
+        """Return the settings of the forwards that follow a run by backwards: what is not shared is as by default."""
+        shared = ("batch_size", "micro_batches", "schedule", "seed", "coupled", "roles", "include", "exclude")
+        return Settings(steps=self.forward_steps, **{name: getattr(self, name) for name in shared})
 
     def update(self) -> Rule:
         """Return the rule by which deltas move."""

@@ -105,6 +105,9 @@ class Steps:
         self.optimizer.param_groups[0]["lr"] = self._lr * self._settings.rate_at(step)
         return self._micro_batches.fit(step, self._batch(step), self._attempt)
 
+    def close(self) -> None:
+        """Do nothing: forwards leave the model as it was."""
+
     def check(self) -> None:
         """See at the end that all processes hold the same.
 

@@ -46,14 +46,24 @@ def run(job: Job, *, resume: bool = False, on_progress: OnProgress = lambda _: N
         DoesNotFitError: one example alone needs more memory than there is; the run so far is saved.
         LossError: the loss was not finite several times in a row; the run so far is saved.
     """
+    found = prepared(job, resume, on_progress)
+    try:
+        return found.go()
+    finally:
+        found.close()
+
+
+def prepared(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
+    """Return a run that is ready to begin or to go on; its folder is locked until it is closed."""
     made = _by_backwards if job.settings.gradient == "backward" else _by_forwards
     try:
-        return made(job, resume, on_progress).go()
-    finally:
+        return made(job, resume, on_progress)
+    except BaseException:
         job.folder.release()
+        raise
 
 
-def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
+def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
     """Return a run whose steps are made of losses alone, ready to begin or to go on."""
     folder, settings = job.folder, job.settings
     begun = folder.subspace() if resume and settings.subspace == AUTO else None
@@ -65,10 +75,10 @@ def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
         moving.optimizer.resume(trajectory)
     steps = Steps(job.model, job.train, moving, MicroBatches(folder.micro_batches))
     trail = Trajectories(folder, moving.optimizer)
-    return _Run(job, moving.settings, moving.views, steps, trail, on_progress, moving.why)
+    return Run(job, moving.settings, moving.views, steps, trail, on_progress, moving.why)
 
 
-def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
+def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
     """Return a run whose steps follow the gradient, ready to begin or to go on."""
     folder, settings = job.folder, replace(job.settings, subspace="values")
     views = attach(
@@ -80,11 +90,11 @@ def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
         go_on(folder, facts, steps.descent)
     else:
         folder.begin(facts, job.config)
-    return _Run(job, settings, views, steps, States(folder, steps.descent), on_progress)
+    return Run(job, settings, views, steps, States(folder, steps.descent), on_progress)
 
 
-class _Run:
-    """A run under way."""
+class Run:
+    """A run, ready to begin or to go on. Whoever holds it closes it."""
 
     def __init__(
         self,
@@ -103,6 +113,11 @@ class _Run:
         self.best_step: int | None = None
         self.test: Evaluation | None = None
         self.changed = 0.0
+
+    def close(self) -> None:
+        """Give the folder back, and let the model ask for no gradient any more."""
+        self.steps.close()
+        self.folder.release()
 
     def go(self) -> Outcome:
         """Evaluate, train, save, evaluate."""

@@ -24,7 +24,7 @@ class BackwardSteps:
     """What does one step after the other, as `zoquant.training.steps.Steps` does.
 
     Attributes:
-        descent: what moves the deltas; the caller closes it.
+        descent: what moves the deltas.
         watch: the time of the forwards.
         forwards: how many forwards of the batch a step takes.
 
@@ -47,8 +47,8 @@ class BackwardSteps:
     ) -> None:
         if isinstance(train, WithObjective):
             raise DataError(
-                "gradient is backward, but the objective is a number without a gradient. Take objective loss, or "
-                "gradient forward."
+                "gradient is backward, but the objective is a number without a gradient. Take objective loss, gradient "
+                "forward, or forward_steps, which follow the steps along the gradient of the loss."
             )
         self._model, self._train, self._settings = model, train, settings
         self._micro_batches, self.watch = micro_batches, Stopwatch()
@@ -107,6 +107,10 @@ class BackwardSteps:
         self.descent.lr = self._lr * chosen.rate_at(step)
         batch = self._train.batch_of_step(chosen.seed, step, chosen.batch_size)
         return self._micro_batches.fit(step, cut(batch, chosen.micro_batches), self._attempt)
+
+    def close(self) -> None:
+        """Let the model ask for no gradient any more."""
+        self.descent.close()
 
     def check(self) -> None:
         """Do nothing: every process has added up the same gradients."""
