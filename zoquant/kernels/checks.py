@@ -29,12 +29,19 @@ def check_tensor(
         )
 
 
-def check_noise(table: Tensor, counters: Tensor, device: torch.device) -> None:
+Drawn = tuple[int, Tensor, Tensor]
+"""What noise is drawn from: the number of its kind in `zoquant.kernels.noise.definition.KINDS`; float32 `[65536]`
+quantiles, not read for Rademacher noise; int64 `[3, blocks]` counters: number of a block within its key, low and high
+half of the key's hash."""
+
+
+def check_noise(noise: Drawn, device: torch.device) -> None:
     """Refuse quantiles and counters that noise cannot be drawn from.
 
     Raises:
         ShapeError: see `check_tensor`.
     """
+    _, table, counters = noise
     check_tensor("counters", counters, device, dtype=torch.int64)
     check_tensor("table", table, device)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoquant.kernels import build, gpu
 from zoquant.kernels.build import library
+from zoquant.kernels.checks import Drawn
 from zoquant.kernels.noise import compiled as noise
 from zoquant.kernels.products import factors
 from zoquant.kernels.write import compiled as write
@@ -24,29 +25,12 @@ class NoiseKernels(Protocol):
     """A module of compiled noise: `kernels.noise.compiled` for the CPU, `kernels.noise.triton` for a GPU."""
 
     def draw(
-        self,
-        kind: int,
-        table: Tensor,
-        counters: Tensor,
-        seed: int,
-        start: int,
-        out: Tensor,
-        *,
-        delta: Tensor | None = None,
-        eps: float = 0.0,
+        self, noise: Drawn, seed: int, start: int, out: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
         """See `zoquant.kernels.noise.compiled.draw`."""
         ...
 
-    def accumulate(
-        self,
-        kind: int,
-        table: Tensor,
-        counters: Tensor,
-        seeds: Sequence[int],
-        amounts: Sequence[float],
-        delta: Tensor,
-    ) -> Tensor:
+    def accumulate(self, noise: Drawn, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
         """See `zoquant.kernels.noise.compiled.accumulate`."""
         ...
 
@@ -71,7 +55,7 @@ class WriteKernels(Protocol[Table]):
         delta: Tensor,
         *,
         relative: bool,
-        noise: tuple[int, Tensor, Tensor] | None = None,
+        noise: Drawn | None = None,
         seed: int = 0,
         eps: float = 0.0,
     ) -> None:
@@ -81,8 +65,7 @@ class WriteKernels(Protocol[Table]):
             table: where, and from which base.
             delta: float32 `[n]`, all of it.
             relative: whether theta is base · (1 + delta), or base + delta.
-            noise: number of the distribution, quantiles and counters, as `NoiseKernels.draw` takes them; None writes
-                theta itself.
+            noise: what the direction is drawn from; None writes theta itself.
             seed: seed of the direction.
             eps: signed length of the probe.
         """

@@ -75,7 +75,7 @@ def _try_noise(kernels: ModuleType, device: torch.device) -> None:
     counters = torch.tensor([[0], [low], [high]], device=device)
     table = torch.from_numpy(gaussian_table()).to(device)
     for kind in _TRIED:
-        found = kernels.draw(KINDS.index(kind), table, counters, seed, 0, torch.empty(BLOCK, device=device))
+        found = kernels.draw((KINDS.index(kind), table, counters), seed, 0, torch.empty(BLOCK, device=device))
         if not torch.equal(found.cpu(), torch.from_numpy(reference(seed, key, BLOCK, kind))):  # type: ignore[arg-type]
             raise _NotUsableError(f"the Triton kernels draw other {kind} noise than the definition")
 

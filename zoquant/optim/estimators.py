@@ -156,11 +156,7 @@ class RobustClip:
             raise ValueError(f"clip is {self!r}, expected a multiple above 0 and 1 ≤ least ≤ window.")
 
     def bound(self, applied: Sequence[Sequence[float]]) -> float | None:
-        """Return the bound after some steps: None where there is none yet.
-
-        Args:
-            applied: the derivatives of each step so far; a step of zeros was undone or moved nothing.
-        """
+        """Return the bound after steps of such derivatives, None where there is none yet; one of zeros was undone."""
         recent = [abs(d) for step in applied[-self.window :] if any(step) for d in step]
         if len(applied) < self.least or not recent:
             return None
@@ -172,12 +168,7 @@ Clip = float | RobustClip | None
 
 
 def clipped(derivatives: Sequence[float], clip: Clip, applied: Sequence[Sequence[float]] = ()) -> tuple[float, ...]:
-    """Return max(−C, min(C, d)) for each derivative.
-
-    Args:
-        derivatives: as measured.
-        clip: the bound.
-        applied: derivatives of the steps so far, as they were applied.
+    """Return max(−C, min(C, d)) for each derivative; `applied` are those of the steps so far, as they were applied.
 
     Source: QZO (arXiv 2505.13430, equation 6).
     """

@@ -18,10 +18,6 @@ from zoquant.views.model_views import Views
 class Run:
     """What has moved so far.
 
-    Args:
-        estimator: name of the estimator.
-        subspace: what a direction has numbers for.
-
     Attributes:
         views: the views of each group.
         trajectory: the steps.
@@ -77,13 +73,7 @@ class Run:
         return tuple(step_seed(seed, steps, number) for number in range(self.trajectory.seeds(probes)))
 
     def prober(self, probes: int, points: int, split: bool) -> Prober:
-        """Return what evaluates the losses of probes.
-
-        Args:
-            probes: directions a step.
-            points: evaluations a step.
-            split: of rows and columns, whether directions share the examples.
-        """
+        """Return what evaluates the losses of so many directions and evaluations a step."""
         if self.trajectory.subspace == "values":
             return WrittenProbes(self.views, [mover.noise for mover in self.movers], points)
         return ForwardProbes(cast(list[RowsAndColumnsMover], self.movers), probes, points, split)

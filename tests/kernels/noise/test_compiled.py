@@ -86,9 +86,9 @@ def test_threads_do_not_matter() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     counters, table = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(1)
     with pytest.raises(ShapeError, match="expected a stretch of whole blocks of 128 elements within 256"):
-        draw(0, table, counters, 0, 128, torch.empty(256))
+        draw((0, table, counters), 0, 128, torch.empty(256))
     with pytest.raises(ShapeError, match="expected 256 elements and an amount a seed, got 128 elements"):
-        accumulate(0, table, counters, [1], [1.0], torch.empty(128))
+        accumulate((0, table, counters), [1], [1.0], torch.empty(128))
     with pytest.raises(ShapeError, match=r"expected a contiguous torch\.float32 tensor on the CPU, got torch\.float64"):
-        accumulate(0, table, counters, [], [], torch.empty(256, dtype=torch.float64))
+        accumulate((0, table, counters), [], [], torch.empty(256, dtype=torch.float64))
     assert kernels.status().startswith("compiled: ")

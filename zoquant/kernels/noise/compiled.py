@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoquant.kernels.build import kernel
-from zoquant.kernels.checks import CPU, check_directions, check_noise, check_stretch, check_tensor
+from zoquant.kernels.checks import CPU, Drawn, check_directions, check_noise, check_stretch, check_tensor
 from zoquant.kernels.noise.definition import BLOCK
 
 _P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
@@ -16,33 +16,21 @@ _ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P, _I)
 
 
 def draw(
-    kind: int,
-    table: Tensor,
-    counters: Tensor,
-    seed: int,
-    start: int,
-    out: Tensor,
-    *,
-    delta: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
+    noise: Drawn, seed: int, start: int, out: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
+) -> Tensor:  # fmt: skip
     """Write z, or delta + eps · z with the product and the sum rounded each.
 
     Args:
-        kind: number of the distribution, as `zoquant.kernels.noise.definition.KINDS` counts.
-        table: float32 `[65536]` quantiles; not read for Rademacher noise.
-        counters: int64 `[3, blocks]`: number of a block within its key, low and high half of the key's hash.
+        noise: what is drawn from.
         seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
         start: first element, a multiple of 128.
-        out: float32 `[n]`, n a multiple of 128, overwritten.
+        out: float32 `[n]`, n a multiple of 128, overwritten and returned.
         delta: float32 `[n]`; None writes z alone.
         eps: signed length of the probe.
-
-    Returns:
-        `out`.
     """
+    kind, table, counters = noise
     blocks = counters.shape[1]
-    check_noise(table, counters, CPU)
+    check_noise(noise, CPU)
     check_tensor("out", out)
     if delta is not None:
         check_tensor("delta", delta)
@@ -54,23 +42,17 @@ def draw(
     return out
 
 
-def accumulate(
-    kind: int, table: Tensor, counters: Tensor, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor
-) -> Tensor:
+def accumulate(noise: Drawn, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
     """Add amount · z(seed) to delta for every direction in turn, each product and each sum rounded to float32.
 
     Args:
-        kind: number of the distribution, as `draw` takes it.
-        table: quantiles, as `draw` takes them.
-        counters: counters of all blocks, as `draw` takes them.
+        noise: what is drawn from.
         seeds: seeds of the directions, 0 ≤ seed < 2⁶⁴.
         amounts: what each direction is multiplied with, rounded to float32 first.
-        delta: float32 `[128 · blocks]`, changed in place.
-
-    Returns:
-        `delta`.
+        delta: float32 `[128 · blocks]`, changed in place and returned.
     """
-    check_noise(table, counters, CPU)
+    kind, table, counters = noise
+    check_noise(noise, CPU)
     check_tensor("delta", delta)
     check_directions(counters.shape[1], seeds, amounts, delta)
     numbers = (ctypes.c_uint64 * len(seeds))(*seeds)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoquant.kernels.checks import check_directions, check_noise, check_stretch, check_tensor
+from zoquant.kernels.checks import Drawn, check_directions, check_noise, check_stretch, check_tensor
 from zoquant.kernels.noise.definition import BITS, BLOCK, KINDS
 from zoquant.kernels.triton_launch import launch
 
@@ -80,24 +80,17 @@ def _accumulate(
 
 
 def draw(
-    kind: int,
-    table: Tensor,
-    counters: Tensor,
-    seed: int,
-    start: int,
-    out: Tensor,
-    *,
-    delta: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
+    noise: Drawn, seed: int, start: int, out: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
+) -> Tensor:  # fmt: skip
     """Write z, or delta + eps · z with the product and the sum rounded each. See `zoquant.kernels.noise.compiled.draw`.
 
     Raises:
         ShapeError: a tensor is not contiguous or of another dtype, or the stretch is not one of whole blocks.
     """
+    kind, table, counters = noise
     source = out if delta is None else delta
     blocks, count = counters.shape[1], out.numel() // BLOCK
-    check_noise(table, counters, out.device)
+    check_noise(noise, out.device)
     check_tensor("out", out, out.device)
     check_tensor("delta", source, out.device)
     check_stretch(blocks, start, out, delta)
@@ -109,20 +102,19 @@ def draw(
     return out
 
 
-def accumulate(
-    kind: int, table: Tensor, counters: Tensor, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor
-) -> Tensor:
+def accumulate(noise: Drawn, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
     """Add amount · z(seed) to delta for every direction in turn. See `zoquant.kernels.noise.compiled.accumulate`.
 
     Raises:
         ShapeError: a tensor is not contiguous or of another dtype, or sizes differ.
     """
+    kind, table, counters = noise
     blocks = counters.shape[1]
-    check_noise(table, counters, delta.device)
+    check_noise(noise, delta.device)
     check_tensor("delta", delta, delta.device)
     check_directions(blocks, seeds, amounts, delta)
     if len(seeds) == 1:
-        return draw(kind, table, counters, seeds[0], 0, delta, delta=delta, eps=amounts[0])
+        return draw(noise, seeds[0], 0, delta, delta=delta, eps=amounts[0])
     numbers = torch.tensor([signed(seed) for seed in seeds], device=delta.device, dtype=torch.int64)
     factors = torch.tensor(amounts, device=delta.device, dtype=torch.float32)
     directions = (numbers, factors, len(seeds))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel
-from zoquant.kernels.checks import check_tensor
+from zoquant.kernels.checks import Drawn, check_tensor
 from zoquant.kernels.noise.definition import BLOCK
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
@@ -21,7 +21,7 @@ _COMPOSE = (_P, _L, _P, _F, _P, _I)
 
 
 def ratios(
-    noise: tuple[int, Tensor, Tensor],
+    noise: Drawn,
     evaluations: Sequence[tuple[int, float, int]],
     vectors: Tensor,
     least: float,
@@ -30,7 +30,7 @@ def ratios(
     """Write (1 + u + ε z) / (1 + u), with u and u + ε z at least `least`, to one row of `out` for each evaluation.
 
     Args:
-        noise: number of the distribution, quantiles and counters, as `zoquant.kernels.noise.compiled.draw` takes them.
+        noise: what is drawn from.
         evaluations: seed of the direction, 0 ≤ seed < 2⁶⁴, its signed length ε, and the row of `out`.
         vectors: u, float32 `[n]`, n a multiple of 128.
         least: bound of u.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel, library
+from zoquant.kernels.checks import Drawn
 from zoquant.kernels.noise.definition import BLOCK
 from zoquant.kernels.write.stretch import Stretch, rows_of
 
@@ -70,7 +71,7 @@ def write(
     delta: Tensor,
     *,
     relative: bool,
-    noise: tuple[int, Tensor, Tensor] | None = None,
+    noise: Drawn | None = None,
     seed: int = 0,
     eps: float = 0.0,
 ) -> None:

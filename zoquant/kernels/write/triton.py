@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoquant.kernels.checks import Drawn
 from zoquant.kernels.noise.triton import grid, noise_of, settings, signed
 from zoquant.kernels.triton_launch import launch
 from zoquant.kernels.write.stretch import Stretch, rows_of
@@ -131,7 +132,7 @@ def write(
     delta: Tensor,
     *,
     relative: bool,
-    noise: tuple[int, Tensor, Tensor] | None = None,
+    noise: Drawn | None = None,
     seed: int = 0,
     eps: float = 0.0,
 ) -> None:

@@ -41,13 +41,7 @@ class Prober(Protocol):
         self, plan: Sequence[Probe], closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[float] | None,
         step: int,
     ) -> list[float]:  # fmt: skip
-        """Return the loss of each probe of a step, in order. The model may be left at a probe.
-
-        Args:
-            plan: the probes.
-            closure: the batch, or its micro-batches.
-            weights: of several micro-batches.
-            step: number of the step, for messages.
+        """Return the loss of each probe of step number `step`, in order. The model may be left at a probe.
 
         Raises:
             ValueError: the weights do not fit. Nothing has changed.
@@ -55,11 +49,7 @@ class Prober(Protocol):
         """
 
     def loss(self, probe: Probe, closure: AnyClosure, step: int) -> float:
-        """Return the loss of one probe. The model may be left at it.
-
-        Raises:
-            LossError: the loss is no number, NaN or infinite.
-        """
+        """Return the loss of one probe, as `losses` does."""
 
     def share_moved(self, group: int, seed: int, eps: float) -> float:
         """Return the share of a group's stored values that a probe changes."""
