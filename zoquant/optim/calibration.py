@@ -17,7 +17,8 @@ from zoquant.kernels.noise.definition import step_seed
 from zoquant.optim.choosing import EpsFound, Given, Numbers, choose_clip, choose_eps, choose_lr, remarks
 from zoquant.optim.closures import AnyClosure
 from zoquant.optim.estimators import Estimator
-from zoquant.optim.probes.probe import Probe, Prober
+from zoquant.optim.probes import Prober
+from zoquant.optim.probes.probe import Probe
 
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Lengths of probes that are tried, as shares of the values."""

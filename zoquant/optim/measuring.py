@@ -9,7 +9,7 @@ from zoquant.errors import LossError
 from zoquant.optim.closures import loss_of
 from zoquant.optim.estimators import Estimator, RobustClip, clipped
 from zoquant.optim.parameter_groups import Rates
-from zoquant.optim.probes.probe import Prober
+from zoquant.optim.probes import Prober
 from zoquant.record.step import Step
 
 _MOVED_WARNING = 0.5

@@ -25,7 +25,8 @@ from zoquant.optim.parameter_groups import (
     rates_of,
     unit_of,
 )  # fmt: skip
-from zoquant.optim.probes.probe import Probe, Prober
+from zoquant.optim.probes import Prober
+from zoquant.optim.probes.probe import Probe
 from zoquant.optim.run import Run
 from zoquant.optim.state import check_same, check_subspace, read_state, state_dict
 from zoquant.record.group import Subspace

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from zoquant.kernels.noise.definition import step_seed
-from zoquant.optim.probes.forward_probes import ForwardProbes
-from zoquant.optim.probes.probe import Prober
-from zoquant.optim.probes.written_probes import WrittenProbes
+from zoquant.optim.probes import ForwardProbes, Prober, WrittenProbes
 from zoquant.record.group import Group, Subspace
 from zoquant.record.mover import Mover
 from zoquant.record.rows_and_columns import RowsAndColumnsMover
