@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from zoquant.kernels.checks import Drawn
 from zoquant.kernels.choice import noise_kernels
 from zoquant.kernels.noise.definition import (
     BLOCK,
@@ -24,6 +23,7 @@ from zoquant.kernels.noise.definition import (
     square_table,
     unit_moves,
 )
+from zoquant.kernels.noise.tables import NoiseTables
 
 _CALLS_AT_A_TIME = 1 << 14
 _COMPILED = ("rademacher", "gaussian")
@@ -105,9 +105,8 @@ class NoiseSource:
             amounts: factor of each direction.
         """
         if self.kernels is not None:
-            kind, table, counters = self.definition
-            blocks = counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
-            self.kernels.accumulate((kind, table, blocks), seeds, amounts, out)
+            blocks = self._counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
+            self.kernels.accumulate(self.definition._replace(counters=blocks), seeds, amounts, out)
             return
         for z, amount in zip(self.directions(seeds, start, out.numel()), amounts, strict=True):
             if self.exact:
@@ -116,9 +115,9 @@ class NoiseSource:
                 out.add_(z.mul_(amount))  # not alpha=, which is fused where it can be
 
     @property
-    def definition(self) -> Drawn:
+    def definition(self) -> NoiseTables:
         """What compiled code draws from."""
-        return KINDS.index(self.noise.kind), self._table.view(torch.float32), self._counters
+        return NoiseTables(KINDS.index(self.noise.kind), self._table.view(torch.float32), self._counters)
 
     def directions(self, seeds: Sequence[int], start: int, count: int) -> Iterator[Tensor]:
         """Yield one stretch of the layout for many seeds: float32 `[count]`, in memory that the next one overwrites.
