@@ -120,7 +120,7 @@ bench: .venv/installed
 
 # Goes on where it stopped; 7 billion weights take 7 GB of memory.
 growth: .venv/installed
-	$(BIN)/python -m benchmarks.growth --largest 7000 --plot docs/growth.png
+	$(BIN)/python -m benchmarks.growth --largest 7000 --plot docs/images/growth.png
 
 clean:
 	rm -rf .venv .venv-* runs dist
