@@ -14,8 +14,8 @@ _INTRO = """# Commands and flags
 
 <!-- Written by `make docs` from the program. -->
 
-You want to look up a flag. `zoquant COMMAND --help` says the same in a terminal. Flags of `zoquant train` are also keys of
-[the config](config.md).
+You want to look up a flag. `zoquant COMMAND --help` says the same in a terminal. Flags of `zoquant train` are also
+keys of [the config](config.md).
 """
 
 
@@ -45,5 +45,5 @@ def _default(flag: Any) -> Iterator[str]:
         yield "must be given"
     elif isinstance(shown, str):
         yield f"`{shown}`"
-    elif flag.default not in (None, False, (), []) and not callable(flag.default):
+    elif flag.default or (flag.default == 0 and flag.default is not False):
         yield f"`{flag.default}`"

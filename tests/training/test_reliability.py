@@ -1,4 +1,4 @@
-"""The promises of docs/understand/reliability.md: each names a test that exists, and the figures are those that were measured."""
+"""The promises of reliability.md: each names a test that exists, and the figures are those that were measured."""
 
 import ast
 import json
