@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.backends.gguf.files import random_blocks
-from zoquant.backends.awq.weight import gemv_weight
+from zoquant.backends.awq.layout import GEMV, awq_layout
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax, eight_bit, four_bit
 from zoquant.backends.gguf.blocks import CODECS
@@ -71,7 +71,8 @@ def hqq(dtype: torch.dtype) -> PackedWeight:
 
 
 def awq() -> PackedWeight:
-    return gemv_weight(_words(ROWS, COLUMNS // 8), _words(ROWS, 1), _scales(ROWS, 8), groups=3)
+    words, zeros = _words(ROWS, COLUMNS // 8), _words(ROWS, 1)
+    return awq_layout(GEMV, COLUMNS // 3).weight({"qweight": words, "qzeros": zeros, "scales": _scales(ROWS, 8)})
 
 
 MATRICES: dict[str, Callable[[], PackedWeight]] = {

@@ -8,7 +8,7 @@ import torch
 
 from tests.operators import Operators
 from tests.toy import ToyCodec, toy_layer
-from zoquant.backends.awq.words import gemv_zeros
+from zoquant.backends.awq.layout import gemv_zeros
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.backends.compressed_tensors.words import packed_zeros

@@ -4,7 +4,7 @@ from zoquant.checkpoint.folder.format import FolderFormat
 from zoquant.checkpoint.folder.layout import AffineLayout, LaidMatrix, Layout, TableLayout, layouts_that_fit
 from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts
 from zoquant.checkpoint.folder.reading import Folder, open_folder
-from zoquant.checkpoint.folder.stored_codes import StoredCodes
+from zoquant.checkpoint.folder.stored_codes import SharedCodes, StoredCodes
 from zoquant.checkpoint.folder.stored_numbers import (
     MATRIX,
     POWERS,
@@ -27,6 +27,7 @@ __all__ = [
     "LaidMatrix",
     "Layout",
     "PackedZeros",
+    "SharedCodes",
     "StoredCodes",
     "StoredMatrix",
     "StoredNumbers",
