@@ -35,7 +35,8 @@ def _command(name: str, group: Any, context: click.Context) -> str:
 
 def _row(flag: Any) -> list[str]:
     names = [flag.name] if flag.param_type_name == "argument" else [*flag.opts, *flag.secondary_opts]
-    return [", ".join(f"`{name}`" for name in names), " ".join((flag.help or "").split()), "".join(_default(flag))]
+    told = " ".join((flag.help or "").split()).replace("[", "\\[").replace("<", "&lt;")
+    return [", ".join(f"`{name}`" for name in names), told, "".join(_default(flag))]
 
 
 def _default(flag: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from docs import commands
 from docs.matrix import matrix, table
-from docs.results import with_results, with_runs
+from docs.measured import with_results, with_runs
 from fuzz.targets import make_target
 from zoquant.backends.refused import METHODS, reason
 from zoquant.checkpoint.diagnosis import extras, library

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.results import BEGIN, END, with_results, with_runs
+from docs.measured import BEGIN, END, with_results, with_runs
 
 SPREAD = {"q1": 1.0, "median": 1.5, "q3": 2.0}
 GPU = {
@@ -102,8 +102,10 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
 
 
 def test_runs_become_a_table(tmp_path: Path) -> None:
-    run = {"task": "trec", "way": "backward, adam", "seed": 0, "steps": 25, "batch": 16, "examples": 400,
-           "before": 0.375, "after": 0.875, "interval": [0.825, 0.9], "peak_mib": 1756.2, "overhead": 4.0507}  # fmt: skip
+    run = {
+        "task": "trec", "way": "backward, adam", "seed": 0, "steps": 25, "batch": 16, "examples": 400,
+        "before": 0.375, "after": 0.875, "interval": [0.825, 0.9], "peak_mib": 1756.2, "overhead": 4.0507,
+    }  # fmt: skip
     (tmp_path / "runs.jsonl").write_text(json.dumps(run) + "\n", encoding="utf-8")
     text = with_runs(f"{BEGIN}old{END}", tmp_path / "runs.jsonl")
     row = "| trec | backward, adam | 0 | 25 of 16 | 37.5% | 87.5% (82.5% to 90.0%) | 400 | 1,756 MiB | 4.05 |"
