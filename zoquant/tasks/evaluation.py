@@ -16,7 +16,7 @@ class Metric:
 
     Attributes:
         value: the estimate.
-        interval: its 95 % confidence interval; None where one example does not tell.
+        interval: its 95 % confidence interval; None where one example, or an infinite one, does not tell.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Metric:
         weights = [1.0] * len(sums) if weights is None else weights
         n, whole = len(sums), sum(weights)
         value = _number(sum(sums) / whole, n)
-        if n < 2:
+        if n < 2 or math.isinf(value):
             return cls(value, None)
         residual = sum((s - value * w) ** 2 for s, w in zip(sums, weights, strict=True))
         half = _Z * math.sqrt(residual * n / (n - 1)) / whole
