@@ -23,7 +23,7 @@ from zoquant.registry import all_formats, format_named, list_backends
 
 ROOT = Path(__file__).parent
 PAGE = ROOT / "formats.md"
-SPEED, QUALITY = ROOT / "results" / "speed.md", ROOT / "results" / "quality.md"
+SPEED, GRADIENTS = ROOT / "results" / "speed.md", ROOT / "gradients.md"
 RESULTS = ROOT.parent / "benchmarks" / "results" / "formats.json"
 _INTRO = """# Formats
 
@@ -51,7 +51,7 @@ def generated() -> dict[Path, str]:
         PAGE: page(),
         ROOT / commands.PAGE: commands.commands_page(),
         SPEED: with_results(SPEED.read_text(encoding="utf-8"), RESULTS.parent),
-        QUALITY: with_runs(QUALITY.read_text(encoding="utf-8"), RESULTS.parent / "gradient.jsonl"),
+        GRADIENTS: with_runs(GRADIENTS.read_text(encoding="utf-8"), RESULTS.parent / "gradient.jsonl"),
     }
 
 

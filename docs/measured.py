@@ -29,15 +29,21 @@ def with_results(page: str, folder: Path) -> str:
 
 
 def with_runs(page: str, path: Path) -> str:
-    """Return the page with what stands between its two marks made anew.
+    """Return the page with what stands between its two marks made anew: a row for the runs of one way.
 
     Args:
-        page: text of docs/results/quality.md.
+        page: text of docs/gradients.md.
         path: the lines of benchmarks.gradient.
     """
-    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    head = ("task", "way", "seed", "steps", "before", "after (95 %)", "rows", "peak memory", "step / forward")
-    return _between(page, table(head, [_run(each) for each in runs]))
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        found.setdefault((run["model"], run["task"], run["way"]), []).append(run)
+    head = (
+        "model", "task", "way", "seeds", "steps x batch", "accuracy", "of rows", "processor", "peak memory",
+        "what comes out", "the same file comes back",
+    )  # fmt: skip
+    return _between(page, table(head, [_way(found[key]) for key in sorted(found, key=lambda key: key[:2])]))
 
 
 def _between(page: str, made: str) -> str:
@@ -46,12 +52,39 @@ def _between(page: str, made: str) -> str:
     return "".join([before, BEGIN, made, END, after])
 
 
-def _run(found: Mapping[str, Any]) -> list[str]:
-    low, high = found["interval"]
-    after = f"{found['after']:.1%} ({low:.1%} to {high:.1%})"
-    numbers = [f"{found['before']:.1%}", after, str(found["examples"]), f"{found['peak_mib']:,.0f} MiB"]
-    named = [found["task"], found["way"], str(found["seed"]), f"{found['steps']} of {found['batch']}"]
-    return [*named, *numbers, f"{found['overhead']:.2f}"]
+def _way(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    one = runs[0]
+    named = [
+        one["model"].partition("-Instruct")[0],
+        one["task"],
+        one["way"],
+        ", ".join(str(run["seed"]) for run in runs),
+    ]
+    if "steps" not in one:
+        return [*named, "", _accuracy(runs), str(one["examples"]), *[""] * 4]
+    took = [
+        f"{_mean(runs, 'processor_minutes'):.1f} min", f"{max(run['peak_mib'] for run in runs):,.0f} MiB",
+        f"{_mean(runs, 'out_mib'):,.0f} MiB",
+    ]  # fmt: skip
+    return [*named, f"{one['steps']} x {one['batch']}", _accuracy(runs), str(one["examples"]), *took, _same(runs)]
+
+
+def _accuracy(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the mean of several runs and their range, or the 95 % interval of one."""
+    found = [run["accuracy"] for run in runs]
+    low, high = (min(found), max(found)) if len(runs) > 1 else runs[0]["interval"]
+    return f"{_mean(runs, 'accuracy'):.1%} ({low:.1%} to {high:.1%})"
+
+
+def _same(runs: Sequence[Mapping[str, Any]]) -> str:
+    rounded = [run for run in runs if run.get("rounded_again") is not None]
+    if rounded:
+        return f"no; rounded to its types again, {_mean(rounded, 'rounded_again'):.1%}"
+    return "yes" if all(run["same_file"] for run in runs) else "no"
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(sum(run[name] for run in runs) / len(runs))
 
 
 def _results(found: Sequence[Mapping[str, Any]]) -> str:

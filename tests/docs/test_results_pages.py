@@ -103,11 +103,20 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
 
 def test_runs_become_a_table(tmp_path: Path) -> None:
     run = {
-        "task": "trec", "way": "backward, adam", "seed": 0, "steps": 25, "batch": 16, "examples": 400,
-        "before": 0.375, "after": 0.875, "interval": [0.825, 0.9], "peak_mib": 1756.2, "overhead": 4.0507,
+        "model": "Small-Instruct.Q4_1", "task": "trec", "way": "backward", "seed": 0, "steps": 100, "batch": 16,
+        "accuracy": 0.875, "interval": [0.825, 0.9], "examples": 400, "processor_minutes": 7.15, "peak_mib": 1155.4,
+        "out_mib": 28.75, "same_file": True,
     }  # fmt: skip
-    (tmp_path / "runs.jsonl").write_text(json.dumps(run) + "\n", encoding="utf-8")
+    lora = {**run, "way": "LoRA r16", "seed": 1, "same_file": False, "rounded_again": 0.5}
+    base = {name: run[name] for name in ("model", "task", "accuracy", "interval", "examples")}
+    again = {**run, "seed": 1, "accuracy": 0.925, "peak_mib": 1160.0}
+    found = [run, {**base, "way": "as it is", "seed": 0}, lora, again]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in found), encoding="utf-8")
     text = with_runs(f"{BEGIN}old{END}", tmp_path / "runs.jsonl")
-    row = "| trec | backward, adam | 0 | 25 of 16 | 37.5% | 87.5% (82.5% to 90.0%) | 400 | 1,756 MiB | 4.05 |"
-    assert f"{row}\n" in text
+    for row in (
+        "| Small | trec | backward | 0, 1 | 100 x 16 | 90.0% (87.5% to 92.5%) | 400 | 7.2 min | 1,160 MiB | 29 MiB |",
+        "| Small | trec | as it is | 0 |  | 87.5% (82.5% to 90.0%) | 400 |  |  |  |  |",
+        "| no; rounded to its types again, 50.0% |",
+    ):
+        assert row in text
     assert "old" not in text

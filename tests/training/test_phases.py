@@ -133,7 +133,9 @@ def test_forwards_take_the_objective_and_the_gradient_the_loss(config: Callable[
 
     assert finetune(config(), out, objective=objective)["finished"]
     assert calls
-    losses = [line["loss"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    losses = [
+        line["loss"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
     assert max(losses[:3]) < 10
     assert min(losses[3:]) > 100
     assert not (out / "config.toml").exists()

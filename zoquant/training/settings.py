@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from torch import nn
 
 from zoquant.kernels.noise.definition import Kind, Noise, Unit
-from zoquant.optim.backward.descent import GradientDescent, Reduce
+from zoquant.optim.backward.descent import LR, GradientDescent, Reduce
 from zoquant.optim.choosing import Numbers, by_rule
 from zoquant.optim.estimators import ESTIMATORS, GroupRelative
 from zoquant.optim.optimizer import ZOSGD
@@ -19,8 +19,6 @@ from zoquant.views.model_views import Views
 
 Schedule = Literal["constant", "linear", "cosine"]
 AUTO: Literal["auto"] = "auto"
-LR = 5e-3
-"""The learning rate of a run by backwards, where none is given."""
 
 
 @dataclass(frozen=True)
