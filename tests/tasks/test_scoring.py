@@ -77,11 +77,11 @@ class Adapted(nn.Module):
         self.base, self.low = base, nn.Linear(base.in_features, base.out_features)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> torch.Tensor:
         return self.base.weight
 
     @property
-    def bias(self) -> nn.Parameter:
+    def bias(self) -> torch.Tensor:
         return self.base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -75,10 +75,10 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
 
 def _is_plain(head: Any, columns: int) -> bool:
     """Whether a head is a product with its weight and no more: an adapter's has the weight of what it is put around."""
-    weight, own = getattr(head, "weight", None), getattr(type(head), "forward", None)
-    if own is not nn.Linear.forward or "forward" in vars(head) or type(weight) not in (Tensor, nn.Parameter):
+    if getattr(type(head), "forward", None) is not nn.Linear.forward or "forward" in vars(head):
         return False
-    return weight.is_floating_point() and weight.shape[1:] == (columns,)
+    weight: Tensor = head.weight
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.shape[1:] == (columns,)
 
 
 def _number(config: Any, name: str) -> float | None:
