@@ -37,6 +37,8 @@ from zoquant.views.flat_buffer import Space
 from zoquant.views.model_views import Views
 
 _MOVED_WARNING = 0.5
+_FLAT = 8
+"""Steps in a row with derivatives of exactly 0 that are no chance any more."""
 _LR: dict[Subspace, float] = {"values": 6e-3, "rows-columns": 4e-3}
 
 
@@ -116,6 +118,7 @@ class ZOSGD(torch.optim.Optimizer):
             "rule": SGD() if rule is None else rule, "decay": decay,
         }  # fmt: skip
         self._moved: list[float] | None = None
+        self._flat: int | None = 0
         self._run = Run(self.estimator.name, subspace)
         self._complete = False
         super().__init__(described(views), {})
@@ -284,6 +287,7 @@ class ZOSGD(torch.optim.Optimizer):
             raise
         self._moved = moved
         self.extend([done])
+        self._watch(found)
         first = found[: self.probes]
         return StepResult(
             loss=sum(losses) / len(losses),
@@ -428,6 +432,20 @@ class ZOSGD(torch.optim.Optimizer):
         self.trajectory.steps.append(
             Step(self._run.seeds(self.seed, self.probes), (0.0,) * self.probes * len(rates), rates)
         )
+
+    def _watch(self, derivatives: Sequence[float]) -> None:
+        """Say once that no probe changes the loss, if none did for some steps."""
+        if self._flat is None:
+            return
+        self._flat = 0 if any(derivatives) else self._flat + 1
+        if self._flat == _FLAT:
+            self._flat = None
+            warnings.warn(
+                f"the derivatives of {_FLAT} steps in a row are exactly 0: no probe changed the loss, so nothing is "
+                "trained. Does the closure run the model that was attached, and does its loss depend on those layers? "
+                "A layer that keeps a copy of its values needs refresh() of its backend.",
+                stacklevel=4,
+            )
 
     def _measure_moved(self, seed: int) -> list[float]:
         """Return the share of each group's values that the first probe changed; warn where it is small."""
