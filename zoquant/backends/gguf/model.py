@@ -17,6 +17,7 @@ from zoquant.backends.gguf.config import Keys, config_of
 from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import Header, TensorInfo
 from zoquant.backends.gguf.types import DENSE
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.errors import CheckpointError
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights, unfilled
@@ -56,14 +57,10 @@ def empty_model(header: Header) -> nn.Module:
     architecture, reader = architecture_of(header), TensorReader(torch.device("cpu"))
     rope = {name: reader.dense(header.tensors[name]) for name in architecture.rope_tensors & header.tensors.keys()}
     config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
-    try:
-        with WithoutWeights(), torch.device("cpu"):
-            model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
-    except Exception as error:
-        raise CheckpointError(
-            f"{header.path}: transformers cannot build a {architecture.model_type!r} model from the file's metadata: "
-            f"{' '.join(str(error).split())} Update transformers, or convert the checkpoint again."
-        ) from error
+    what = f"transformers cannot build a {architecture.model_type!r} model from the file's metadata"
+    advice = "Update transformers, or convert the checkpoint again."
+    with refusing(header.path, what, advice), WithoutWeights(), torch.device("cpu"):
+        model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
     forget_weights(model)
     _set_rope(header, model, rope.get("rope_freqs.weight"))
     return model
