@@ -1,10 +1,9 @@
 """What a forward, or a forward and a backward, ask of memory while they run: measured on few examples, without views.
 
-Memory grows with the tokens of a batch and has a part that does not, so that of few examples, times the share of
-tokens, is no less than that of many.
+After each operation it is c + s·k bytes for k examples of one length: c and s follow from two examples and from three.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -17,16 +16,31 @@ from zoquant.optim.backward.live_bytes import LiveBytes
 from zoquant.protocol import Role
 
 
-def of_forward(loss: Callable[[], object]) -> int:
-    """Return the most bytes of activations that are alive at a time in a forward."""
+def of_examples(count: int, two: Sequence[int], three: Sequence[int] | None) -> int:
+    """Return the most bytes that are alive at a time with so many examples.
+
+    Args:
+        count: how many, all of one length.
+        two: bytes alive after each operation with two of them; one alone may take another path.
+        three: the same with three; None, or of other operations: then two count for two, and so on.
+    """
+    if three is None or len(three) != len(two):
+        return -(-count // 2) * max(two, default=0)
+    return max((first + (count - 2) * (second - first) for first, second in zip(two, three, strict=True)), default=0)
+
+
+def of_forward(loss: Callable[[], object]) -> list[int]:
+    """Return the bytes of activations that are alive after each operation of a forward."""
     with torch.no_grad(), LiveBytes() as live:
         loss()
-    peak: int = live.peak
-    return peak
+    trace: list[int] = live.trace
+    return trace
 
 
-def of_backward(model: nn.Module, loss: Callable[[], Tensor], *, roles: tuple[Role, ...], checkpoint: bool) -> int:
-    """Return the most bytes that are alive at a time in a forward and a backward, beside gradients of deltas.
+def of_backward(
+    model: nn.Module, loss: Callable[[], Tensor], *, roles: tuple[Role, ...], checkpoint: bool
+) -> list[int]:
+    """Return the bytes that are alive after each operation of a forward and a backward, beside gradients of deltas.
 
     Args:
         model: the model, all of whose layers are native.
@@ -43,8 +57,8 @@ def of_backward(model: nn.Module, loss: Callable[[], Tensor], *, roles: tuple[Ro
             raise UnsupportedLayoutError("the loss has no gradient. Train by forwards alone, with ZOSGD.")
         found.backward()  # type: ignore[no-untyped-call]
         del found
-    peak: int = live.peak
-    return peak
+    trace: list[int] = live.trace
+    return trace
 
 
 def fields_of(model: nn.Module, roles: tuple[Role, ...]) -> Iterator[tuple[PackedWeight, str]]:

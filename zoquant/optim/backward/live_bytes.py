@@ -17,13 +17,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         now: bytes alive.
-        peak: the most that `now` has been.
+        trace: what `now` was after each operation.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now: int = 0
-        self.peak: int = 0
+        self.trace: list[int] = []
         self._known: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
@@ -38,14 +38,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
             self._count(tensor)
+        self.trace.append(self.now)
         return made
+
+    @property
+    def peak(self) -> int:
+        """The most that `now` has been."""
+        return max(self.trace, default=0)
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage not in self._known:
             size = self._known[storage] = storage.nbytes()
             self.now += size
-            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._free, size).atexit = False
 
     def _free(self, size: int) -> None:

@@ -1,11 +1,14 @@
 """What a way to do the steps of a run takes of memory.
 
-A step is measured on one example, the longest that is found: the activations of k examples are at most k times as
-many. What the process holds already, gradients and what a rule remembers are added, and a share for what cannot be
-seen, such as the allocator's own.
+A step is measured on the longest example that is found, twice and three times, from which activations of any number
+follow.
+What the process holds already, gradients and what a rule remembers are added, and a share for what cannot be seen, such
+as the allocator's own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +28,10 @@ _LOOKED_AT = 1000
 _UNSEEN = 1.15
 _EVALUATED = 32
 """Examples that go through together in an evaluation."""
+
+
+Traces = tuple[list[int], list[int] | None]
+"""Bytes alive after each operation, with two examples and with three."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,14 @@ class Footprint:
 
     def __init__(self, model: nn.Module, train: Task[Any], settings: Settings, device: torch.device) -> None:
         self._model, self._train, self._roles = model, train, settings.roles
-        self._example = _longest(train, settings.seed)
+        longest = _longest(train, settings.seed)
+        self._batches = [longest.repeat(2), longest.repeat(3)] if hasattr(longest, "repeat") else [longest]
         self._values = sum(packed.value(name).numel() for packed, name in footprint.fields_of(model, settings.roles))
-        footprint.of_forward(self._loss)  # from now on, memory that layers keep for good is there
+        self._traces(footprint.of_forward)  # from now on, memory that layers keep for good is there
         self._held = held_bytes(device)
         self.available = self._held + free_bytes(device)
-        self._forward = footprint.of_forward(self._loss)
-        self._backward: dict[bool, int] = {}
+        self._forward = self._traces(footprint.of_forward)
+        self._backward: dict[bool, Traces] = {}
 
     def way(self, settings: Settings) -> Way:
         """Return what a way takes.
@@ -79,27 +87,29 @@ class Footprint:
         examples, values = -(-settings.batch_size // settings.micro_batches), 4 * self._values
         if settings.gradient == "backward":
             kept = RULES[settings.rule or "adam"].states * values
-            step = _UNSEEN * self._of_backward(settings.checkpoint) * examples + 2 * values  # gradients, and a move
+            step = (
+                _UNSEEN * footprint.of_examples(examples, *self._of_backward(settings.checkpoint)) + 2 * values
+            )  # gradients, and a move
             saving = 2 * values + kept  # deltas once more, and the bytes of the file
         else:
             kept, saving = 0, values
-            step = _UNSEEN * 2 * self._forward * examples  # two probes may go through together
-        evaluating = _UNSEEN * self._forward * _EVALUATED
+            step = _UNSEEN * footprint.of_examples(2 * examples, *self._forward)  # two probes may go through together
+        evaluating = _UNSEEN * footprint.of_examples(_EVALUATED, *self._forward)
         base_and_delta = 2 * values
         return Way(settings, int(self._held + base_and_delta + kept + max(step, evaluating, saving)))
 
-    def _of_backward(self, checkpoint: bool) -> int:
+    def _of_backward(self, checkpoint: bool) -> Traces:
         if checkpoint not in self._backward:
             _refuse_vendors(self._model)
             with torch.random.fork_rng():  # a model that drops out draws
-                self._backward[checkpoint] = footprint.of_backward(
-                    self._model, self._loss, roles=self._roles, checkpoint=checkpoint
-                )
+                measured = partial(footprint.of_backward, self._model, roles=self._roles, checkpoint=checkpoint)
+                self._backward[checkpoint] = self._traces(measured)
         return self._backward[checkpoint]
 
-    def _loss(self) -> Tensor:
-        loss: Any = self._train.loss(self._model, self._example)
-        return loss  # type: ignore[no-any-return]
+    def _traces(self, measured: Callable[[Callable[[], Any]], list[int]]) -> Traces:
+        """Return what is measured on two and on three times the example; one that cannot be repeated counts twice."""
+        two, *more = (measured(partial(self._train.loss, self._model, batch)) for batch in self._batches)
+        return (two, more[0]) if more else ([2 * size for size in two], None)
 
 
 def _longest(train: Task[Any], seed: int) -> Any:
