@@ -40,7 +40,8 @@ class Layout(ABC):
         type: what `zoquant inspect` counts a matrix under, such as `"4-bit g128"`.
         codes: the tensor of the codes.
         group_of: a tensor with the group of each column, `[columns]`, as `g_idx` of GPTQ; empty where groups are runs.
-        beside: tensors that belong to the matrix and are left as they are, such as scales of the activations.
+        beside: tensors that belong to the matrix where there are any, and are left as they are, such as scales of the
+            activations.
     """
 
     type: str
@@ -95,7 +96,7 @@ class Layout(ABC):
         specs = [(numbers.spec(tensor.dtype), tensor.name) for numbers, tensor in stored]
         fields = {spec.name: (spec.role, name) for spec, name in specs if spec is not None}
         powers = any(numbers.role and tensor.dtype in POWERS for numbers, tensor in stored)
-        tensors = tuple(f"{path}.{name}" for name in (*self.names, *self.beside))
+        tensors = tuple(f"{path}.{name}" for name in (*self.names, *folder.held(path, self.beside)))
         return LaidMatrix(
             path, rows, columns, self.type, tensors, fields,
             "" if fields else POWER_NOTE if powers else COARSE_NOTE, layout=self,
