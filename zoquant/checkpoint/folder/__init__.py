@@ -1,10 +1,6 @@
 """Checkpoint folders as transformers writes them: config.json and tensors in safetensors files, one or many."""
 
 from zoquant.checkpoint.folder.format import FolderFormat
-<<<<<<< HEAD
-from zoquant.checkpoint.folder.layout import AffineLayout, LaidMatrix, Layout, TableLayout, layouts_that_fit
-from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts, refuse_leftovers
-=======
 from zoquant.checkpoint.folder.layout import (
     POWER_NOTE,
     AffineLayout,
@@ -13,8 +9,7 @@ from zoquant.checkpoint.folder.layout import (
     TableLayout,
     layouts_that_fit,
 )
-from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts
->>>>>>> main
+from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts, refuse_leftovers
 from zoquant.checkpoint.folder.reading import Folder, open_folder
 from zoquant.checkpoint.folder.stored_codes import SharedCodes, StoredCodes
 from zoquant.checkpoint.folder.stored_numbers import (
