@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from zoquant.backends.quanto.layout import PACKED, SHIFT, eight_bit, few_bit
 from zoquant.checkpoint.folder import (
     AffineLayout,
@@ -26,6 +27,18 @@ from zoquant.checkpoint.folder.model import empty_model
 from zoquant.checkpoint.folder.reading import read_json
 from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
+=======
+from zoquant.backends.quanto.weights import SCALE, SHIFT, StackedBits, eight_bit, few_bit
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.libraries import refusing
+from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.checkpoint.folder.model import empty_model
+from zoquant.checkpoint.folder.reading import read_json
+from zoquant.checkpoint.folder.tokenizer import build_tokenizer
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import PackedWeight
+from zoquant.protocol import Role
+>>>>>>> main
 
 QMAP = "quanto_qmap.json"
 _EIGHT_BIT = {
@@ -77,12 +90,8 @@ class QuantoFormat(FolderFormat):
                 f"{path}: the format quanto has no vendor runtime here: optimum-quanto is not installed. Use "
                 "runtime='native'."
             ) from error
-        try:
+        with refusing(path, "quanto cannot load it", "Use runtime='native'."):
             model: nn.Module = QuantizedModelForCausalLM.from_pretrained(path)._wrapped
-        except Exception as error:
-            raise CheckpointError(
-                f"{path}: quanto cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
-            ) from error
         return model.to(device).eval().requires_grad_(False), build_tokenizer(path)
 
 
