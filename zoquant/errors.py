@@ -102,6 +102,18 @@ def one_of(known: Iterable[str], given: object) -> str:
     return f"one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
+def shown(value: object, depth: int = 2) -> str:
+    """Return a value of a config or of data as people write it, a few dozen letters of it: text in quotes."""
+    if isinstance(value, list | tuple):
+        parts = [shown(part, depth - 1) for part in value[: 8 if depth else 0]]
+        return f"[{', '.join([*parts, *(['...'] if len(value) > len(parts) else [])])}]"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value!r:.80}"
+
+
 def listed(names: Sequence[str], one: str, several: str) -> str:
     """Return `a is` or `a, b and c are`, with these words for one and several."""
     return f"{names[0]} {one}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} {several}"

@@ -33,7 +33,8 @@ def test_rows_of_every_kind_are_the_same(tmp_path: Path, name: str, text: str) -
         ("a.csv", "sentence,label\n", "holds no row"),
         ("a.jsonl", '{"a": 1}\n{"a"', "line 2: not JSON"),
         ("a.jsonl", "[1]\n", r"line 1: expected an object, \{\.\.\.\}, got an array"),
-        ("a.csv", "sentence,label\nx\n", "line 2: expected 2 columns"),
+        ("a.csv", "sentence,label\nx\n", "line 2: expected 2 columns, as line 1 has, got fewer. Mend"),
+        ("a.csv", "sentence,label\nx,y,z\n", "line 2: expected 2 columns, as line 1 has, got more. Mend"),
         ("a.csv", 'sentence,label\n"x" y,1\n', "from line 2 on: .*Mend its quotes"),
         ("a.csv", 'label,sentence\n0,x\n1,"y\n0,z\n', "from line 3 on: .*Mend its quotes"),
         ("a.csv", 'label,sentence\n0,x\n1,"y\n0,z\n1,"said" he\n', "from line 3 on: .*Mend its quotes"),
@@ -167,6 +168,26 @@ def test_parts_of_a_split_come_in_order(tmp_path: Path) -> None:
     for number, part in enumerate((ROWS[:5], ROWS[5:])):
         write_rows(tmp_path / f"train-0000{number}-of-00002.jsonl", part)
     assert read_rows(tmp_path) == ROWS
+
+
+def test_bytes_that_are_text_are_text() -> None:
+    """Some programs write the texts of a Parquet file without saying that they are texts."""
+    assert row_of({"text": "ä".encode(), "image": b"\xff\x00"}) == {"text": "ä", "image": "\\xff\x00"}
+
+
+def test_a_saved_table_of_tensors_gives_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Table(list[dict[str, Any]]):
+        def with_format(self, kind: None) -> list[dict[str, Any]]:
+            return [{"label": 1}]
+
+    class Library:
+        @staticmethod
+        def load_from_disk(folder: str) -> Table:
+            return Table([{"label": "tensor(1)"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", Library)
+    (tmp_path / "state.json").write_text("{}")
+    assert read_rows(tmp_path) == [{"label": "1"}]
 
 
 def test_what_datasets_saved(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def read_hub(source: str, *, split: str, config: str | None) -> list[Row]:
     """
     name, *more = source.removeprefix(HUB).split(":")
     if not name or len(more) > 2:
-        raise DataError(f"{source!r} is no name on the Hub, expected hub:owner/name[:config][:split].")
+        raise DataError(f"{source!r} is no name on the Hub: write hub:owner/name[:config][:split].")
     split = more[-1] if more else split
     config = more[0] if len(more) == 2 else config
     datasets = _library(source)
@@ -50,7 +50,7 @@ def read_saved(folder: Path, split: str) -> list[Row]:
         if split not in table:
             raise DataError(f"{folder}: holds no split {split!r}, expected one of {', '.join(table)}.")
         table = table[split]
-    return _rows(str(folder), table)
+    return _rows(str(folder), table.with_format(None))  # it may have been saved with tensors in place of numbers
 
 
 def _library(source: str) -> Any:
