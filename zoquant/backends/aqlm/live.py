@@ -38,13 +38,13 @@ class AQLMBackend(PackedBackend):
         """
         layer: Any = module
         if layer.codes.is_meta or layer.codebooks.is_meta:
-            raise UnsupportedLayoutError("aqlm: QuantizedLinear has no weights yet. Load them before attach.")
+            raise UnsupportedLayoutError("QuantizedLinear has no weights yet. Load them before attach.")
         if layer.codes.device.type == "cpu":
             _compute_with_torch(layer)
         groups = (layer.out_features // layer.out_group_size, layer.in_features // layer.in_group_size)
         if tuple(layer.codes.shape) != (*groups, layer.num_codebooks):
             raise UnsupportedLayoutError(
-                f"aqlm: codes of shape {tuple(layer.codes.shape)}, expected {(*groups, layer.num_codebooks)}. Load the "
+                f"codes of shape {tuple(layer.codes.shape)}, expected {(*groups, layer.num_codebooks)}. Load the "
                 "model again."
             )
         return super().open(module)

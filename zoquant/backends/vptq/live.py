@@ -46,6 +46,6 @@ def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
 
 def _refusal(name: str, expected: str, got: str) -> UnsupportedLayoutError:
     return UnsupportedLayoutError(
-        f"vptq: VQuantLinear cannot be trained as it is: {name} is {got}, expected {expected}. Pack the model with "
+        f"VQuantLinear cannot be trained as it is: {name} is {got}, expected {expected}. Pack the model with "
         "vptq.utils.pack.pack_model, or load a packed checkpoint."
     )
