@@ -87,4 +87,3 @@ def _codec(module: nn.Module) -> BlockCodec:
             "with exclude=, or quantize the file to another type."
         )
     return codec
-
