@@ -43,7 +43,7 @@ class PackedBackend(ABC):
             return self.packed(module).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the first field, or the first rows of a lookup table."""
+        """Return random numbers `[2, in_features]` in the dtype of the first field; of a lookup table some rows."""
         packed = self.packed(module)
         if isinstance(module, nn.Embedding):
             return torch.arange(min(4, packed.rows), device=packed.device)
