@@ -59,7 +59,8 @@ class FourBitBackend(PackedBackend):
         tensors = {"weight": layer.weight.data, "absmax": found.absmax}
         if nested:
             tensors |= {"nested_absmax": found.state2.absmax, "nested_quant_map": found.state2.code}
-        return four_bit(tensors, QuantState(found.quant_type, found.blocksize, *found.shape, nested, offset))
+        rows, columns = found.shape
+        return four_bit(tensors, QuantState(found.quant_type, found.blocksize, rows, columns, nested, offset))
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the compute dtype, or the first indices of an embedding.
