@@ -16,11 +16,12 @@ from torch import nn
 
 from zoquant.backends.quanto.weights import SCALE, SHIFT, StackedBits, eight_bit, few_bit
 from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.checkpoint.folder.model import empty_model
 from zoquant.checkpoint.folder.reading import read_json
 from zoquant.checkpoint.folder.tokenizer import build_tokenizer
-from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 
@@ -77,12 +78,8 @@ class QuantoFormat(FolderFormat):
                 f"{path}: the format quanto has no vendor runtime here: optimum-quanto is not installed. Use "
                 "runtime='native'."
             ) from error
-        try:
+        with refusing(path, "quanto cannot load it", "Use runtime='native'."):
             model: nn.Module = QuantizedModelForCausalLM.from_pretrained(path)._wrapped
-        except Exception as error:
-            raise CheckpointError(
-                f"{path}: quanto cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
-            ) from error
         return model.to(device).eval().requires_grad_(False), build_tokenizer(path)
 
 
