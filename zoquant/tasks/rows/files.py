@@ -45,7 +45,8 @@ def _text(file: Path) -> list[Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}. Pass a text file in UTF-8.") from error
+        said = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"{file}: cannot be read: {said}. Pass a text file in UTF-8.") from error
     if file.suffix == ".txt":
         return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
     if file.suffix not in (".jsonl", ".json"):
@@ -122,7 +123,11 @@ def _cells(file: Path, text: str) -> list[Row]:
         _check_columns(file, reader.fieldnames or ())
         for row in reader:
             if None in row or None in row.values():
-                raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
+                count, got = len(reader.fieldnames or ()), "more" if None in row else "fewer"
+                raise DataError(
+                    f"{file}, line {reader.line_num}: expected {count} columns, as line 1 has, got {got}. Mend the "
+                    "line, or save the data as JSONL."
+                )
             rows.append(row_of(row))
     except csv.Error as error:
         begun = reader.line_num + 1
