@@ -16,13 +16,8 @@ from zoquant.errors import CheckpointError, ConfigError, DataError
 from zoquant.integrations.one_call import reward_of
 from zoquant.tasks.rewards import Generated
 
-ASKED: dict[str, Any] = {
-    "template": TEMPLATE,
-    "labels": LABELS,
-    "steps": 2,
-    "batch_size": 4,
-    "compute_dtype": "float32",
-}
+TASK: dict[str, Any] = {"template": TEMPLATE, "labels": LABELS, "compute_dtype": "float32"}
+ASKED: dict[str, Any] = {**TASK, "steps": 2, "batch_size": 4}
 FLAGS = [word for name, value in ASKED.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 BACKWARD: dict[str, Any] = {"gradient": "backward", "lr": 1e-2}
 FORWARD: dict[str, Any] = {"lr": 1e-2, "eps": 3e-2, "subspace": "values"}
@@ -115,8 +110,8 @@ def short_as_in_trl(prompts: list[str], completions: list[str], label: list[str]
 def test_a_function_is_the_reward(folder: Path) -> None:
     asked = ASKED | FORWARD | {"task": "generation", "labels": None, "max_new_tokens": 3}
     found = []
-    for number, reward in enumerate((short, short_as_in_trl)):
-        given: Callable[..., Any] = reward
+    rewards: list[Callable[..., Any]] = [short, short_as_in_trl]
+    for number, given in enumerate(rewards):
         run = zoquant.finetune("model.gguf", data=ROWS, out=f"run-{number}", reward=given, **asked)
         found.append(run.delta.read_bytes())
         settings = json.loads((run.folder / "settings.json").read_text())
