@@ -12,6 +12,8 @@ from zoquant.optim.parameter_groups import Rates
 from zoquant.optim.probes import Prober
 from zoquant.record.step import Step
 
+_FLAT = 8
+"""So many steps in a row whose derivatives are exactly 0 are no chance any more."""
 _MOVED_WARNING = 0.5
 
 
@@ -80,6 +82,18 @@ def share_moved(prober: Prober, rates: Sequence[Rates], seed: int) -> list[float
                 stacklevel=3,
             )
     return found
+
+
+def warn_of_flat(steps: Sequence[Step]) -> None:
+    """Say it, once a run of them, if the derivatives of the last steps are all exactly 0."""
+    moved = [any(step.derivatives) for step in steps[-_FLAT - 1 :]]
+    if len(moved) >= _FLAT and not any(moved[-_FLAT:]) and moved[:-_FLAT] != [False]:
+        warnings.warn(
+            f"the derivatives of {_FLAT} steps in a row are exactly 0: no probe changed the loss, so nothing moves. "
+            "Does the closure run the model that was attached, and does its loss depend on those layers? A layer that "
+            "keeps a copy of its values needs refresh() of its backend.",
+            stacklevel=3,
+        )
 
 
 def _derivatives(losses: Sequence[float], estimator: Estimator, eps: float, number: int) -> tuple[float, ...]:

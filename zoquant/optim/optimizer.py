@@ -14,7 +14,7 @@ from zoquant.kernels.noise.definition import Kind, Noise, step_seed
 from zoquant.optim.calibration import Calibration, Plan, calibrate, loss_along
 from zoquant.optim.closures import AnyClosure
 from zoquant.optim.estimators import Clip, Estimator, TwoPoint
-from zoquant.optim.measuring import StepResult, made_step, measured, share_moved
+from zoquant.optim.measuring import StepResult, made_step, measured, share_moved, warn_of_flat
 from zoquant.optim.parameter_groups import (
     Rates,
     check,
@@ -250,6 +250,7 @@ class ZOSGD(torch.optim.Optimizer):
             raise
         self._moved = moved
         self.extend([done])
+        warn_of_flat(self.trajectory.steps)
         first = found[: self.probes]
         return StepResult(
             loss=sum(losses) / len(losses), derivative=sum(first) / len(first), clipped=found != done.derivatives,
