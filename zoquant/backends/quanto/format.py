@@ -15,13 +15,7 @@ import torch
 from torch import nn
 
 from zoquant.backends.quanto.layout import PACKED, SHIFT, eight_bit, few_bit
-from zoquant.checkpoint.folder import (
-    AffineLayout,
-    Folder,
-    FolderFormat,
-    StoredMatrix,
-    refuse_leftovers,
-)
+from zoquant.checkpoint.folder import AffineLayout, Folder, FolderFormat, StoredMatrix, refuse_leftovers
 from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.model import empty_model
 from zoquant.checkpoint.folder.reading import read_json
