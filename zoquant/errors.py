@@ -4,7 +4,8 @@ A message names the key or file, what was expected, what came, and what to do.
 After any of them nothing has changed: no view, no file.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -102,6 +103,20 @@ def one_of(known: Iterable[str], given: object) -> str:
     return f"one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
-def listed(names: Sequence[str], one: str, several: str) -> str:
-    """Return `a is` or `a, b and c are`, with these words for one and several."""
-    return f"{names[0]} {one}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} {several}"
+def quoted(value: object, most: int = 80) -> str:
+    """Return a value as messages say it: text in quotes, all else as JSON, cut to so many letters."""
+    said = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return said[:most]
+
+
+def quoted_all(values: Iterable[object]) -> str:
+    """Return values as messages say them, with commas between."""
+    return ", ".join(map(quoted, values))
+
+
+def reason_of(error: Exception) -> str:
+    """Return why something failed, on one line and without what Python adds."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:200] or type(error).__name__

@@ -132,7 +132,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         ("labels = { 0 = 1, 1 = 2 }\n", "line 1: labels.0 is 1, expected text. Put it in quotes"),
         ('sha256 = "abc"\n', "line 1: sha256 is 'abc', expected a table"),
         ('[sha256]\nmodell = "abc"\n', "line 2: sha256.modell is no file of a run"),
-        ('model = "m"\n', "data is missing: Rows: a .jsonl"),
+        ('model = "m"\n', "not given: data, template, labels. Write e.g. --data rows.jsonl --template"),
     ],
 )
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
@@ -257,7 +257,8 @@ def test_a_config_file_on_the_command_line(shell: Shell, folder: Path) -> None:
     assert "run.yaml, line 3: 'step' is no key: did you mean 'steps'?" in shell.error(
         "train", "--config", "run.yaml", "--out", "run"
     )
-    assert "labels are missing" in shell.error("train", "base.gguf", "--data", "rows.jsonl", "--out", "run")
+    said = shell.error("train", "base.gguf", "--data", "rows.jsonl")
+    assert "not given: template, labels, out. Write e.g. --template" in said
     assert not (folder / "run").exists()
 
 

@@ -1,14 +1,16 @@
 """Flags from the keys of the config: one for each, with its help text and its default."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from zoquant.errors import ConfigError
 from zoquant.tasks import TaskSettings
+from zoquant.tasks.spec import told_missing
 from zoquant.training import Config, Source
 from zoquant.training.config import AUTO, Key, convert, key_of
 
@@ -49,23 +51,30 @@ def with_flags(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def config_of(given: Mapping[str, Any], path: Path | None = None) -> Config:
+def config_of(given: Mapping[str, Any], path: Path | None = None, lacks: Sequence[str] = ()) -> Config:
     """Return the config that the command line stands for, and a file where one is named.
+
+    Args:
+        given: values by key.
+        path: the file.
+        lacks: what else is missing on the command line, to be told together.
 
     Raises:
         ConfigError, DataError, ValueError: see `Config.read`.
     """
     said = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     said |= {name: said[name].replace("\\n", "\n") for name in _ESCAPED if name in said}
-    return Config.read(path, said)
+    return Config.read(path, said, lacks)
 
 
 def source_of(given: Mapping[str, Any]) -> Source:
     """Return the model of some values by key, and how it is computed.
 
     Raises:
-        ConfigError: a value is not one of the choices.
+        ConfigError: there is no model, or a value is not one of the choices.
     """
+    if _ARGUMENT not in given:
+        raise ConfigError(told_missing([_ARGUMENT]))
     return Source(**{name: convert(name, value, key_of(name).kind) for name, value in given.items()})
 
 

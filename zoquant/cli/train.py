@@ -19,7 +19,9 @@ INTERRUPTED = 130
 @with_flags(*keys())
 def train_command(
     given: dict[str, Any],
-    out: Annotated[Path, typer.Option(help="The folder of the run; must not exist, unless --resume.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the run; must not exist, unless --resume.", show_default=False)
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML or YAML file that says what flags say.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a live table.")] = False,
@@ -34,7 +36,7 @@ def train_command(
     """
     from zoquant.distributed.launch import is_first
 
-    chosen = config_of(given, config)
+    chosen, out = config_of(given, config, [] if out else ["out"]), out or Path()
     with reporting(quiet=quiet, silent=json or not is_first()) as on_progress:
         summary = finetune(chosen, out, resume=resume, on_progress=on_progress)
     if is_first():

@@ -60,7 +60,7 @@ def record_of(group: Mapping[str, Any], subspace: Subspace) -> Group:
     views, space, decay = group["views"], group["space"], group["decay"]
     check("decay", decay, decay >= 0, "at least 0")
     rates_of(group, decay)
-    check("space", space, space in SPACES, f"one of {SPACES}")
+    check("space", space, space in SPACES, f"one of {', '.join(SPACES)}")
     if space == "absolute" and subspace != "values":
         raise ValueError("ZOSGD: space is 'absolute', expected 'relative': rows and columns scale the values.")
     if space == "absolute" and views.coupled_keys():
@@ -104,9 +104,9 @@ def check_run(estimator: Estimator, probes: int, subspace: Subspace, split: bool
     Raises:
         ValueError: one is out of its range, or asks for what the others do not give.
     """
-    check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {[*ESTIMATORS]}")
+    check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {', '.join(ESTIMATORS)}")
     check("probes", probes, probes >= estimator.least_probes, f"at least {estimator.least_probes}")
-    check("subspace", subspace, subspace in SUBSPACES, f"one of {SUBSPACES}")
+    check("subspace", subspace, subspace in SUBSPACES, f"one of {', '.join(SUBSPACES)}")
     check("split", split, split is None or subspace == "rows-columns", "None: values are no rows of a batch")
     one_sided = any(point.probe is None for point in estimator.points(max(probes, 2)))
     if subspace == "rows-columns" and split is not False and one_sided:
@@ -126,7 +126,7 @@ def check_choice(choose: Sequence[str], split: bool) -> None:
         check("choose", name, name in ("lr", "eps", "clip"), "some of lr, eps and clip")
     if split and set(choose) - {"eps"}:
         raise ValueError(
-            f"ZOSGD: choose is {tuple(choose)!r}, expected ('eps',): with split=True a direction sees few examples, "
+            f"ZOSGD: choose is {', '.join(choose)}, expected eps alone: with split=True a direction sees few examples, "
             "and calibration measures whole batches. Set lr and clip by hand, or take split=False."
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.errors import FLOAT16_OVERFLOWS, LossError
+from zoquant.errors import FLOAT16_OVERFLOWS, LossError, quoted
 
 _Z = 1.96
 
@@ -131,14 +131,14 @@ class Evaluation:
                 raise ValueError(f"{name} is NaN, expected a number")
             metrics[name] = Metric(value, None if pair is None else (_plain(pair, 0), _plain(pair, 1)))
         if found["primary"] not in metrics:
-            raise ValueError(f"primary is {found['primary']!r:.40}, expected one of {', '.join(metrics):.60}")
+            raise ValueError(f"primary is {quoted(found['primary'], 40)}, expected one of {', '.join(metrics):.60}")
         return cls(found["primary"], metrics, int(_plain(found, "examples")))
 
 
 def _plain(found: Any, name: str | int) -> float:
     """Return a number of plain data."""
     if type(found[name]) not in (int, float):
-        raise TypeError(f"{name} is {found[name]!r:.40}, expected a number")
+        raise TypeError(f"{name} is {quoted(found[name], 40)}, expected a number")
     return float(found[name])
 
 

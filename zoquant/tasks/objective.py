@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -50,11 +50,11 @@ class WithObjective:
         return self.task.evaluate(model)
 
 
-def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
-    """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
+def check_objective(kind: str, name: str, reward: object | None = None) -> None:
+    """See that a kind of task can be trained by an objective.
 
     Args:
-        task: the task.
+        kind: as `TaskSettings.kind`.
         name: one of `OBJECTIVES`.
         reward: of objective `"reward"`, what scores generations.
 
@@ -69,18 +69,27 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
         raise DataError(
             f"a reward is given, but objective is {name!r}. Say --objective reward, or leave the reward out."
         )
+    if name == "accuracy" and kind not in ("classification", "masked"):
+        raise DataError("objective accuracy is for classification and masked. Take loss, or a metric of generation.")
+    if name not in ("loss", "accuracy") and kind != "generation":
+        raise DataError(f"objective {name} scores generated texts. Take --task generation, squad or drop.")
+
+
+def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
+    """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
+
+    Raises:
+        DataError: see `check_objective`.
+    """
+    labelled = isinstance(task, Classification | MaskedClassification)
+    kind = "classification" if labelled else "generation" if isinstance(task, Generation) else "language"
+    check_objective(kind, name, reward)
     if name == "loss":
         return task
     if name == "accuracy":
-        if not isinstance(task, Classification | MaskedClassification):
-            raise DataError(
-                "objective accuracy is for classification and masked. Take loss, or a metric of generation."
-            )
-        scored = task
+        scored = cast(Classification | MaskedClassification, task)
         return WithObjective(task, lambda model, batch: -scored.accuracy(model, batch))
-    if not isinstance(task, Generation):
-        raise DataError(f"objective {name} scores generated texts. Take --task generation, squad or drop.")
-    writer = task
+    writer = cast(Generation, task)
     if reward is not None:
         chosen = reward
         return WithObjective(task, lambda model, batch: -chosen(_generated(writer, model, batch)))

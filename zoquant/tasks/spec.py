@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import torch
 from torch import nn
 
-from zoquant.errors import DataError, one_of
+from zoquant.errors import DataError, one_of, quoted, quoted_all
 from zoquant.tasks.catalog import CATALOG, Definition, Kind
 from zoquant.tasks.encoding import longest
 from zoquant.tasks.kinds.choice import MultipleChoice, options_of, right_options
@@ -20,6 +20,32 @@ from zoquant.tasks.task import Task
 from zoquant.tasks.template import LABEL, Prompt, Template, label_numbers, refuse_unused_words
 
 _BETWEEN = "\n\n"
+
+
+EXAMPLES = {
+    "model": "model.gguf",
+    "data": "--data rows.jsonl",
+    "template": "--template '{sentence} It was {label}'",
+    "labels": "--labels '0=terrible,1=great'",
+    "out": "--out run",
+}
+"""What may be written on the command line for that which must be given."""
+
+
+def lacking(task: str, template: object, labels: object) -> list[str]:
+    """Return which of template and labels a task needs and was not given."""
+    known = CATALOG.get(task)
+    kind = known.kind if known else task
+    needed = {
+        "template": kind not in ("text", "chat") and not template and not (known and known.template),
+        "labels": kind in ("classification", "masked") and labels is None and not (known and known.words),
+    }
+    return [name for name, lacks in needed.items() if lacks]
+
+
+def told_missing(names: Sequence[str]) -> str:
+    """Return that these keys are not given, and what to write."""
+    return f"not given: {', '.join(names)}. Write e.g. {' '.join(EXAMPLES[name] for name in names)}"
 
 
 @dataclass(frozen=True)
@@ -51,10 +77,8 @@ class TaskSettings:
     def __post_init__(self) -> None:
         if self.task not in (*get_args(Kind), *CATALOG):
             raise DataError(f"task is {self.task!r}, expected {one_of([*get_args(Kind), *CATALOG], self.task)}")
-        if self.kind in ("classification", "masked") and self._words is None:
-            raise DataError(f"task {self.task}: labels are missing. Write e.g. --labels '0=terrible,1=great'.")
-        if self.kind not in ("text", "chat") and self._text is None:
-            raise DataError(f"task {self.task}: the template is missing. Write e.g. '{{sentence}} It was {{label}}'.")
+        if missing := lacking(self.task, self.template, self.labels):
+            raise DataError(f"task {self.task}: {told_missing(missing)}")
         if self.sfc and self.kind not in ("classification", "choice"):
             raise DataError(f"task {self.task}: sfc is for classification and choice, not for {self.kind}.")
         if self.max_new_tokens < 1:
@@ -196,7 +220,8 @@ class TaskSettings:
         if isinstance(prompt, Template):
             if not isinstance(value, str) or value not in prompt.words:
                 raise DataError(
-                    f"worked example {number} has the label {value!r}, expected one of {list(prompt.words)}."
+                    f"worked example {number} has the label {quoted(value)}, expected one of "
+                    f"{quoted_all(prompt.words)}."
                 )
             return prompt.words[value]
         if self.kind == "choice":

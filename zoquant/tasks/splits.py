@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted
 from zoquant.tasks.rows import Row, has_splits, read_rows
 from zoquant.tasks.spec import TaskSettings
 
@@ -67,8 +67,8 @@ def _parts(
         return Parts(read_part(task, data, "train"), dev, None)
     if protocol != "mezo" or task.definition is None or eval_data is not None:
         raise DataError(
-            f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data}: expected mezo, a named "
-            "task such as sst2, and no evaluation data, since the protocol draws its own."
+            f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data or 'not given'}: expected "
+            "mezo, a named task such as sst2, and no evaluation data, since the protocol draws its own."
         )
     if not parts_differ(task, data):
         raise DataError(
@@ -147,8 +147,8 @@ def by_label(rows: Sequence[Row], label: str, count: int, seed: int) -> tuple[li
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get(label), str):
             raise DataError(
-                f"row {number} has the label {row.get(label)!r:.80} in the column {label!r}, expected one text. Leave "
-                "one label a row, or rename the column."
+                f"row {number} has the label {quoted(row.get(label))} in the column {label!r}, expected one text. "
+                "Leave one label a row, or rename the column."
             )
     mixed, totals = drawn(rows, seed, len(rows)), Counter(row[label] for row in rows)
     seen: Counter[str] = Counter()

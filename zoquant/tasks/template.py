@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted, quoted_all
 from zoquant.tasks.rows import Row
 
 LABEL = "{label}"
@@ -180,7 +180,7 @@ def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> 
     for number, row in enumerate(rows, 1):
         if not isinstance(row[label], str) or row[label] not in words:
             raise DataError(
-                f"row {number} has the label {row[label]!r}, expected one of {', '.join(map(repr, words))}. "
+                f"row {number} has the label {quoted(row[label])}, expected one of {quoted_all(words)}. "
                 "Name a word for it in labels."
             )
     return [values.index(row[label]) for row in rows]

@@ -12,7 +12,7 @@ from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, proces
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
-from zoquant.tasks.objective import Objective, WithObjective, with_objective
+from zoquant.tasks.objective import Objective, WithObjective, check_objective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
 from zoquant.tasks.rows import Row
 from zoquant.tasks.rows.sha256 import rows_sha256
@@ -22,8 +22,10 @@ from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
 from zoquant.training.job import Job
-from zoquant.training.progress import OnProgress
+from zoquant.training.moving import CHOSEN, check_rows_columns
+from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.run_folder import SHA256, RunFolder
+from zoquant.training.settings import AUTO
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run
 
@@ -68,12 +70,16 @@ def finetune(
         folder.refuse_existing()
     made = config.resolved()
     parts = read_parts(made.asked, made.data, made.eval_data, made.protocol, made.settings.seed)
-    opened = config.source.open()
-    said = objective is None and reward is None
+    chosen, said = objective or made.objective, objective is None and reward is None
     if reward is None and made.reward is not None:
         reward = OutsideReward(made.reward, made.reward_timeout)
-    job = _job(made, parts, opened, folder, objective or made.objective, reward)
-    job = replace(job, config=made.to_toml() if said else None)
+    _check(made, chosen, reward)
+    identity = _identity(made, parts, chosen, reward)
+    if resume:
+        folder.check(asdict(made.settings) | identity, CHOSEN if made.settings.subspace == AUTO else ())
+    on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
+    job = _job(made, parts, config.source.open(), folder, chosen, reward)
+    job = replace(job, identity=identity, config=made if said else None)
     outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {
         "model": made.model,
@@ -87,6 +93,19 @@ def finetune(
     write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_card(folder)
     return summary
+
+
+def _check(config: Config, objective: str | Objective, reward: Reward | None) -> None:
+    """Refuse what cannot be learned so, before the model is loaded.
+
+    Raises:
+        DataError, ValueError: the task has no such objective, or rows and columns cannot be.
+    """
+    if isinstance(objective, str):
+        check_objective(config.asked.kind, objective, reward)
+    if config.settings.subspace == "rows-columns":
+        per_example = objective == "loss" and config.asked.kind == "classification"
+        check_rows_columns(per_example, f"task {config.asked.task} with objective {_name(objective)}")
 
 
 def _job(
@@ -114,7 +133,6 @@ def _job(
         held_out=held_out,
         settings=config.settings,
         folder=folder,
-        identity=_identity(config, parts, objective, reward),
         eval_every=config.eval_every or (best.every(config.settings.steps) if config.protocol else 0),
         test=test,
         best=best,

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import CheckpointError, OutputExistsError
+from zoquant.errors import CheckpointError, OutputExistsError, quoted, reason_of
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
@@ -15,6 +15,7 @@ from zoquant.files.plain_json import parse_json
 from zoquant.record.group import SUBSPACES, Subspace
 from zoquant.record.trajectory import Trajectory
 from zoquant.tasks import Evaluation
+from zoquant.training.config.value import told
 from zoquant.training.progress import Progress
 
 _MOST = 1 << 24
@@ -121,16 +122,31 @@ class RunFolder:
         self._check_begun()
         self.lock.acquire()
         try:
-            before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
-            for name in after | before:
-                if before.get(name) != after.get(name):
-                    raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
+            self.check(settings)
             for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
                 if left.is_file():
                     left.unlink(missing_ok=True)
         except BaseException:
             self.release()
             raise
+
+    def check(self, settings: dict[str, Any], but: Collection[str] = ()) -> None:
+        """See that the folder holds a run of these settings; a number that the run found by itself may be given.
+
+        Args:
+            settings: what decides the bytes, by name.
+            but: names of settings that are not known yet.
+
+        Raises:
+            CheckpointError: it holds no run, or one of other settings; the first one is named.
+        """
+        self._check_begun()
+        before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
+        found = {name: value for name, value in (self.read_calibration() or {}).items() if before.get(name) is None}
+        for name in after | before:
+            given = after.get(name)
+            if name not in but and given != before.get(name) and (given is None or given != found.get(name)):
+                raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
 
     def forget_after(self, done: int) -> None:
         """Forget what metrics and samples tell of steps after the first `done`."""
@@ -149,7 +165,8 @@ class RunFolder:
         found: Subspace = self.read_settings().get("subspace", "values")
         if found not in SUBSPACES:
             raise CheckpointError(
-                f"{self.settings}: subspace is {found!r}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
+                f"{self.settings}: subspace is {quoted(found)}, expected one of {', '.join(SUBSPACES)}. "
+                "Begin a new run."
             )
         return found
 
@@ -197,10 +214,10 @@ class RunFolder:
             size = path.stat().st_size
             found = parse_json(path.read_bytes()) if size <= _MOST else f"{size} bytes"
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+            raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}. Begin a new run.") from error
         if not isinstance(found, dict):
             raise CheckpointError(
-                f"{path}: cannot be read: expected a JSON object, got {found!r:.80}. Begin a new run."
+                f"{path}: cannot be read: expected a JSON object, got {quoted(found)}. Begin a new run."
             )
         return found
 
@@ -216,8 +233,8 @@ class RunFolder:
             wrong = [name for name in names if not _is_number(line.get(name))]
             if wrong:
                 raise CheckpointError(
-                    f"{self.metrics}, line {number}: {wrong[0]} is {line.get(wrong[0])!r:.40}, expected a number. "
-                    "Begin a new run."
+                    f"{self.metrics}, line {number}: {wrong[0]} is {quoted(line.get(wrong[0]), 40)}, expected a "
+                    "number. Begin a new run."
                 )
         return lines
 
@@ -252,7 +269,7 @@ class RunFolder:
                 found.append((line["step"], Evaluation.from_dict(values)))
             except (LookupError, TypeError, ValueError, OverflowError) as error:
                 raise CheckpointError(
-                    f"{self.metrics}, line {number}: the evaluation is damaged: {error!r:.120}. Begin a new run."
+                    f"{self.metrics}, line {number}: the evaluation is damaged: {reason_of(error)}. Begin a new run."
                 ) from error
         return found
 
@@ -271,7 +288,7 @@ def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     """Return what to say of a setting that is another one than that of the run."""
     if not name.endswith(SHA256):
         return (
-            f"was begun with {name} {_told(before.get(name))}, now it is {_told(after.get(name))}. Resume with the "
+            f"was begun with {name} {told(before.get(name))}, now it is {told(after.get(name))}. Resume with the "
             "settings of the run."
         )
     part = name.removesuffix(SHA256)
@@ -279,13 +296,6 @@ def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "
         f"Has {after.get(part) or after.get('data')} changed? Bring the rows of the run back, or begin a new one."
     )
-
-
-def _told(value: Any) -> str:
-    """Return the value of a setting as people write it."""
-    if value is None:
-        return "not given"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_rate(value: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted, quoted_all
 from zoquant.tasks.encoding import Encoder
 from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.fitting import in_groups
@@ -131,7 +131,7 @@ def options_of(row: Row, columns: Sequence[str], number: int) -> list[str]:
     options = value if len(columns) == 1 else [row[column] for column in columns]
     if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise DataError(
-            f"row {number}: options are {options!r:.80}, expected a list of two texts or more in column "
+            f"row {number}: options are {quoted(options)}, expected a list of two texts or more in column "
             f"{columns[0]!r}, or a column for each: --options choice1,choice2."
         )
     return options
@@ -148,11 +148,11 @@ def right_options(label: str | list[str], options: Sequence[str], number: int) -
     index = int(label) if isinstance(label, str) and label.isdecimal() and int(label) < len(options) else None
     if index is not None and found and found[0] != index:
         raise DataError(
-            f"row {number}: the label {label!r} is the text of option {found[0]} and the number of option {index}. "
-            "Write the label in words."
+            f"row {number}: the label {quoted(label)} is the text of option {found[0]} and the number of option "
+            f"{index}. Write the label in words."
         )
     if not found and index is None:
-        raise DataError(f"row {number}: the label {label!r} is none of the options {list(options)!r:.120}.")
+        raise DataError(f"row {number}: the label {quoted(label)} is none of the options {quoted_all(options):.120}.")
     return found or [index]  # type: ignore[list-item]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted_all
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.fitting import in_groups
@@ -105,7 +105,9 @@ class Classification:
         self._tokens = torch.tensor([word[0] for word in self.words], device=device)
         self._draws = Draws(self.labels if balanced else [0] * len(rows))
         if len({tuple(word) for word in self.words}) < len(self.words):
-            raise DataError(f"labels: two of {list(template.words.values())} are the same tokens. Choose other words.")
+            raise DataError(
+                f"labels: two of {quoted_all(template.words.values())} are the same tokens. Choose other words."
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)

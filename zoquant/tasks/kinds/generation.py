@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted
 from zoquant.tasks.decoding import write_greedily
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.evaluation import Evaluation, Metric, Sample
@@ -188,7 +188,7 @@ class Generation:
 def _answers(value: Any, number: int) -> list[str]:
     answers = value if isinstance(value, list) else [value]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise DataError(f"row {number}: the answer is {value!r:.80}, expected a text or a list of texts.")
+        raise DataError(f"row {number}: the answer is {quoted(value)}, expected a text or a list of texts.")
     return answers
 
 

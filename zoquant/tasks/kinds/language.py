@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted
 from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.kinds.sequences import Scored, Sequences
@@ -120,7 +120,7 @@ def _chat(messages: Any, tokenizer: Any) -> Scored:
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
     ):
-        raise DataError(f"expected a list of messages with role and content, got {messages!r:.80}.")
+        raise DataError(f"expected a list of messages with role and content, got {quoted(messages)}.")
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError("no message has the role assistant, so there is nothing to learn.")
     whole = _ids(tokenizer, messages)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, quoted_all
 from zoquant.tasks.encoding import log, padded
 from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.fitting import in_groups
@@ -112,7 +112,9 @@ class MaskedClassification:
                     f"labels: {word.strip()!r} is {len(ids)} tokens, but a mask is one. Choose another word."
                 )
         if len({ids[0] for ids in words}) < len(words):
-            raise DataError(f"labels: two of {list(cloze.words.values())} are the same token. Choose other words.")
+            raise DataError(
+                f"labels: two of {quoted_all(cloze.words.values())} are the same token. Choose other words."
+            )
         self._tokens = torch.tensor([ids[0] for ids in words], device=device)
         self._fill = tokenizer.pad_token_id or 0
         fitted = [_fit(*cloze.sides(row), tokenizer, max_length) for row in rows]
