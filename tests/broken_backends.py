@@ -96,6 +96,11 @@ class WrongDequantize(Backend):
         return super().dequantize(module) + 1.0
 
 
+class Scaled(Backend):
+    def dequantize(self, module: nn.Module) -> Tensor:
+        return super().dequantize(module) * 0.999
+
+
 class CachingLayer(Layer):
     """Dequantizes once, as a fast kernel may."""
 
@@ -377,6 +382,8 @@ BROKEN: dict[str, tuple[Backend, type[Layer]]] = {
     "check_views_are_independent": (WriteSpills(), Layer),
     "check_forward_agrees_with_dequantize": (WrongDequantize(), Layer),
     "check_write_reaches_forward": (Backend(), CachingLayer),
+    "check_training_reaches_forward": (RefreshesInWrite(), CachingLayer),
+    "check_grids_scale_the_weights": (Grids(transposed=False), GroupedLayer),
     "check_gradient_is_that_of_the_forward": (Plain(), DetachingLayer),
     "check_codes_never_change": (Backend(), CountingLayer),
     "check_nothing_drifts": (Drifting(), Layer),
@@ -389,3 +396,20 @@ BROKEN: dict[str, tuple[Backend, type[Layer]]] = {
     "check_attach_imports_nothing": (Importing(), Layer),
 }
 """For each check the backend and the layer that break it."""
+
+ALSO: dict[str, tuple[str, Backend, type[Layer], str]] = {
+    "two views with one name": ("check_views_are_well_formed", SameNames(), Layer, "views called ['d', 'd']"),
+    "read() transposed": ("check_views_are_well_formed", TransposedRead(), Layer, "layer.d (good): read() returned"),
+    "codes changed by XOR": ("check_codes_never_change", XorsCodes(), Layer, "that a write to layer.d (good) changed"),
+    "requantized": ("check_codes_never_change", Requantizes(), Layer, "that a write to layer.d (good) changed"),
+    "dequantize of another size": (
+        "check_forward_agrees_with_dequantize",
+        Scaled(),
+        Layer,
+        "the output is 1.001 times",
+    ),
+} | {
+    f"grids, {text}": ("check_grids_scale_the_weights", backend, GroupedLayer, "grids() does not say")
+    for backend, text in GRIDS
+}
+"""More of them, by what is wrong: the check that each fails, and a part of what it says."""

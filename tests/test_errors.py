@@ -36,3 +36,22 @@ def test_the_core_asserts_nothing_of_its_users() -> None:
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not isinstance(node, ast.Assert), f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a\nb", r"'a\nb'"), (None, "null"), (True, "true"), (1.5, "1.5"), ({"a": 1}, "an object"),
+        (["a", None, [1, [2]]], "['a', null, [1, [...]]]"), (list(range(9)), "[0, 1, 2, 3, 4, 5, 6, 7, ...]"),
+        ((), "[]"), ("x" * 200, "'" + "x" * 79),
+    ],
+)  # fmt: skip
+def test_values_are_shown_as_people_write_them(value: object, text: str) -> None:
+    assert errors.shown(value) == text
+
+
+def test_what_holds_itself_a_thousand_times_is_shown_at_once() -> None:
+    value: list[object] = []
+    for _ in range(60):
+        value = [value, value]
+    assert errors.shown(value) == "[[[...], [...]], [[...], [...]]]"

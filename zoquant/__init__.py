@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zoquant.views.attach import attach
     from zoquant.views.gradients import Gradients
     from zoquant.views.model_views import BoundView, Views
+    from zoquant.views.packed_backend import PackedBackend
     from zoquant.views.tensor_views import BytesView, MemberView, TensorView
 
 try:
@@ -54,6 +55,7 @@ _PLACES = {
     "views.attach": "attach",
     "views.gradients": "Gradients",
     "views.model_views": "BoundView Views",
+    "views.packed_backend": "PackedBackend",
     "views.tensor_views": "BytesView MemberView TensorView",
 }
 """Where the names that are imported at their first use are defined."""
@@ -74,6 +76,7 @@ __all__ = [
     "Gradients",
     "MemberView",
     "Noise",
+    "PackedBackend",
     "ScaleView",
     "Span",
     "StepResult",

@@ -4,7 +4,6 @@ A message names the key or file, what was expected, what came, and what to do.
 After any of them nothing has changed: no view, no file.
 """
 
-import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -103,15 +102,16 @@ def one_of(known: Iterable[str], given: object) -> str:
     return f"one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
-def quoted(value: object, most: int = 80) -> str:
-    """Return a value as messages say it: text in quotes, all else as JSON, cut to so many letters."""
-    said = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return said[:most]
-
-
-def quoted_all(values: Iterable[object]) -> str:
-    """Return values as messages say them, with commas between."""
-    return ", ".join(map(quoted, values))
+def shown(value: object, depth: int = 2) -> str:
+    """Return a value of a config or of data as people write it, a few dozen letters of it: text in quotes."""
+    if isinstance(value, list | tuple):
+        parts = [shown(part, depth - 1) for part in value[: 8 if depth else 0]]
+        return f"[{', '.join([*parts, *(['...'] if len(value) > len(parts) else [])])}]"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value!r:.80}"
 
 
 def reason_of(error: Exception) -> str:

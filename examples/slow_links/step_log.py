@@ -7,7 +7,6 @@ same step into a slot, so its last slot is looked for before any is waited for.
 """
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,17 +57,12 @@ class LoggedStep:
         except (ValueError, struct.error) as error:
             why = f"slot {slot} of the log is no step: {error}. Begin again from a worker's trajectory."
             raise RankError(why) from error
-        numbers = [lr, *(derivative for _, derivative in pairs)]
-        if not (pairs and seen <= slot and all(map(math.isfinite, numbers))):
-            raise RankError(
-                f"slot {slot} of the log, by worker {worker}, has seen {seen} slots and has the numbers {numbers}, "
-                f"expected at most {slot} and finite ones. Stop that worker; go on from another one's trajectory."
-            )
         step = Step(tuple(seed for seed, _ in pairs), tuple(d for _, d in pairs), (lr,))
-        if long := step.too_long():
+        has_seen = "" if pairs and seen <= slot else f"has {len(pairs)} directions and has seen {seen} slots"
+        if fault := has_seen or step.fault():
             raise RankError(
-                f"slot {slot} of the log, by worker {worker}, moves by {long[0]:g} times {long[1]:g}, more than "
-                "float32 holds. Stop that worker; go on from another one's trajectory."
+                f"slot {slot} of the log, by worker {worker}, {fault}. Stop that worker; go on from another one's "
+                "trajectory."
             )
         return cls(worker, seen, step)
 

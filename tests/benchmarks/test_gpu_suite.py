@@ -59,8 +59,7 @@ def test_a_kernel_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     class Wrong:
         """Noise that is off by the sign of one element."""
 
-        def draw(self, kind: int, table: torch.Tensor, counters: torch.Tensor, seed: int, start: int,
-                 out: torch.Tensor, **probe: object) -> torch.Tensor:  # fmt: skip
+        def draw(self, noise: object, seed: int, start: int, out: torch.Tensor, **probe: object) -> torch.Tensor:
             out.fill_(1)
             return out
 

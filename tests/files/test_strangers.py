@@ -234,7 +234,7 @@ def test_a_config_chooses_no_code() -> None:
 
 def test_a_step_longer_than_float32_holds(tmp_path: Path) -> None:
     Trajectory((Group({"a.d": "00"}),), steps=[Step((1,), (1e300,), (1e300,))]).save(tmp_path / "t.safetensors")
-    with pytest.raises(ValueRangeError, match="step 0 moves by 1e\\+300 times 1e\\+300, more than float32 holds"):
+    with pytest.raises(ValueRangeError, match="step 0 moves by 1e\\+300 times 1e\\+300, expected at most 1e\\+12"):
         Trajectory.load(tmp_path / "t.safetensors")
 
 
@@ -242,7 +242,7 @@ def test_a_step_longer_than_float32_holds(tmp_path: Path) -> None:
 def test_numbers_that_are_none_in_a_journal(bad: float, tmp_path: Path) -> None:
     run = Trajectory((Group({"a.d": "00"}),), steps=[Step((1,), (bad,), (1e-3,))])
     run.journal(tmp_path / "t", 1).close()
-    with pytest.raises(ValueRangeError, match="step 0 holds NaN or infinity"):
+    with pytest.raises(ValueRangeError, match=r"step 0 moves by 0\.001 times .*, expected finite numbers"):
         Trajectory.load(tmp_path / "t")
 
 

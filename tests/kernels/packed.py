@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from tests.backends.gguf.files import random_blocks
-from zoquant.backends.awq.weight import gemv_weight
+from zoquant.backends.awq.layout import GEMV, awq_layout
 from zoquant.backends.bitsandbytes.quant_state import QuantState
-from zoquant.backends.bitsandbytes.weights import NestedAbsmax, eight_bit, four_bit
+from zoquant.backends.bitsandbytes.weights import EIGHT_BIT, four_bit
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.backends.gptq.layout import gptq_layout
 from zoquant.native import AffineWeight, FieldSpec, PackedWeight, PackedWords, QuantWeight, Values, VectorWeight
-from zoquant.native.values import flat_groups, per_row, row_groups
+from zoquant.native.values import per_row, row_groups
 
 ROWS, COLUMNS = 48, 192
 """Rows are a multiple of 16, as GPTQ packs zeros; neither fills a tile."""
@@ -44,12 +44,11 @@ def ggml(name: str, *, order: bool = False) -> PackedWeight:
 def nf4(*, blocksize: int = 64, nested: bool = False) -> PackedWeight:
     state = QuantState("nf4", blocksize, ROWS, COLUMNS, 256 if nested else 0, 0.1)
     blocks = ROWS * COLUMNS // blocksize
-    absmax = FieldSpec("absmax", "scale", torch.float32)
-    values = Values(absmax, _scales(blocks, dtype=torch.float32), flat_groups(COLUMNS, blocksize))
+    tensors = {"absmax": _scales(blocks, dtype=torch.float32)}
     if nested:
-        codes, table = torch.randint(0, 256, (blocks,), dtype=torch.uint8), torch.rand(256)
-        values = NestedAbsmax(absmax, torch.rand(-(-blocks // 256)), codes, table, state)
-    return four_bit(torch.randint(0, 256, (ROWS * COLUMNS // 2,), dtype=torch.uint8), values, state)
+        tensors = {"absmax": torch.randint(0, 256, (blocks,), dtype=torch.uint8), "nested_quant_map": torch.rand(256)}
+        tensors["nested_absmax"] = torch.rand(-(-blocks // 256))
+    return four_bit(tensors | {"weight": torch.randint(0, 256, (ROWS * COLUMNS // 2,), dtype=torch.uint8)}, state)
 
 
 def aqlm(books: int, bits: int, *, height: int = 1, dtype: torch.dtype = torch.float16) -> PackedWeight:
@@ -71,7 +70,8 @@ def hqq(dtype: torch.dtype) -> PackedWeight:
 
 
 def awq() -> PackedWeight:
-    return gemv_weight(_words(ROWS, COLUMNS // 8), _words(ROWS, 1), _scales(ROWS, 8), groups=3)
+    words, zeros = _words(ROWS, COLUMNS // 8), _words(ROWS, 1)
+    return awq_layout(GEMV, COLUMNS // 3).weight({"qweight": words, "qzeros": zeros, "scales": _scales(ROWS, 8)})
 
 
 MATRICES: dict[str, Callable[[], PackedWeight]] = {
@@ -87,7 +87,9 @@ MATRICES: dict[str, Callable[[], PackedWeight]] = {
     "zeros and shifts that are continuous": lambda: hqq(torch.bfloat16),
     "float32 scales": lambda: hqq(torch.float32),
     "awq gemv, zeros that torch unpacks": awq,
-    "LLM.int8()": lambda: eight_bit(torch.randint(-128, 128, (ROWS, COLUMNS), dtype=torch.int8), torch.rand(ROWS)),
+    "LLM.int8()": lambda: EIGHT_BIT.weight(
+        {"weight": torch.randint(-128, 128, (ROWS, COLUMNS), dtype=torch.int8), "SCB": torch.rand(ROWS)}
+    ),
     "nf4": nf4,
     "nf4 of longer blocks than rows divide": lambda: nf4(blocksize=128),
     "nf4, nested": lambda: nf4(nested=True),

@@ -8,16 +8,16 @@ import torch
 
 from tests.operators import Operators
 from tests.toy import ToyCodec, toy_layer
-from zoquant.backends.awq.words import gemv_zeros
+from zoquant.backends.awq.layout import gemv_zeros
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
 from zoquant.backends.compressed_tensors.words import packed_zeros
 from zoquant.backends.hqq.weights import QuantizedValues, striped
 from zoquant.backends.layouts.scale_grid import ScaleGrid
-from zoquant.backends.quark.words import nibble_zeros
 from zoquant.errors import ShapeError
 from zoquant.native import FieldSpec, QuantEmbedding, QuantLinear, QuantWeight, Values, packed
 from zoquant.native.numbers import _strides, numbers_of
+from zoquant.native.packed_rows import PackedRows, of_first_row
 from zoquant.native.values import GroupLookup, flat_groups, tall_groups
 
 
@@ -149,7 +149,7 @@ def test_layers_of_one_shape_share_what_is_known_of_their_numbers() -> None:
 
 LOOKUPS: list[Callable[[], GroupLookup]] = [
     lambda: flat_groups(64, 16), lambda: tall_groups(8, 4), lambda: striped(8, 4), lambda: gemv_zeros(3),
-    lambda: nibble_zeros("uint4", 8, signed=False),
+    lambda: of_first_row(PackedRows(4)),
     lambda: packed_zeros(torch.zeros(1, 4, dtype=torch.int32), 4, ScaleGrid(8, 64, 1, 16), None).lookup,
 ]  # fmt: skip
 
@@ -157,3 +157,14 @@ LOOKUPS: list[Callable[[], GroupLookup]] = [
 @pytest.mark.parametrize("make", LOOKUPS)
 def test_equal_lookups_are_one(make: Callable[[], GroupLookup]) -> None:
     assert make() is make()
+
+
+def test_packed_rows_with_a_sign() -> None:
+    """Eight integers of 4 bits a word, one group in a tensor of one dimension; no kernel reads them."""
+    words = torch.tensor([0x76543210, -0x01234568], dtype=torch.int32)  # the second: 0xFEDCBA98
+    numbers = [0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1]
+    lookup = PackedRows(4, transposed=True, signed=True)
+    assert lookup(words, slice(0, 16)).flatten().tolist() == numbers
+    assert lookup(words, torch.tensor([15, 8])).tolist() == [[-1], [-8]]
+    assert of_first_row(PackedRows(4, transposed=True, signed=True))(words[1], slice(0, 16)).tolist() == [[-8]]
+    assert numbers_of(Values(None, words.view(1, 2), PackedRows(4, signed=True)), 16, 8) is None

@@ -190,3 +190,27 @@ def test_a_run_without_a_number_works_at_any_scale(dtype: torch.dtype, scale: fl
             rate.step()
     assert math.isfinite(result.loss)
     assert loss() < 0.95 * first
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": []}, r"schedule is \[\], expected None, or rates of which one is above 0"),
+        ({"schedule": [0.0]}, r"schedule is \[0\.0\], expected None"),
+        ({"group": 1}, "group is 1, expected from 0 to 0"),
+        ({"group": -1}, "group is -1, expected from 0 to 0"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_named(wrong: dict[str, Any], message: str) -> None:
+    optimizer = ZOSGD(attach(toy_model()))
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(ValueError, match=message):
+        optimizer.calibrate(lambda: 0.0, **wrong)
+    assert all(optimizer.param_groups[0][name] == before[name] for name in NAMES)
+
+
+def test_derivatives_beyond_floats_are_refused() -> None:
+    with pytest.raises(LossError, match="calibration: "):
+        calibrate(plan(lambda t, k, _: 1e200 * slope(k) * t))
+    with pytest.raises(LossError, match=r"have no finite mean square\. Scale the loss down"):
+        calibrate(plan(lambda t, k, _: 1e200 * slope(k) * t, choose=("lr", "clip")))

@@ -320,7 +320,7 @@ def test_any_objective_will_do() -> None:
 def test_a_derivative_too_large_for_float32_is_undone() -> None:
     optimizer = ZOSGD(attach(toy_model()), eps=1e-2)
     losses = iter([1e300, -1e300])
-    with pytest.raises(LossError, match="is no step that float32 holds"):
+    with pytest.raises(LossError, match=r"step 0: moves by 0.006 times 1e\+302, .* float32 holds"):
         optimizer.step(lambda: next(losses))
     assert not any(b.delta.any() for b in optimizer.views.buffers)
     assert optimizer.steps == 1
@@ -359,3 +359,22 @@ def test_a_prefix_and_differences_of_deltas(tmp_path: Path) -> None:
 def _saved(run: Trajectory, folder: Path) -> Path:
     run.save(folder / "t")
     return folder / "t"
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_losses_whose_difference_overflows_are_undone(estimator: Estimator) -> None:
+    optimizer = ZOSGD(attach(toy_model()), probes=2, estimator=estimator)
+    losses = itertools.cycle([1e308, -1e308])
+    with pytest.raises(LossError, match="have no finite difference quotient"):
+        optimizer.step(lambda: next(losses))
+    assert not any(buffer.delta.any() for buffer in optimizer.views.buffers)
+
+
+def test_adam_needs_a_number_that_float32_holds() -> None:
+    """Elements that no direction has moved yet would be 0 / 0."""
+    with pytest.raises(ValueError, match=r"adam: tiny is 1e-50, expected at least 1\.2e-38, which float32 holds"):
+        Adam(tiny=1e-50)
+    optimizer = ZOSGD(attach(toy_model()), rule=Adam(tiny=2.0**-126), noise=Noise(density=0.1))
+    losses = itertools.cycle([1.0, 0.0])
+    optimizer.step(lambda: next(losses))
+    assert all(bool(buffer.delta.isfinite().all()) for buffer in optimizer.views.buffers)

@@ -364,3 +364,25 @@ def test_a_state_with_another_part_is_refused(name: str, value: object, message:
         optimizer.load_state_dict({**optimizer.state_dict(), name: value})
     assert unchanged(optimizer, before)
     assert optimizer.steps == 1
+
+
+def test_a_group_that_is_not_calibrated_stays_at_theta_to_the_bit(model: ToyModel) -> None:
+    optimizer = rows_pair(model, split=False)
+    steps_of(optimizer, model, 2)
+    seen: list[Tensor] = []
+    layer = model.layers["l2"]
+    forward = layer.forward
+    layer.forward = lambda x, *, factors: (seen.append(factors.into), forward(x, factors=factors))[1]  # type: ignore
+    x, y = toy_batch(count=8)
+    optimizer.calibrate(lambda repeat: (model(x.repeat(repeat, 1)) - y.repeat(repeat, 1)).square().mean(1))
+    assert len(seen) > 10
+    assert all(bool((factors == 1).all()) for factors in seen)
+
+
+def test_a_state_whose_settings_do_not_fit_together_changes_nothing(model: ToyModel) -> None:
+    optimizer = ZOSGD(attach(model))
+    state = optimizer.state_dict()
+    state["trajectory"]["estimator"] = "fzoo"
+    with pytest.raises(ValueError, match="probes is 1, expected at least 2"):
+        optimizer.load_state_dict(state)
+    assert optimizer.estimator.name == "two-point"

@@ -114,10 +114,10 @@ def test_same_seed_same_bytes_in_any_order(
     assert not same(one, other_seed)
     shuffled = toy_model(dtype=dtype, order=order)
     views = attach(shuffled, roles=BOTH)
+    views.space = space
     for step in optimizer.trajectory.steps:
         for step_seed_, derivative in zip(step.seeds, step.derivatives, strict=True):
             views.add(step_seed_, -step.rates[0] * derivative / probes, kind)
-    views.space = space
     views.write()
     assert same(bits(views), one)
 

@@ -86,8 +86,8 @@ def test_the_order_of_layers_does_not_matter(file: Path, tmp_path: Path) -> None
 
 def test_a_load_replaces_what_was_there(file: Path) -> None:
     fresh, used = (attach(toy_model(), roles=("scale", "zero")) for _ in range(2))
-    used.add(9, 0.5, "gaussian")
     used.space = "absolute"
+    used.add(9, 0.5, "gaussian")
     used.write()
     load_delta(file, fresh)
     load_delta(file, used)
@@ -226,3 +226,27 @@ def test_the_mean_refuses_nothing_and_what_does_not_fit(file: Path) -> None:
         Delta.mean([])
     with pytest.raises(BaseMismatchError, match="Use one space"):
         Delta.mean([one, Delta(dict(one.values), dict(one.base), "absolute")])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"space": "log"}, CheckpointError, "the header does not name space and base"),
+        ({"base": {}}, CheckpointError, "the header does not name space and base"),
+        ({"values": {"layers.l0.d": torch.zeros(3)}}, ShapeError, r"layers.l0.d has shape \(3,\), expected \(8, 2\)"),
+        ({"values": {"layers.l0.d": torch.full((8, 2), torch.inf)}}, ValueRangeError, "layers.l0.d holds NaN or inf"),
+        ({"values": {"layers.l0.d": torch.zeros(8, 2).double()}}, CheckpointError, "is torch.float64, expected torch"),
+    ],
+)  # fmt: skip
+def test_a_delta_from_anywhere_is_checked_before_it_is_put(
+    model: ToyModel, change: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    views = moved(model)
+    before, held = bits(views), Delta.of(views)
+    values = {**held.values, **change.get("values", {})}
+    damaged = Delta(**{**vars(held), **change, "values": values})
+    with pytest.raises(error, match=text):
+        damaged.put(views)
+    assert all(same_bits(value, before[key]) for key, value in bits(views).items())
+    held.put(views)
+    assert all(same_bits(value, before[key]) for key, value in bits(views).items())

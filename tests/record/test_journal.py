@@ -148,3 +148,9 @@ def test_other_versions_are_refused(file: Path, scratch: Path) -> None:
 def test_no_folder_to_write_to(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="cannot be written"):
         RUN.journal(tmp_path / "missing" / "t", 2)
+
+
+def test_no_journal_is_written_that_none_would_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"70000 directions a step of 1 groups, expected at most 65536 in all"):
+        RUN.prefix(0).journal(tmp_path / "t", 70_000)
+    assert not list(tmp_path.iterdir())

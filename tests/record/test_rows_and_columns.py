@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.toy import registered, toy_layer, toy_model
 from zoquant import attach
 from zoquant.backends.hqq.weights import striped
-from zoquant.backends.layouts.scale_grid import ScaleGrid, reciprocal
+from zoquant.checkpoint.folder import StoredNumbers, reciprocal
 from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.kernels.noise.definition import Noise
 from zoquant.native import (
@@ -92,7 +92,9 @@ LAYOUTS: dict[str, Callable[[], PackedWeight]] = {
     "flat": lambda: affine((ROWS * 2,), flat_groups(COLUMNS, 4)),
     "flat, of two rows": lambda: affine((ROWS // 2, 1), flat_groups(COLUMNS, 2 * COLUMNS)),
     "stripes": lambda: affine((1, 2 * COLUMNS), striped(ROWS, COLUMNS)),
-    "ragged tiles": lambda: AffineWeight("f", codes(), ScaleGrid(ROWS, COLUMNS, 4, 3).values(spec(), numbers(2, 3))),
+    "ragged tiles": lambda: AffineWeight(
+        "f", codes(), StoredNumbers("s", (4, 3), ragged=True).values(numbers(2, 3), ROWS, COLUMNS)
+    ),
     "table": table,
     "vector": vector,
     "shift": shifted,

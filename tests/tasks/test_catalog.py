@@ -107,6 +107,20 @@ def test_a_missing_column_is_named(name: str) -> None:
         TaskSettings(name).rows(bad)
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("copa", "question", "why"), ("record", "entities", "Ann"), ("record", "answers", {"text": ["Ann"]}),
+        ("squad", "answers", "Ann"), ("drop", "answers_spans", ["7"]), ("wsc", "span2_text", ["it"]),
+        ("snli", "premise", ["a"]), ("boolq", "question", {}), ("sst2", "sentence", []),
+    ],
+)  # fmt: skip
+def test_a_column_that_holds_something_else_is_named(name: str, column: str, value: Any) -> None:
+    row = rows(name)[0] | {column: value}
+    with pytest.raises(DataError, match=rf"row 1: expected fields as {CATALOG[name].hub} has them, got .*{column}: "):
+        TaskSettings(name).rows([row])
+
+
 @pytest.mark.parametrize("name", ["copa", "record", "sst2", "cb"])
 def test_evaluation_with_surface_form_correction(name: str, loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded

@@ -27,6 +27,11 @@ def test_shares_lie_in_their_interval(scores: list[float]) -> None:
     assert found.interval[0] < found.interval[1]
 
 
+def test_a_mean_without_a_bound_has_no_interval() -> None:
+    found = Metric.mean([1.0, math.inf, 2.0])
+    assert (found.value, found.interval) == (math.inf, None)
+
+
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
     draw = random.Random(0)
     covered = 0

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 import zoquant
 from tests.tiny import LABELS, ROWS, TEMPLATE, write_checkpoint
 from zoquant.tasks import Classification, Template, packing
+from zoquant.tasks.encoding import longest
 from zoquant.tasks.packing import Packing, pack, packable, packed_states, worth_packing
 from zoquant.tasks.scoring import hidden_states
 from zoquant.tasks.template import parse_words
@@ -242,3 +244,23 @@ def test_a_model_is_tried_once(loaded: tuple[Any, Any], monkeypatch: pytest.Monk
     packable(loaded[0], 8)
     monkeypatch.setattr(packing, "_tried", None)
     assert packable(loaded[0], 8)
+
+
+@pytest.mark.parametrize("window", [9, 17, 64])
+@torch.no_grad()
+def test_the_window_of_a_model_of_text_and_pictures(window: int) -> None:
+    """Its config has that of the text within; a row that is longer than its window does not share a row."""
+    text = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "head_dim": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": window, "max_position_embeddings": 64,
+    }  # fmt: skip
+    sight = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=sight | {"image_size": 28, "patch_size": 14})
+    model = Gemma3ForConditionalGeneration(config).eval()
+    ids, lengths = torch.randint(1, 250, (6, 20)), [20, 3, 3, 3, 3, 3]
+    alone, found = hidden_states(model, ids), hidden_states(model, ids, lengths)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(found[row, :length], alone[row, :length], rtol=1e-4, atol=1e-5)
+    assert packable(model, 20) == (window >= 20)
+    assert longest(model) == 64

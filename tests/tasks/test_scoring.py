@@ -47,11 +47,12 @@ def test_logits_are_those_of_the_model(kind: str) -> None:
     torch.testing.assert_close(logits_at(model, states, some), expected[..., some])
 
 
+@pytest.mark.parametrize("factor", [2, 1.03])
 @torch.no_grad()
-def test_a_model_whose_logits_are_made_otherwise_is_refused() -> None:
+def test_a_model_whose_logits_are_made_otherwise_is_refused(factor: float) -> None:
     model = tiny("llama")
     forward = model.forward
-    model.forward = lambda **given: type(found := forward(**given))(logits=2 * found.logits)
+    model.forward = lambda **given: type(found := forward(**given))(logits=factor * found.logits)
     with pytest.raises(UnsupportedLayoutError, match="LlamaForCausalLM: its logits are not those of its head"):
         hidden_states(model, torch.tensor([[5, 6]]))
 

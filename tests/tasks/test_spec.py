@@ -72,7 +72,7 @@ def test_worked_examples_stand_before_the_prompts(loaded: tuple[Any, Any]) -> No
     assert isinstance(task, Classification)
     text = "the lamp broke here It was bad\n\nthe tap broke here It was"
     assert task.prompts[2] == loaded[1](text)["input_ids"]
-    with pytest.raises(DataError, match="worked example 1 has the label '7'"):
+    with pytest.raises(DataError, match="worked examples: row 1 has the label '7'"):
         settings.build(ROWS, *loaded, CPU, shots=[{"sentence": "x", "label": "7"}])
 
 
@@ -119,8 +119,39 @@ def test_rows_to_learn_from_have_every_label() -> None:
         (TaskSettings("generation", "{b} {label}"), {"a": "x", "label": "0"}, "no field 'b', which the template"),
         (TaskSettings("text"), {"body": "x"}, "'text'. Its fields are 'body'. Name one of them: --template '{body}'"),
         (TaskSettings(template=TEMPLATE, labels=WORDS), {"sentence": "x", "label": "7"}, "has the label '7', expected"),
+        (TaskSettings("choice", "{a} {label}"), {"a": "x", "options": ["p"], "label": "0"},
+         r"row 1: options are \['p'\], expected a list of two texts or more in column 'options'"),
+        (TaskSettings("choice", "{a} {label}"), {"a": "x", "options": ["p", "q"], "label": "r"},
+         r"row 1: the label 'r' is none of the options \['p', 'q'\]\. Name the column"),
+        (TaskSettings("generation", "{a} {label}"), {"a": "x", "label": []}, r"row 1: the answer is \[\], expected"),
+        (TaskSettings("generation", "{a} {label}"), {"a": ["x", None], "label": "y"},
+         r"row 1: the field 'a' is \['x', null\], but the template '{a} {label}' shows it: expected a text"),
+        (TaskSettings("text"), {"text": ["x", "y"]}, r"row 1: expected a text in column 'text', got \['x', 'y'\]\. "),
+        (TaskSettings("chat"), {"messages": "hi"}, "row 1: expected a list of messages with role and content"),
+        (TaskSettings("chat"), {"messages": [{"role": "user", "content": "x"}]}, "1: no message has the role assis"),
     ],
 )  # fmt: skip
 def test_rows_are_checked_without_a_model(settings: TaskSettings, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         settings.check([row])
+
+
+@pytest.mark.parametrize(
+    ("settings", "bad"),
+    [
+        (TaskSettings("choice", "{a} {label}"), {"a": "x", "label": "0"}),
+        (TaskSettings("generation", "{a} {label}"), {"a": "x", "label": []}),
+    ],
+)
+def test_worked_examples_are_checked_as_rows_are(
+    settings: TaskSettings, bad: dict[str, Any], loaded: tuple[Any, Any]
+) -> None:
+    good = {"a": "x", "options": ["p", "q"], "label": "p"}
+    with pytest.raises(DataError, match="worked examples: row 2"):
+        settings.build([good], *loaded, CPU, shots=[good, bad])
+
+
+@pytest.mark.parametrize("task", ["text", "chat", "generation"])
+def test_no_rows(task: str, loaded: tuple[Any, Any]) -> None:
+    with pytest.raises(DataError, match="the data hold no row"):
+        TaskSettings(task, "{label}").build([], *loaded, CPU)

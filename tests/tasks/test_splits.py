@@ -110,3 +110,10 @@ def test_hub_stands_for_the_data_of_a_named_task() -> None:
 def test_a_label_to_draw_by_is_one_text(row: Row) -> None:
     with pytest.raises(DataError, match=r"row 2 has the label .* in the column 'label', expected one text"):
         by_label([{"label": "0"}, row], "label", 1, 0)
+
+
+def test_a_bad_worked_example_is_named_with_its_file_before_a_model_is_loaded(folder: Path) -> None:
+    shots = folder / "shots.jsonl"
+    shots.write_text('{"sentence": "fine", "label": 1, "idx": 0}\n{"sentence": "x", "label": 2, "idx": 1}\n')
+    with pytest.raises(DataError, match=r"^.*shots\.jsonl: row 2 has the label '2', expected one of '0', '1'"):
+        evaluate(Source("none.gguf"), folder / "sst2" / "train.jsonl", SST2, shots=1, shots_from=shots)

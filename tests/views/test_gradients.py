@@ -19,6 +19,7 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight, QuantEmbedding, QuantLinear
 from zoquant.views.flat_buffer import SPACES, Space, compose
 from zoquant.views.gradients import Gradients, slope
+from zoquant.views.stored_form import StoredForm, keep_form
 
 numbers = st.floats(-4, 4, width=32)
 
@@ -277,3 +278,45 @@ def test_streamed_views_are_refused() -> None:
     views = zoquant.attach(model, roles=("dense",), streamed=True)
     with pytest.raises(UnsupportedLayoutError, match=r"0\.weight: is streamed, .* use streamed=False\."):
         Gradients(model, views)
+
+
+def test_the_gradient_of_rows_in_another_order_is_in_the_order_of_the_file() -> None:
+    """Rotary rows of q and k, and norms of which the file holds one more."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 4, bias=False), torch.randn(5, 3)
+    keep_form(model, "weight", StoredForm(torch.float32, rows=torch.tensor([2, 0, 3, 1]), added=1.0))
+    views = zoquant.attach(model, roles=("dense",))
+
+    def loss() -> Tensor:
+        y: Tensor = model(x)
+        return y.pow(3).sum()
+
+    with Gradients(model, views) as deltas:
+        loss().backward()  # type: ignore[no-untyped-call]
+        found = next(deltas.parameters()).grad
+    assert found is not None
+    for place in range(12):
+        sides = []
+        for eps in (1e-2, -1e-2):
+            delta = torch.zeros(12)
+            delta[place] = eps
+            views.set_delta({"weight": delta.view(4, 3)})
+            sides.append(float(loss().detach()))
+        assert float(found.view(-1)[place]) == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=2e-2, abs=1e-3)
+
+
+def test_a_delta_is_not_taken_for_one_of_the_other_space() -> None:
+    model = toy_model()
+    views = zoquant.attach(model, coupled=False)
+    views.set_delta({key: torch.full_like(views.delta(key), 0.25) for key in views.keys})
+    before = [view.read() for view in views]
+    with pytest.raises(ValueError, match="space is 'absolute', but the views hold a delta of relative space"):
+        Gradients(model, views, space="absolute")
+    with pytest.raises(ValueError, match="space is 'log', expected one of"):
+        Gradients(model, views, space="log")  # type: ignore[arg-type]
+    assert views.space == "relative"
+    views.write()
+    assert all(torch.equal(view.read(), old) for view, old in zip(views, before, strict=True))
+    views.reset()
+    views.space = "absolute"
+    assert views.space == "absolute"

@@ -16,7 +16,7 @@ from tests.toy import toy_layer
 from zoquant.errors import LossError, UnsupportedLayoutError
 from zoquant.native import DenseWeight, QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.tasks.scoring import logits_at
-from zoquant.views import flat_buffer
+from zoquant.views import flat_buffer, model_views
 from zoquant.views.flat_buffer import FlatBuffer
 from zoquant.views.streamed_buffer import StreamedBuffer
 
@@ -307,3 +307,15 @@ def test_threads_take_turns(tmp_path: Path, native: bool) -> None:
     zoquant.attach(model, roles=("dense",), streamed=True).write(seed=1, eps=0.1)
     inputs = [IDS + number for number in range(4)]
     at_once([partial(lambda ids: model(input_ids=ids).logits, each) for each in inputs])
+
+
+def test_an_attach_that_fails_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), toy_layer(bias=True))
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("no room for the deltas")
+
+    monkeypatch.setattr(model_views, "FlatBuffer", full)
+    with pytest.raises(MemoryError):
+        zoquant.attach(model, roles=("scale", "dense"), streamed=True)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,7 +1,7 @@
 """How a rank that comes late, or comes back, gets the steps it has missed: from a rank that has them."""
 
 import json
-import math
+from collections.abc import Mapping
 from typing import Any
 
 from zoquant.distributed.agreement import Agreement, digest
@@ -9,6 +9,7 @@ from zoquant.distributed.exchange import broadcast, gathered
 from zoquant.errors import RankError
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.step import Step
+from zoquant.record.trajectory import Trajectory
 
 
 def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
@@ -27,8 +28,10 @@ def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
     run = optimizer.trajectory
     sent = broadcast({"header": run.header(), "steps": [_plain(step) for step in run.steps[least:]]}, source)
     missed = [Step(*map(tuple, parts)) for parts in sent["steps"]]
-    same_part = agreement.parts[rank] == agreement.parts[source]
-    why = _difference(optimizer, sent["header"], missed, least, same_part)
+    mine, theirs = json.loads(json.dumps(run.header())), sent["header"]
+    if agreement.parts[rank] != agreement.parts[source]:  # another part of the model has another base
+        mine, theirs = _without_base(mine), _without_base(theirs)
+    why = _difference(run, mine, theirs, missed, least)
     refused = [other for other, (bad,) in enumerate(gathered([int(bool(why))])) if bad]
     if refused:
         raise RankError(
@@ -40,16 +43,23 @@ def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
     optimizer.extend(missed[optimizer.steps - least :])
 
 
-def _difference(optimizer: ZOSGD, header: dict[str, Any], missed: list[Step], least: int, same_part: bool) -> str:
+def _without_base(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a header without the fingerprints of its groups."""
+    kept = {name: value for name, value in header.items() if name != "base"}
+    return {**kept, "groups": [_without_base(group) for group in kept["groups"]]} if "groups" in kept else kept
+
+
+def _difference(
+    run: Trajectory, mine: dict[str, Any], theirs: dict[str, Any], missed: list[Step], least: int
+) -> str:  # fmt: skip
     """Say in what the run of this rank is no beginning of the one that was sent; nothing where it is."""
-    mine: dict[str, Any] = json.loads(json.dumps(optimizer.trajectory.header()))
-    for name, value in mine.items():
-        if value != header.get(name) and (name != "base" or same_part):
-            return f"Its {name} differs: the one has {_short(value)}, the other {_short(header.get(name))}."
+    for name in {**mine, **theirs}:
+        if mine.get(name) != theirs.get(name):
+            return f"Its {name} differs: the one has {_short(mine.get(name))}, the other {_short(theirs.get(name))}."
     for number, step in enumerate(missed, least):
-        if not all(map(math.isfinite, step.numbers)) or step.too_long() is not None:
-            return f"Step {number} has {_short(step.numbers)}, which float32 does not hold."
-    own = optimizer.trajectory.steps[least:]
+        if fault := run.fault_of(step):
+            return f"Step {number} {fault}."
+    own = run.steps[least:]
     return "" if own == missed[: len(own)] else f"They have done other steps from step {least} on."
 
 

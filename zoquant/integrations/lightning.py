@@ -21,7 +21,6 @@ from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import Delta
 from zoquant.training import Settings
 from zoquant.views.attach import attach
-from zoquant.views.fingerprint import check_base
 from zoquant.views.model_views import Views
 
 __all__ = ["Settings", "ZOModule"]
@@ -108,14 +107,11 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
 
         Raises:
             CheckpointError: it holds no delta.
-            BaseMismatchError: it was made on another base.
+            BaseMismatchError, ShapeError, ValueRangeError: see `Delta.put`.
         """
         if _DELTA not in checkpoint:
             raise CheckpointError("the checkpoint holds no delta. Load one that a ZOModule has saved.")
-        saved, views = checkpoint[_DELTA], self._attach()
-        check_base("the checkpoint", saved["base"], views.fingerprints())
-        views.space = saved["space"]
-        views.set_delta(saved["values"])
+        Delta(**checkpoint[_DELTA]).put(self._attach(), "the checkpoint")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Leave train mode, which Lightning enters: dropout would be other noise at either end of a probe."""

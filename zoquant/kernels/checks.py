@@ -1,12 +1,9 @@
 """What has to hold before compiled code is given the address of a tensor."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
-from zoquant.kernels.noise.definition import BLOCK
 
 CPU = torch.device("cpu")
 
@@ -26,42 +23,4 @@ def check_tensor(
             f"{name}: expected a contiguous {dtype} tensor{'' if shape is None else f' {shape}'} on "
             f"{'the CPU' if device.type == 'cpu' else device}, got {tensor.dtype} {tuple(tensor.shape)} on "
             f"{tensor.device}, strides {tensor.stride()}."
-        )
-
-
-def check_noise(table: Tensor, counters: Tensor, device: torch.device) -> None:
-    """Refuse quantiles and counters that noise cannot be drawn from.
-
-    Raises:
-        ShapeError: see `check_tensor`.
-    """
-    check_tensor("counters", counters, device, dtype=torch.int64)
-    check_tensor("table", table, device)
-
-
-def check_stretch(blocks: int, start: int, out: Tensor, delta: Tensor | None) -> None:
-    """Refuse a stretch that does not consist of whole blocks of the layout, or a delta of another shape.
-
-    Raises:
-        ShapeError: it is one of these.
-    """
-    if start % BLOCK or out.numel() % BLOCK or start < 0 or start + out.numel() > blocks * BLOCK:
-        raise ShapeError(
-            f"expected a stretch of whole blocks of {BLOCK} elements within {blocks * BLOCK}, "
-            f"got {out.numel()} elements from {start}."
-        )
-    if delta is not None and delta.shape != out.shape:
-        raise ShapeError(f"expected delta of shape {tuple(out.shape)}, got {tuple(delta.shape)}.")
-
-
-def check_directions(blocks: int, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> None:
-    """Refuse a delta of another size than the layout, or another number of amounts than of seeds.
-
-    Raises:
-        ShapeError: it is one of these.
-    """
-    if delta.numel() != blocks * BLOCK or len(seeds) != len(amounts):
-        raise ShapeError(
-            f"expected {blocks * BLOCK} elements and an amount a seed, got {delta.numel()} elements, "
-            f"{len(seeds)} seeds and {len(amounts)} amounts."
         )

@@ -9,45 +9,47 @@ from torch import Tensor
 
 from zoquant.kernels import build, gpu
 from zoquant.kernels.build import library
+from zoquant.kernels.checks import CPU
 from zoquant.kernels.noise import compiled as noise
+from zoquant.kernels.noise.tables import NoiseTables
 from zoquant.kernels.products import factors
 from zoquant.kernels.write import compiled as write
 from zoquant.kernels.write.stretch import Stretch
-
-CPU = torch.device("cpu")
 
 Table = TypeVar("Table")
 """Where values are written, as the kernels of a device have it; whoever holds one keeps the tensors alive."""
 
 
 class NoiseKernels(Protocol):
-    """A module of compiled noise: `kernels.noise.compiled` for the CPU, `kernels.noise.triton` for a GPU."""
+    """A module of compiled noise: `kernels.noise.compiled` for the CPU, `kernels.noise.triton` for a GPU.
+
+    They refuse tensors of another dtype, device or shape with a ShapeError.
+    """
 
     def draw(
-        self,
-        kind: int,
-        table: Tensor,
-        counters: Tensor,
-        seed: int,
-        start: int,
-        out: Tensor,
-        *,
-        delta: Tensor | None = None,
-        eps: float = 0.0,
+        self, noise: NoiseTables, seed: int, start: int, out: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
-        """See `zoquant.kernels.noise.compiled.draw`."""
+        """Write z, or delta + eps · z with the product and the sum rounded each; return `out`.
+
+        Args:
+            noise: what it is drawn from.
+            seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
+            start: first element, a multiple of 128.
+            out: float32 `[n]`, n a multiple of 128, overwritten.
+            delta: float32 `[n]`; None writes z alone.
+            eps: signed length of the probe.
+        """
         ...
 
-    def accumulate(
-        self,
-        kind: int,
-        table: Tensor,
-        counters: Tensor,
-        seeds: Sequence[int],
-        amounts: Sequence[float],
-        delta: Tensor,
-    ) -> Tensor:
-        """See `zoquant.kernels.noise.compiled.accumulate`."""
+    def accumulate(self, noise: NoiseTables, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
+        """Add amount · z(seed) to delta for every direction in turn, each product and each sum rounded to float32.
+
+        Args:
+            noise: what it is drawn from.
+            seeds: seeds of the directions, 0 ≤ seed < 2⁶⁴.
+            amounts: what each direction is multiplied with, rounded to float32 first.
+            delta: float32 `[128 · blocks]`, changed in place and returned.
+        """
         ...
 
 
@@ -66,23 +68,16 @@ class WriteKernels(Protocol[Table]):
         ...
 
     def write(
-        self,
-        table: Table,
-        delta: Tensor,
-        *,
-        relative: bool,
-        noise: tuple[int, Tensor, Tensor] | None = None,
-        seed: int = 0,
+        self, table: Table, delta: Tensor, *, relative: bool, noise: NoiseTables | None = None, seed: int = 0,
         eps: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Write theta, or a probe of it, to all values of a table.
 
         Args:
             table: where, and from which base.
             delta: float32 `[n]`, all of it.
             relative: whether theta is base · (1 + delta), or base + delta.
-            noise: number of the distribution, quantiles and counters, as `NoiseKernels.draw` takes them; None writes
-                theta itself.
+            noise: what the direction is drawn from; None writes theta itself.
             seed: seed of the direction.
             eps: signed length of the probe.
         """

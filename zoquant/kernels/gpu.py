@@ -10,6 +10,7 @@ import torch
 
 from zoquant.kernels.build import SWITCH
 from zoquant.kernels.noise.definition import BLOCK, KINDS, gaussian_table, key_hash, reference
+from zoquant.kernels.noise.tables import NoiseTables
 from zoquant.kernels.products.operands import Numbers, Operands, Words
 
 _KERNELS = {"noise": "zoquant.kernels.noise.triton", "matmul": "zoquant.kernels.products.triton_matmul"}
@@ -75,7 +76,8 @@ def _try_noise(kernels: ModuleType, device: torch.device) -> None:
     counters = torch.tensor([[0], [low], [high]], device=device)
     table = torch.from_numpy(gaussian_table()).to(device)
     for kind in _TRIED:
-        found = kernels.draw(KINDS.index(kind), table, counters, seed, 0, torch.empty(BLOCK, device=device))
+        tables = NoiseTables(KINDS.index(kind), table, counters)
+        found = kernels.draw(tables, seed, 0, torch.empty(BLOCK, device=device))
         if not torch.equal(found.cpu(), torch.from_numpy(reference(seed, key, BLOCK, kind))):  # type: ignore[arg-type]
             raise _NotUsableError(f"the Triton kernels draw other {kind} noise than the definition")
 

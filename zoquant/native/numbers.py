@@ -43,7 +43,7 @@ def numbers_of(values: Values, rows: int, columns: int, wanted: Rows | None = No
 
 def _packed(values: Values, lookup: PackedRows, columns: int) -> Numbers | None:
     groups, words = values.data.shape
-    fits = values.data.dtype == torch.int32 and 32 % lookup.bits == 0
+    fits = values.data.dtype == torch.int32 and 32 % lookup.bits == 0 and not lookup.signed
     if not fits or (values.group_of is None and columns % groups):
         return None
     size = max(columns // groups, 1)

@@ -1,12 +1,13 @@
 """Integers that are packed along the rows of a matrix, as the zeros of GPTQ."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from zoquant.native.packed import Rows
-from zoquant.native.values import indices
+from zoquant.native.values import GroupLookup, indices
 
 
 @dataclass(frozen=True)
@@ -17,23 +18,34 @@ class PackedRows:
         bits: bits of an integer, at most 8.
         plus: what is added to whole words before they are unpacked, so that a field may carry into the next.
         order: which integer of a word belongs to each of its rows, lowest bits first; empty where they agree.
-        transposed: whether the tensor is `[words, groups]`.
+        transposed: whether the tensor is `[words, groups]`, or `[words]` for one group.
+        signed: whether the highest bit of an integer is its sign, as in two's complement.
     """
 
     bits: int
     plus: int = 0
     order: tuple[int, ...] = ()
     transposed: bool = False
+    signed: bool = False
 
     def __call__(self, data: Tensor, rows: Rows) -> Tensor:
         """Return the integers of some rows, int32 `[len(rows), groups]`."""
-        words = data.t().clone(memory_format=torch.contiguous_format) if self.transposed else data
+        words = data
+        if self.transposed:
+            words = data.reshape(len(data), -1).t().clone(memory_format=torch.contiguous_format)
         words = words + self.plus if self.plus else words
         which = indices(rows, words.shape[1] * 32 // self.bits, data.device)
         if self.order:
             order, count = torch.tensor(self.order, device=data.device), len(self.order)
             which = which // count * count + order[which % count]
-        return fields(words, self.bits, which).t()
+        found, half = fields(words, self.bits, which).t(), 1 << self.bits - 1
+        return (found ^ half) - half if self.signed else found
+
+
+@cache
+def of_first_row(packed: PackedRows) -> GroupLookup:
+    """`[]` int32: one integer for all rows."""
+    return lambda data, rows: packed(data.view(1), slice(0, 1))
 
 
 def fields(words: Tensor, bits: int, which: Tensor) -> Tensor:

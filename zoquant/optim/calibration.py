@@ -89,6 +89,8 @@ def calibrate(plan: Plan) -> Calibration:
     applied = [_applied(plan.estimator, center, pairs, eps) for center, pairs in zip(centers, losses, strict=True)]
     derivatives = tuple(d for batch in applied for d in batch)
     rms, median = _rms(derivatives), statistics.median(map(abs, derivatives))
+    if not math.isfinite(rms):
+        raise LossError(f"calibration: derivatives of {median:g} have no finite mean square. Scale the loss down.")
     if not rms:
         raise LossError(
             f"calibration: no probe of eps={eps:g} changes the loss of {centers[0]:g}. Is it computed from the model?"
@@ -116,7 +118,7 @@ def _scan(plan: Plan, loss: Loss, grid: Sequence[float], center: float) -> list[
     ]
     good = [n for n, column in enumerate(columns) if all(map(math.isfinite, column))]
     pairs = [
-        (grid[i], grid[j], statistics.fmean((a - b) ** 2 for a, b in zip(columns[i], columns[j], strict=True)))
+        (grid[i], grid[j], statistics.fmean((a - b) * (a - b) for a, b in zip(columns[i], columns[j], strict=True)))
         for i, j in pairwise(good)
     ]
     noise = math.sqrt(min((r / (1 / e**2 + 1 / f**2) for e, f, r in pairs), default=0.0))

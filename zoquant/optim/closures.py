@@ -29,11 +29,21 @@ def mean_loss(closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[floa
         if weights is not None:
             raise ValueError(f"weights is {weights!r}, expected None, since there is one closure.")
         return closure
-    shares = [1.0] * len(closure) if weights is None else [float(weight) for weight in weights]
-    if not shares or len(shares) != len(closure) or not all(math.isfinite(w) and w > 0 for w in shares):
-        count = max(len(closure), 1)
-        raise ValueError(f"weights is {shares!r}, expected {count} numbers above 0, one for each closure.")
+    shares = shares_of(closure, weights)
     return lambda: sum(w * _double(part()) for w, part in zip(shares, closure, strict=True)) / sum(shares)
+
+
+def shares_of(closures: Sequence[object], weights: Sequence[float] | None) -> list[float]:
+    """Return the weight of each closure.
+
+    Raises:
+        ValueError: there is no closure, or the weights are not as many finite numbers above 0.
+    """
+    shares = [1.0] * len(closures) if weights is None else [float(weight) for weight in weights]
+    if not shares or len(shares) != len(closures) or not all(math.isfinite(w) and w > 0 for w in shares):
+        count = max(len(closures), 1)
+        raise ValueError(f"weights is {shares!r}, expected {count} numbers above 0, one for each closure.")
+    return shares
 
 
 def loss_of(returned: object, step: int) -> float:

@@ -4,6 +4,7 @@ A step of n probes estimates the gradient as g = 1/n · Σ d_k · z_k. An estima
 turns their losses, in that order, into the derivatives d_k, whoever evaluated which. A clip bounds them afterwards.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class GroupRelative:
 
     def derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
         differences = [plus - minus for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
-        spread = statistics.pstdev(differences)
+        spread = statistics.pstdev(differences) if all(map(math.isfinite, differences)) else math.nan
         return tuple(difference / spread if spread else 0.0 for difference in differences)
 
 

@@ -72,11 +72,8 @@ def made_step(
         seen = [step.of(group).derivatives for step in before[-window:]] if window else []
         derivatives += clipped(each, rate.clip, seen)
     step = Step(seeds, tuple(derivatives), tuple(rate.lr for rate in rates))
-    if (long := step.too_long()) is not None:
-        raise LossError(
-            f"step {len(before)}: a derivative of {long[1]:g} at lr={long[0]:g} is no step that float32 holds. "
-            "The step was undone; set clip, raise eps or lower lr."
-        )
+    if fault := step.fault():
+        raise LossError(f"step {len(before)}: {fault}. The step was undone; set clip, raise eps or lower lr.")
     return step
 
 

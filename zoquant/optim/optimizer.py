@@ -345,9 +345,12 @@ class ZOSGD(torch.optim.Optimizer):
 
         Raises:
             LossError: the loss at theta is no finite number, or no probe has a finite loss.
-            ValueError: `choose` names something else; or directions share the examples, and it names more than eps.
+            ValueError: `choose` names something else; or directions share the examples, and it names more than eps; or
+                there is no such group, closure or schedule.
         """
         check_choice(choose, self.split)
+        check("group", group, 0 <= group < len(self.all_views), f"from 0 to {len(self.all_views) - 1}")
+        check("schedule", schedule, schedule is None or any(schedule), "None, or rates of which one is above 0")
         batches = [closure] if callable(closure) else list(closure)
         check("closure", batches, bool(batches), "one, or one for each of several batches")
         rates, record, prober = self._rates()[group], self.trajectory.groups[group], self._prober

@@ -64,9 +64,10 @@ class Run:
         """Take over a trajectory: deltas, model, and what the rule remembers, become what its steps leave."""
         self.movers = trajectory.movers(self.views)
         self.trajectory = trajectory
+        for mover in self.movers:
+            mover.reset()
         self.settle()
         for number, mover in enumerate(self.movers):
-            mover.reset()
             mover.advance([step.of(number) for step in trajectory.steps])
         self.restore()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from zoquant.errors import CheckpointError
 from zoquant.optim.estimators import ESTIMATORS, Estimator, RobustClip
-from zoquant.optim.parameter_groups import check, rates_of
+from zoquant.optim.parameter_groups import check, check_run, rates_of
 from zoquant.record.trajectory import Trajectory
 
 _AS = "as in the trajectory"
@@ -55,7 +55,7 @@ def read_state(state: Mapping[str, Any]) -> State:
 
     Raises:
         CheckpointError: a part is missing or is no such thing; it is named.
-        ValueError: a rate is out of its range.
+        ValueError: a rate is out of its range, or settings do not fit together.
     """
     trajectory = Trajectory.from_dict(_part(state, "trajectory", Mapping), "state_dict")
     count = len(trajectory.groups)
@@ -74,8 +74,10 @@ def read_state(state: Mapping[str, Any]) -> State:
         raise CheckpointError(
             f"state_dict: probes is {probes}, but the trajectory has {trajectory.probes}. Is the file whole?"
         )
+    estimator = ESTIMATORS[trajectory.estimator]()
+    check_run(estimator, probes, trajectory.subspace, split if trajectory.subspace == "rows-columns" else None)
     read = [_read_group(group, at, trajectory) for at, group in enumerate(groups)]
-    return State(read, seed, probes, split, each, ESTIMATORS[trajectory.estimator](), trajectory)
+    return State(read, seed, probes, split, each, estimator, trajectory)
 
 
 def check_same(mine: Trajectory, probes: int, other: Trajectory) -> None:

@@ -73,6 +73,60 @@ class Delta:
         metadata = {"kind": "delta", "version": _VERSION, "space": self.space, "base": dict(self.base)}
         save_tensors(Path(path), self.values, metadata)
 
+    def check(self, what: str) -> None:
+        """Refuse values that no run leaves.
+
+        Raises:
+            CheckpointError: one is not float32, or base and space are no such things; the message begins with `what`.
+            ValueRangeError: one is NaN or infinite; its key is named.
+        """
+        fit = isinstance(self.base, Mapping) and self.base.keys() == self.values.keys()
+        if not fit or self.space not in SPACES:
+            raise CheckpointError(
+                f"{what}: the header does not name space and base of every tensor. Is the file whole?"
+            )
+        for key, value in self.values.items():
+            if value.dtype != torch.float32:
+                raise CheckpointError(f"{what}: {key} is {value.dtype}, expected torch.float32. Save the delta again.")
+            if not torch.isfinite(value).all():
+                raise ValueRangeError(
+                    f"{what}: {key} holds NaN or infinity, expected finite numbers. Nothing was changed."
+                )
+
+    def put(self, views: Views, what: str = "delta") -> None:
+        """Let a model compute with this delta: views that it does not name go back to their base.
+
+        Args:
+            views: views of the same base.
+            what: where the delta comes from, for the messages.
+
+        Raises:
+            BaseMismatchError: it was made on another base, or moves views apart that share their delta here.
+            CheckpointError, ShapeError, ValueRangeError: it is damaged. Nothing has changed.
+        """
+        self.check(what)
+        check_base(what, self.base, views.fingerprints())
+        shapes = {view.name: tuple(view.shape) for view in views}
+        for key, value in self.values.items():
+            if tuple(value.shape) != shapes.get(key):
+                raise ShapeError(
+                    f"{what}: {key} has shape {tuple(value.shape)}, expected {shapes.get(key)}. Nothing changed."
+                )
+        self._check_coupled(what, views)
+        for buffer in views.buffers:
+            buffer.delta.zero_()
+        views.space = self.space
+        views.set_delta(self.values)
+
+    def _check_coupled(self, what: str, views: Views) -> None:
+        """Refuse a delta that moves views apart which share theirs here."""
+        for keys in views.coupled_keys():
+            found = [self.values.get(key) for key in keys]
+            if any(value is None for value in found) and any(value is not None for value in found):
+                raise BaseMismatchError(f"{what}: moves only some of {', '.join(keys)}. Attach with coupled=False.")
+            if any(value is not None and not torch.equal(value, cast(Tensor, found[0])) for value in found):
+                raise BaseMismatchError(f"{what}: moves {', '.join(keys)} apart. Attach with coupled=False.")
+
     def _check_alike(self, other: "Delta") -> None:
         if self.space != other.space:
             raise BaseMismatchError(f"delta: one is in {self.space} space, the other in {other.space}. Use one space.")
@@ -101,17 +155,12 @@ def read_delta(path: str | Path) -> Delta:
         ValueRangeError: a value is NaN or infinite; the first key is named.
     """
     values, metadata = load_tensors(Path(path), "delta")
-    base, space, version = metadata.get("base"), metadata.get("space"), metadata.get("version")
+    version = metadata.get("version")
     if version != _VERSION:
         raise CheckpointError(f"{path}: delta of version {version}, expected {_VERSION}. Update zoquant.")
-    if not isinstance(base, dict) or space not in SPACES or base.keys() != values.keys():
-        raise CheckpointError(f"{path}: the header does not name space and base of every tensor. Is the file whole?")
-    for key, value in values.items():
-        if value.dtype != torch.float32:
-            raise CheckpointError(f"{path}: {key} is {value.dtype}, expected torch.float32. Save the delta again.")
-        if not torch.isfinite(value).all():
-            raise ValueRangeError(f"{path}: {key} holds NaN or infinity, expected finite numbers. Nothing was changed.")
-    return Delta(values, base, cast(Space, space))
+    delta = Delta(values, cast(Mapping[str, str], metadata.get("base")), cast(Space, metadata.get("space")))
+    delta.check(str(path))
+    return delta
 
 
 def load_delta(path: str | Path, views: Views) -> None:
@@ -125,24 +174,4 @@ def load_delta(path: str | Path, views: Views) -> None:
         BaseMismatchError: the delta was made on another base; the first key that differs is named.
         CheckpointError, ShapeError, ValueRangeError: the file is damaged. Nothing has changed.
     """
-    delta = read_delta(path)
-    check_base(str(path), delta.base, views.fingerprints())
-    shapes = {view.name: tuple(view.shape) for view in views}
-    for key, value in delta.values.items():
-        if tuple(value.shape) != shapes[key]:
-            raise ShapeError(f"{path}: {key} has shape {tuple(value.shape)}, expected {shapes[key]}. Nothing changed.")
-    _check_coupled(str(path), delta, views)
-    for buffer in views.buffers:
-        buffer.delta.zero_()
-    views.space = delta.space
-    views.set_delta(delta.values)
-
-
-def _check_coupled(what: str, delta: Delta, views: Views) -> None:
-    """Refuse a delta that moves views apart which share theirs here."""
-    for keys in views.coupled_keys():
-        found = [delta.values.get(key) for key in keys]
-        if any(value is None for value in found) and any(value is not None for value in found):
-            raise BaseMismatchError(f"{what}: moves only some of {', '.join(keys)}. Attach with coupled=False.")
-        if any(value is not None and not torch.equal(value, cast(Tensor, found[0])) for value in found):
-            raise BaseMismatchError(f"{what}: moves {', '.join(keys)} apart. Attach with coupled=False.")
+    read_delta(path).put(views, str(path))

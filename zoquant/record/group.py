@@ -71,20 +71,24 @@ class Group:
             noise, rule = Noise(**state["noise"]), rule_from_dict(state["rule"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{what}: the header is not that of a trajectory: {error} Update zoquant.") from error
-        return cls(
-            cast(dict[str, str], base), cast(Space, space), noise, bool(coupled), rule, cast(float, decay)
-        )  # fmt: skip
+        return cls(cast(dict[str, str], base), cast(Space, space), noise, bool(coupled), rule, cast(float, decay))
 
     def check(self, views: Views, what: str) -> None:
         """Refuse views that this group was not made of.
 
         Raises:
-            BaseMismatchError: they have another base, other keys, or are coupled differently.
+            BaseMismatchError: they have another base, other keys, or are coupled differently, or share deltas in a
+                space where that has no meaning.
         """
         if views.coupled != self.coupled:
             raise BaseMismatchError(
                 f"{what}: made with coupled={self.coupled}, these views have coupled={views.coupled}. Attach as the "
                 "run did."
+            )
+        if self.space == "absolute" and views.coupled_keys():
+            raise BaseMismatchError(
+                f"{what}: {' and '.join(views.coupled_keys()[0])} share their delta, which is only right in relative "
+                "space, but it is of absolute space. Do the run again with coupled=False."
             )
         here = views.fingerprints()
         check_base(what, self.base, here)

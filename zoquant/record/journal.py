@@ -16,14 +16,13 @@ loses at most that many steps, which a resumed run does again to the same bytes.
 """
 
 import json
-import math
 import os
 import struct
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoquant.errors import CheckpointError, ValueRangeError, reason_of
+from zoquant.errors import CheckpointError, reason_of
 from zoquant.files.atomic_files import replacing, writing
 from zoquant.files.plain_json import parse_json
 from zoquant.record.step import Step
@@ -63,6 +62,7 @@ class Journal:
 
     Raises:
         WriteError: the file could not be written.
+        ValueError: more directions a step than `read_journal` takes.
     """
 
     def __init__(
@@ -71,6 +71,11 @@ class Journal:
         self.path = path
         self.count = 0
         self._layout = _Layout(probes, probes if seeds is None else seeds, len(header.get("groups", [None])))
+        if probes * self._layout.groups > MAX_PROBES:
+            raise ValueError(
+                f"{path}: {probes} directions a step of {self._layout.groups} groups, expected at most {MAX_PROBES} in "
+                "all, which is what a journal holds. Take fewer probes."
+            )
         fewer = {"seeds": self._layout.seeds} if self._layout.seeds != probes else {}
         head = encode_header({**header, "probes": probes, **fewer})
         self._record = self._layout.record
@@ -134,7 +139,6 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
 
     Raises:
         CheckpointError: the header is not whole, or a record is damaged although a later one is whole.
-        ValueRangeError: a number is NaN or infinite.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -206,8 +210,6 @@ def _decode(path: Path, number: int, layout: _Layout, row: tuple[Any, ...]) -> S
     pairs, others = rest[: 2 * layout.seeds], rest[2 * layout.seeds :]
     if found != number:
         raise CheckpointError(f"{path}: record {number} is of step {found}. Use a copy of the file.")
-    if not all(map(math.isfinite, (*rates, *pairs[1::2], *others))):
-        raise ValueRangeError(f"{path}: step {number} holds NaN or infinity, expected finite numbers.")
     if any(seed >= 1 << 63 for seed in pairs[::2]):
         raise CheckpointError(f"{path}: step {number} has a seed above 2⁶³. Use a copy of the file.")
     return Step(pairs[::2], (*pairs[1::2], *others), rates)

@@ -33,7 +33,7 @@ def replay(
     run.check(views, what)
     done, each = run.steps[:steps], groups_of(views)
     for number, (mover, here, group) in enumerate(zip(run.movers(each), each, run.groups, strict=True)):
-        mover.reset()
+        mover.reset()  # the space changes only while the delta is zero
         here.space = group.space
         mover.advance([step.of(number) for step in done])
         here.write()

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+_LEAST = 2.0**-126
+
 
 class Rule(Protocol):
     """What every rule has.
@@ -124,8 +126,8 @@ class Adam:
     def __post_init__(self) -> None:
         _check_share("adam: b1", self.b1)
         _check_share("adam: b2", self.b2)
-        if not (self.tiny > 0 and math.isfinite(self.tiny)):
-            raise ValueError(f"adam: tiny is {self.tiny!r}, expected above 0.")
+        if not _LEAST <= self.tiny < math.inf:
+            raise ValueError(f"adam: tiny is {self.tiny!r}, expected at least {_LEAST:.1e}, which float32 holds.")
 
     def transform(self, g: Tensor, state: Sequence[Tensor], count: int, scratch: Tensor) -> Tensor:
         m, v = state

@@ -1,13 +1,14 @@
 """One step of a run: its directions, how far it goes along each, and whether float32 holds it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from zoquant.kernels.noise.definition import child_seed
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+MOST_AMOUNT, MOST_MOVE = 2.0**60, 2.0**40
+"""Bounds on the weight of a direction, and on a rate and their product: the squares of the first, the sums of the
+second over any run, and the products of rows and columns stay within float32, whose largest number is 2¹²⁸."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,23 @@ class Step:
 
     def of(self, group: int) -> "Step":
         """Return the step of one group alone."""
-        if len(self.rates) == 1:
+        if group == 0 and len(self.rates) == 1:
             return self
         first = group * self.probes
         return Step(self.seeds, self.derivatives[first : first + self.probes], (self.rates[group],))
 
-    def too_long(self) -> tuple[float, float] | None:
-        """Return the first rate and weight that float32 does not hold, or whose product it does not."""
+    def fault(self) -> str:
+        """Say why this is no step of a run: a number is not finite, or larger than float32 allows; nothing if it is."""
         for group, rate in enumerate(self.rates):
-            for amount in self.of(group).amounts:
-                if not max(abs(amount), abs(rate * amount)) <= _FLOAT32_MAX:
-                    return rate, amount
-        return None
+            for amount in self.of(group).amounts or [0.0]:
+                if not (math.isfinite(rate) and math.isfinite(amount)):
+                    return f"moves by {rate:g} times {amount:g}, expected finite numbers"
+                if not (abs(amount) <= MOST_AMOUNT and max(abs(rate), abs(rate * amount)) <= MOST_MOVE):
+                    return (
+                        f"moves by {rate:g} times {amount:g}, expected at most {MOST_MOVE:.0e} times "
+                        f"{MOST_AMOUNT:.0e} and a product of {MOST_MOVE:.0e}, of which float32 holds all sums"
+                    )
+        return ""
 
 
 def directions_of(seeds: Sequence[int], count: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 Source: MeZO (arXiv 2305.17333, section 2.1 and appendix): the update of a step is lr · derivative · z(seed).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,10 +116,8 @@ class Trajectory:
         seeds, derivatives, lr = cast(tuple[Tensor, Tensor, Tensor], (seeds, derivatives, lr))
         if not _fits(seeds, derivatives, lr, len(run.groups)):
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
-        rows = zip(
-            seeds.tolist(), derivatives.tolist(), lr.view(len(lr), len(run.groups)).tolist(), strict=True
-        )  # fmt: skip
-        return run._with_steps([Step(tuple(s), tuple(d), tuple(rates)) for s, d, rates in rows], what)
+        rows = zip(seeds.tolist(), derivatives.tolist(), lr.view(len(lr), len(run.groups)).tolist(), strict=True)
+        return run._with_steps([Step(*map(tuple, row)) for row in rows], what)
 
     @classmethod
     def _from_header(cls, state: Mapping[str, Any], what: str) -> "Trajectory":
@@ -137,19 +134,25 @@ class Trajectory:
         if not (groups is None or several) or state.get("subspace") not in SUBSPACES:
             raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         found = tuple(Group.from_dict(each, what) for each in ([state] if groups is None else groups))
+        if state["subspace"] != "values" and any(group.space != "relative" for group in found):
+            raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         return cls(found, str(state.get("estimator")), state["subspace"])
 
     def _with_steps(self, steps: list[Step], what: str) -> "Trajectory":
         """Return the same with steps, once it is sure that a run could have written them."""
+        if any(len(step.seeds) != self.seeds(step.probes) for step in steps):
+            raise CheckpointError(f"{what}: the parts do not fit together. Is the file whole?")
         for number, step in enumerate(steps):
-            if not all(map(math.isfinite, step.numbers)):
-                raise ValueRangeError(f"{what}: a derivative or rate is NaN or infinite. Nothing was changed.")
-            if (found := step.too_long()) is not None:
-                raise ValueRangeError(
-                    f"{what}: step {number} moves by {found[0]:g} times {found[1]:g}, more than float32 holds. Nothing "
-                    "was changed."
-                )
+            if fault := self.fault_of(step):
+                raise ValueRangeError(f"{what}: step {number} {fault}. Nothing was changed.")
         return replace(self, steps=steps)
+
+    def fault_of(self, step: Step) -> str:
+        """Say why no run of these groups would have done a step, of whatever origin; nothing if one could."""
+        for rate, group in zip(step.rates, self.groups, strict=True):
+            if rate < 0 or rate * group.decay > 1:
+                return f"has a rate of {rate:g} with a decay of {group.decay:g}, expected from 0 to 1 / decay"
+        return step.fault()
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that holds what `to_dict` returns.
@@ -265,7 +268,6 @@ def _fits(seeds: Tensor, derivatives: Tensor, lr: Tensor, groups: int) -> bool:
     """Whether tensors hold the steps of so many groups."""
     if not (seeds.dim() == derivatives.dim() == 2 and derivatives.shape[1] % groups == 0):
         return False
-    rates = lr.shape[:1] if groups == 1 else (len(seeds), groups)
     typed = (seeds.dtype, derivatives.dtype, lr.dtype) == (torch.int64, torch.float64, torch.float64)
-    shaped = seeds.shape[:1] == derivatives.shape[:1] == lr.shape[:1] and lr.shape == rates
-    return typed and shaped and seeds.shape[1] in (1, derivatives.shape[1] // groups) and bool((seeds >= 0).all())
+    shaped = len(seeds) == len(derivatives) and lr.shape == ((len(seeds),) if groups == 1 else (len(seeds), groups))
+    return typed and shaped and bool((seeds >= 0).all())

@@ -6,9 +6,9 @@ Source: MeZO (arXiv 2305.17333, tables 13 and 14) and its repository princeton-n
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, shown
 from zoquant.tasks.rows import Row
 
 Kind = Literal["classification", "choice", "generation", "masked", "text", "chat"]
@@ -54,8 +54,9 @@ class Definition:
         """Return rows of the data set as the template wants them.
 
         Raises:
-            DataError: a row lacks a column.
+            DataError: a row lacks a column, or a column holds something else than it does there.
         """
+        found = []
         for number, row in enumerate(rows, 1):
             missing = [name for name in self.columns if name not in row]
             if missing:
@@ -63,7 +64,17 @@ class Definition:
                     f"row {number} has no field {missing[0]!r}, which {self.hub} has. Its fields are "
                     f"{', '.join(map(repr, row))}. Pass the files of that data set, or give a template of your own."
                 )
-        return [derived for row in rows if (derived := self.derive(row)) is not None]
+            try:
+                derived = self.derive(row)
+            except (LookupError, TypeError, AttributeError) as error:
+                has = ", ".join(f"{name}: {shown(row[name])}" for name in self.columns)
+                raise DataError(
+                    f"row {number}: expected fields as {self.hub} has them, got {has:.300}. Pass the files of that "
+                    "data set, or another task and a template of your own."
+                ) from error
+            if derived is not None:
+                found.append(derived)
+        return found
 
 
 def _sst2(row: Row) -> Row:
@@ -91,9 +102,15 @@ def _lowered(word: str) -> str:
 
 def _record(row: Row) -> Row:
     passage = row["passage"].replace("@highlight\n", "- ")
-    options = [row["query"].replace("@placeholder", entity) for entity in row["entities"]]
-    right = [row["query"].replace("@placeholder", answer) for answer in row["answers"]]
+    options = [row["query"].replace("@placeholder", entity) for entity in _list(row["entities"])]
+    right = [row["query"].replace("@placeholder", answer) for answer in _list(row["answers"])]
     return row | {"passage": passage, "options": options, "label": right}
+
+
+def _list(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {type(value).__name__}")
+    return value
 
 
 def _squad(row: Row) -> Row:

@@ -109,12 +109,17 @@ class Encoder:
 
 def longest(model: nn.Module) -> int | None:
     """Return the most tokens that a model takes, None if its config does not say."""
-    config: Any = getattr(model, "config", None)
-    whole: int | None = getattr(config, "max_position_embeddings", None)
+    whole: int | None = getattr(text_config(model), "max_position_embeddings", None)
     for name, module in model.named_modules():
         if whole is not None and name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
             return whole if module.padding_idx is None else whole - module.padding_idx - 1
     return whole
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the config of a model, or of the part that reads text where it has others; None if it has none."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def padded(sequences: Sequence[Sequence[int]], fill: int = 0, *, left: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.errors import FLOAT16_OVERFLOWS, LossError, quoted
+from zoquant.errors import FLOAT16_OVERFLOWS, LossError, shown
 
 _Z = 1.96
 
@@ -16,7 +16,7 @@ class Metric:
 
     Attributes:
         value: the estimate.
-        interval: its 95 % confidence interval; None where one example does not tell.
+        interval: its 95 % confidence interval; None where one example, or an infinite one, does not tell.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Metric:
         weights = [1.0] * len(sums) if weights is None else weights
         n, whole = len(sums), sum(weights)
         value = _number(sum(sums) / whole, n)
-        if n < 2:
+        if n < 2 or math.isinf(value):
             return cls(value, None)
         residual = sum((s - value * w) ** 2 for s, w in zip(sums, weights, strict=True))
         half = _Z * math.sqrt(residual * n / (n - 1)) / whole
@@ -131,14 +131,14 @@ class Evaluation:
                 raise ValueError(f"{name} is NaN, expected a number")
             metrics[name] = Metric(value, None if pair is None else (_plain(pair, 0), _plain(pair, 1)))
         if found["primary"] not in metrics:
-            raise ValueError(f"primary is {quoted(found['primary'], 40)}, expected one of {', '.join(metrics):.60}")
+            raise ValueError(f"primary is {shown(found['primary'])}, expected one of {', '.join(metrics):.60}")
         return cls(found["primary"], metrics, int(_plain(found, "examples")))
 
 
 def _plain(found: Any, name: str | int) -> float:
     """Return a number of plain data."""
     if type(found[name]) not in (int, float):
-        raise TypeError(f"{name} is {quoted(found[name], 40)}, expected a number")
+        raise TypeError(f"{name} is {shown(found[name])}, expected a number")
     return float(found[name])
 
 

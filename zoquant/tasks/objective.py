@@ -39,7 +39,7 @@ class WithObjective:
     def batch_of_step(self, seed: int, step: int, size: int) -> Any:
         """Return the task's batch of a training step; where it goes through in parts, examples weigh alike in all."""
         batch = self.task.batch_of_step(seed, step, size)
-        return replace(batch, by_example=True) if isinstance(batch, Sequences | Questions) else batch
+        return replace(batch, by_example=True) if isinstance(batch, Sequences) else batch
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor | float:
         """Return the objective."""
@@ -90,19 +90,19 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
         scored = cast(Classification | MaskedClassification, task)
         return WithObjective(task, lambda model, batch: -scored.accuracy(model, batch))
     writer = cast(Generation, task)
-    if reward is not None:
-        chosen = reward
-        return WithObjective(task, lambda model, batch: -chosen(_generated(writer, model, batch)))
-    return WithObjective(task, lambda model, batch: -_mean(writer.score(name, batch, writer.generate(model, batch))))
+
+    def lost(model: nn.Module, batch: Questions) -> float:
+        written = _generated(writer, model, batch)
+        if reward is not None:
+            return -reward(written)
+        return -sum(METRICS[name](each.text, each.references) for each in written) / len(written)
+
+    return WithObjective(task, lost)
 
 
-def _generated(task: Generation, model: nn.Module, batch: Any) -> list[Generated]:
+def _generated(task: Generation, model: nn.Module, batch: Questions) -> list[Generated]:
     texts = task.generate(model, batch)
     return [
         Generated(task.texts[i], text, tuple(task.references[i]), task.rows[i])
         for text, i in zip(texts, batch.examples, strict=True)
     ]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.optim.probes.probed_layers import sharing_rows
+from zoquant.tasks.encoding import text_config
 from zoquant.views.dry_run import ordinary_ids, trial
 
 _SAME = 0.1
@@ -23,6 +24,9 @@ _UNMOVED_ELSE = 0.01
 
 _CARRYING = ("linear", "conv", "mamba", "recurrent")
 """Parts of the names that configs give to layers which carry a state from token to token."""
+
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What configs call the tokens that a layer sees at most: a mask of our own knows of no such end."""
 
 _WORTH = 0.9
 
@@ -143,8 +147,8 @@ def packable(model: nn.Module, length: int) -> bool:
             _packable[model] = _tried(model)
         if not _packable[model]:
             log.info("%s: sequences cannot share a row; short ones are padded instead", type(model).__name__)
-    window = getattr(model.config, "sliding_window", None)
-    return _packable[model] and (not window or length <= window)
+    windows = (getattr(text_config(model), name, None) for name in _WINDOWS)
+    return _packable[model] and all(not window or length <= window for window in windows)
 
 
 def _tried(model: nn.Module) -> bool:
@@ -175,5 +179,5 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 def _carries(model: nn.Module) -> bool:
     """Whether the config says that some layers carry a state from token to token."""
-    kinds = getattr(model.config, "layer_types", None) or ()
+    kinds = getattr(text_config(model), "layer_types", None) or ()
     return any(part in str(kind) for kind in kinds for part in _CARRYING)

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import QuantLinear
+from zoquant.tasks.encoding import text_config
 from zoquant.tasks.packing import pack, packable, packed_states, worth_packing
 from zoquant.views.dry_run import ordinary_ids, trial
 from zoquant.views.streamed_buffer import as_called
 
 _POSITIONS = 1024
-_SAME = 0.1
-"""Relative distance of logits that count as the same: bfloat16 gives 0.02, a scale that is left out far more."""
+_SAME = {torch.float32: 0.01}
+_SAME_ELSE = 0.1
+"""Relative distance of logits that count as the same: bfloat16 gives 0.02, a scale that is left out far more, a bound
+of 30 on logits of 10 gives 0.03."""
 
 _checked: WeakSet[nn.Module] = WeakSet()
 
@@ -63,7 +66,7 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
             logits = nn.functional.linear(states, weight[tokens], None if head.bias is None else head.bias[tokens])
     else:  # of another library, whose weight is packed
         logits = head(states)[..., tokens]
-    config = whole.config
+    config = text_config(model)
     scale = (_number(config, "logit_scale") or 1.0) / (_number(config, "logits_scaling") or 1.0)
     logits = logits.float() if scale == 1 else logits.float() * scale
     cap = _number(config, "final_logit_softcapping") or _number(config, "logits_soft_cap")
@@ -87,8 +90,9 @@ def _check(model: nn.Module) -> None:
     ids = ordinary_ids(model, 4)[None]
     with trial():
         states = getattr(whole.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        own = whole(input_ids=ids, use_cache=False).logits.float()
-        if states is None or float((logits_at(model, states) - own).norm() / own.norm()) > _SAME:
+        own = whole(input_ids=ids, use_cache=False).logits
+        bound, own = _SAME.get(own.dtype, _SAME_ELSE), own.float()
+        if states is None or float((logits_at(model, states) - own).norm() / own.norm()) > bound:
             raise UnsupportedLayoutError(
                 f"{type(model).__name__}: its logits are not those of its head on the last hidden states, so a task "
                 "cannot score tokens by them. Write a closure on model(...).logits instead, see zoquant.ZOSGD."

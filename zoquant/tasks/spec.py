@@ -7,15 +7,16 @@ from typing import Annotated, Any, get_args
 import torch
 from torch import nn
 
-from zoquant.errors import DataError, one_of, quoted, quoted_all
+from zoquant.errors import DataError, one_of
 from zoquant.tasks.catalog import CATALOG, Definition, Kind
 from zoquant.tasks.encoding import longest
 from zoquant.tasks.kinds.choice import MultipleChoice, options_of, right_options
 from zoquant.tasks.kinds.classification import Classification
-from zoquant.tasks.kinds.generation import Generation
-from zoquant.tasks.kinds.language import LanguageModeling, chat_sequences, check_column, text_sequences
+from zoquant.tasks.kinds.generation import Generation, answers_of
+from zoquant.tasks.kinds.language import LanguageModeling, chat_sequences, check_chats, check_texts, text_sequences
 from zoquant.tasks.kinds.masked import Cloze, MaskedClassification
 from zoquant.tasks.rows import Row
+from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.task import Task
 from zoquant.tasks.template import LABEL, Prompt, Template, label_numbers, refuse_unused_words
 
@@ -131,13 +132,16 @@ class TaskSettings:
             )
         found, prompt = self.rows(rows), self._prompt()
         if isinstance(prompt, str):
-            check_column(found, prompt)
+            (check_texts if self.kind == "text" else check_chats)(found, prompt)
             return
         prompt.check(found, [prompt.label, *(self.options if self.kind == "choice" else ())])
         if isinstance(prompt, Cloze | Template):
             label_numbers(found, prompt.words, prompt.label)
             if learned:
                 refuse_unused_words(found, prompt.words, prompt.label)
+            return
+        for number, row in enumerate(found, 1):
+            self._answer(prompt, row, number)
 
     def build(
         self,
@@ -163,6 +167,9 @@ class TaskSettings:
             DataError: data and settings do not fit together; the row and the field are named.
         """
         self.check(rows, shots=len(shots))
+        if shots:
+            with naming("worked examples"):
+                self.check(shots)
         found, length, prompt = self.rows(rows), longest(model), self._prompt()
         if isinstance(prompt, Cloze):
             return MaskedClassification(found, prompt, tokenizer, device, max_length=length, balanced=balanced)
@@ -182,8 +189,6 @@ class TaskSettings:
 
     def worked(self, prompt: Prompt, rows: Sequence[Row]) -> str:
         """Return worked examples as one text, with an empty line after each."""
-        if rows:
-            prompt.check(rows, [prompt.label])
         answers = [self._answer(prompt, row, number) for number, row in enumerate(rows, 1)]
         texts = [prompt.prompt(row) + prompt.follow(answer) for row, answer in zip(rows, answers, strict=True)]
         return "".join(text.strip() + _BETWEEN for text in texts)
@@ -216,15 +221,14 @@ class TaskSettings:
         return bare.replace("{", "{{").replace("}", "}}") + (" " if spaced and bare else "") + LABEL
 
     def _answer(self, prompt: Prompt, row: Row, number: int) -> str:
-        value = row[prompt.label]
+        """Return what is right after the prompt of a row.
+
+        Raises:
+            DataError: the row does not say.
+        """
         if isinstance(prompt, Template):
-            if not isinstance(value, str) or value not in prompt.words:
-                raise DataError(
-                    f"worked example {number} has the label {quoted(value)}, expected one of "
-                    f"{quoted_all(prompt.words)}."
-                )
-            return prompt.words[value]
-        if self.kind == "choice":
-            options = options_of(row, self.options, number)
-            return options[right_options(value, options, number)[0]]
-        return value[0] if isinstance(value, list) else str(value)
+            return prompt.words[row[prompt.label]]
+        if self.kind == "generation":
+            return answers_of(row, prompt.label, number)[0]
+        options = options_of(row, self.options, number)
+        return options[right_options(row[prompt.label], options, number)[0]]

@@ -1,15 +1,15 @@
 """Which rows train, choose and test: files as they are, or drawn as in the papers."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from zoquant.errors import DataError, quoted
+from zoquant.errors import DataError, shown
 from zoquant.tasks.rows import Row, has_splits, read_rows
+from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.spec import TaskSettings
 
 _TRAIN, _TEST, _A_LABEL = 1000, 1000, 512
@@ -67,8 +67,8 @@ def _parts(
         return Parts(read_part(task, data, "train"), dev, None)
     if protocol != "mezo" or task.definition is None or eval_data is not None:
         raise DataError(
-            f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data or 'not given'}: expected "
-            "mezo, a named task such as sst2, and no evaluation data, since the protocol draws its own."
+            f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data}: expected mezo, a named "
+            "task such as sst2, and no evaluation data, since the protocol draws its own."
         )
     if not parts_differ(task, data):
         raise DataError(
@@ -80,8 +80,8 @@ def _parts(
         first, second = by_label(train, task.definition.label, _A_LABEL, seed)
         return Parts(first, second, test)
     chosen = drawn(train, seed, _TRAIN + task.definition.dev)
-    dev_count = min(task.definition.dev, len(chosen) // 2)
-    return Parts(chosen[:-dev_count], chosen[-dev_count:], test)
+    cut = len(chosen) - min(task.definition.dev, len(chosen) // 2)
+    return Parts(chosen[:cut], chosen[cut:], test)
 
 
 def read_test(task: TaskSettings, data: str | Path, protocol: str | None, seed: int) -> list[Row]:
@@ -118,15 +118,6 @@ def read_part(task: TaskSettings, data: str | Path, part: str) -> list[Row]:
     return read_rows(data, split=split, config=known.config if known else None)
 
 
-@contextmanager
-def naming(data: str | Path) -> Iterator[None]:
-    """Say of which data an error within speaks."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{data}: {error}") from error
-
-
 def parts_differ(task: TaskSettings, data: str | Path) -> bool:
     """Whether `read_part` reads rows to test on from elsewhere than rows to train on."""
     return str(data) == "hub" or has_splits(data, task.definition.config if task.definition else None)
@@ -147,8 +138,8 @@ def by_label(rows: Sequence[Row], label: str, count: int, seed: int) -> tuple[li
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get(label), str):
             raise DataError(
-                f"row {number} has the label {quoted(row.get(label))} in the column {label!r}, expected one text. "
-                "Leave one label a row, or rename the column."
+                f"row {number} has the label {shown(row.get(label))} in the column {label!r}, expected one text. Leave "
+                "one label a row, or rename the column."
             )
     mixed, totals = drawn(rows, seed, len(rows)), Counter(row[label] for row in rows)
     seen: Counter[str] = Counter()

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
-from zoquant.errors import DataError, quoted, quoted_all
+from zoquant.errors import DataError, shown
 from zoquant.tasks.rows import Row
 
 LABEL = "{label}"
+NO_ROW = "the data hold no row, expected at least one. Is the split empty?"
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,21 @@ class Fielded:
             columns: further columns that it must have.
 
         Raises:
-            DataError: there is no row, or one lacks a field.
+            DataError: there is no row, or one lacks a field, or a field that is shown is no text.
         """
         if not rows:
-            raise DataError("the data hold no row, expected at least one. Is the split empty?")
+            raise DataError(NO_ROW)
+        fields = self.fields
         for number, row in enumerate(rows, 1):
-            missing = [name for name in (*self.fields, *columns) if name not in row]
+            missing = [name for name in (*fields, *columns) if name not in row]
             if missing:
                 raise DataError(f"row {number} has no field {missing[0]!r}{self._wanted(missing[0], row)}")
+            parts = [name for name in fields if isinstance(row[name], list | dict)]
+            if parts:
+                raise DataError(
+                    f"row {number}: the field {parts[0]!r} is {shown(row[parts[0]])}, but the template "
+                    f"{self.text!r:.200} shows it: expected a text. Write one into a column of its own."
+                )
 
     def _wanted(self, name: str, row: Row) -> str:
         """Return what a missing field is for, which there are, and what to do."""
@@ -180,7 +188,7 @@ def label_numbers(rows: Sequence[Row], words: Mapping[str, str], label: str) -> 
     for number, row in enumerate(rows, 1):
         if not isinstance(row[label], str) or row[label] not in words:
             raise DataError(
-                f"row {number} has the label {quoted(row[label])}, expected one of {quoted_all(words)}. "
+                f"row {number} has the label {shown(row[label])}, expected one of {', '.join(map(repr, words))}. "
                 "Name a word for it in labels."
             )
     return [values.index(row[label]) for row in rows]

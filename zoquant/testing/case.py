@@ -12,7 +12,7 @@ from zoquant.optim.optimizer import ZOSGD
 from zoquant.protocol import ROLES, Backend, Role, ScaleView
 from zoquant.testing.results import ConformanceError
 from zoquant.views.attach import attach, claimed
-from zoquant.views.model_views import Views
+from zoquant.views.model_views import AttachedLayer, Views
 
 MakeModule = Callable[[], nn.Module]
 
@@ -40,6 +40,16 @@ class LayerCase:
         with torch.no_grad():
             y: Tensor = self.module(self.x)
             return y.clone()
+
+    @property
+    def attached(self) -> AttachedLayer:
+        """The layer as `attach` knows it."""
+        return AttachedLayer(self.path, self.module, self.backend)
+
+    def write(self, view: ScaleView, value: Tensor) -> None:
+        """Write one view by itself, and refresh the layer."""
+        view.write(value)
+        self.attached.refresh()
 
     def name(self, view: ScaleView) -> str:
         """Return what messages call a view: its key and the backend."""

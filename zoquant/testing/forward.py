@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from zoquant.protocol import ROLES
-from zoquant.testing.case import BackendCase, LayerCase, opened, other_values, values_of
+from zoquant.errors import UnsupportedLayoutError
+from zoquant.protocol import ROLES, ScaleView
+from zoquant.testing.case import BackendCase, LayerCase, attached, opened, other_values, values_of
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import same_bits
+from zoquant.views.trial.agreement import COARSEST, TOLERANCE, disagreement, product
+from zoquant.views.trial.grids import check_grids
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -23,7 +26,9 @@ def check_views_are_well_formed(case: BackendCase) -> None:
     for layer in case.layers():
         names = [view.name for view in layer.views]
         if not names or len(set(names)) < len(names):
-            raise ConformanceError(f"{layer.path} ({layer.backend.name}): expected views of different names: {names}.")
+            raise ConformanceError(
+                f"{layer.path} ({layer.backend.name}): open() returned views called {names}, expected different names."
+            )
         for view in layer.views:
             what, values = layer.name(view), view.read()
             if view.role not in ROLES:
@@ -33,7 +38,7 @@ def check_views_are_well_formed(case: BackendCase) -> None:
             got = (values.dtype, tuple(values.shape), values.device)
             expected = (torch.float32, tuple(view.shape), view.device)
             if got != expected:
-                raise ConformanceError(f"{what}: read() returned {got}, expected {expected}.")
+                raise ConformanceError(f"{what}: read() returned {got}, and the view says {expected}.")
 
 
 def check_read_returns_what_was_written(case: BackendCase) -> None:
@@ -79,7 +84,7 @@ def check_forward_agrees_with_dequantize(case: BackendCase) -> None:
                 f"{layer.path} ({layer.backend.name}): dequantize() returned {weight.dtype} of shape "
                 f"{tuple(weight.shape)}, expected float32 [out_features, in_features]."
             )
-        expected = _product(layer, weight)
+        expected = product(layer.module, weight, layer.x)
         _compare(layer, "the output", y.float(), expected, expected, y.dtype)
 
 
@@ -92,6 +97,29 @@ def check_write_reaches_forward(case: BackendCase) -> None:
                 with context():
                     fresh.output()
                 _check_write(fresh, index, mode, context)
+
+
+def check_training_reaches_forward(case: BackendCase) -> None:
+    """What training writes, into live storage and all values at once, moves the output as dequantize predicts."""
+    for number, layer in enumerate(case.layers()):
+        for index, view in enumerate(layer.views):
+            model = case.model()
+            fresh = opened(model)[number]
+            fresh.output()
+            views = attached(model, coupled=False)
+            key = f"{fresh.path}.{view.name}"
+            if key in views.keys:
+                move = partial(views.set_delta, {key: torch.full(view.shape, 0.25)})
+                _check_move(fresh, fresh.views[index], "training wrote past write(), where live is", move, views.reset)
+
+
+def check_grids_scale_the_weights(case: BackendCase) -> None:
+    """Rows and columns of the grids, all values of them scaled together, scale the rows and columns of dequantize."""
+    for layer in case.layers():
+        try:
+            check_grids(layer.attached, layer.views, thorough=True)
+        except UnsupportedLayoutError as error:
+            raise ConformanceError(str(error)) from error
 
 
 def check_forward_keeps_order(case: BackendCase) -> None:
@@ -115,44 +143,54 @@ def _check_write(
     layer: LayerCase, index: int, mode: str, context: Callable[[], AbstractContextManager[object]]
 ) -> None:
     view, old = layer.views[index], values_of(layer.views)
+
+    def back() -> None:
+        for each in layer.views:
+            layer.write(each, old[each.name])
+
+    move = partial(layer.write, view, other_values(old[view.name]))
+    _check_move(layer, view, f"a write (first forward under {mode})", move, back, context)
+
+
+def _check_move(
+    layer: LayerCase,
+    view: ScaleView,
+    when: str,
+    move: Callable[[], object],
+    back: Callable[[], object],
+    context: Callable[[], AbstractContextManager[object]] = torch.no_grad,
+) -> None:
+    """Move a view and go back; compare the output with `dequantize`."""
+    old = view.read().clone()
     with context():
         y0 = layer.output()
     w0 = layer.backend.dequantize(layer.module).clone()
-    p0 = _product(layer, w0)
-    view.write(other_values(old[view.name]))
+    move()
     with context():
         y1 = layer.output()
     w1 = layer.backend.dequantize(layer.module)
-    p1 = _product(layer, w1)
-    if not w1.any() and not w0.any():
+    if not (w0.any() or w1.any()) or same_bits(view.read(), old):
         return
+    p0, p1 = product(layer.module, w0, layer.x), product(layer.module, w1, layer.x)
     if torch.equal(p0, p1) or torch.equal(y0, y1):
         what = "dequantize()" if torch.equal(p0, p1) else "the output"
         raise ConformanceError(
-            f"{layer.name(view)}: {what} did not change after a write (first forward under {mode}). A cache or a "
-            "private copy is in use: refresh it in write(), or refuse the kernel in open()."
+            f"{layer.name(view)}: {what} did not change after {when}. A cache or a private copy is in use: give the "
+            "backend refresh(module), let live be None, or refuse the kernel in open()."
         )
-    what, scale = f"the change of the output after a write to {view.name}", torch.maximum(p0.abs(), p1.abs())
+    what, scale = f"the change of the output with {view.name} after {when}", torch.maximum(p0.abs(), p1.abs())
     _compare(layer, what, y1.float() - y0.float(), p1 - p0, scale, y0.dtype)
-    for each in layer.views:
-        each.write(old[each.name])
+    back()
     with context():
         y2 = layer.output()
     if not same_bits(y2, y0):
         raise ConformanceError(f"{layer.name(view)}: the output is another after the old values were written back.")
 
 
-def _product(layer: LayerCase, weight: Tensor) -> Tensor:
-    y = layer.x.float() @ weight.t() if layer.x.is_floating_point() else weight[layer.x]
-    bias = getattr(layer.module, "bias", None)
-    return y + bias.detach().float() if isinstance(bias, Tensor) else y
-
-
 def _compare(layer: LayerCase, what: str, got: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-    error = float((got - expected).norm() / scale.norm().clamp_min(1e-30))
-    tolerance = _TOLERANCE.get(dtype, 5e-2)
-    if not error <= tolerance:
+    tolerance = TOLERANCE.get(dtype, COARSEST)
+    if how := disagreement(got, expected, tolerance, scale=scale):
         raise ConformanceError(
-            f"{layer.path} ({layer.backend.name}): {what} is {error:.1e} away from what dequantize() predicts, "
-            f"expected at most {tolerance:.0e} in {dtype}."
+            f"{layer.path} ({layer.backend.name}): {what} is {how} what dequantize() predicts, expected within "
+            f"{tolerance:g} in {dtype}."
         )

@@ -4,15 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
+from unittest import SkipTest
 
 from zoquant.errors import ZoquantError
 
-Outcome = Literal["passed", "failed", "expected failure", "unexpected pass"]
+Outcome = Literal["passed", "failed", "expected failure", "unexpected pass", "not run"]
 Case = TypeVar("Case")
 
 
 class ConformanceError(ZoquantError, AssertionError):
     """A backend or a format breaks a law. The message names the view or file, what was expected and what came."""
+
+
+class NotHere(SkipTest):
+    """There is nothing here that a check could run on, and why. pytest takes it for a skip."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,12 @@ class Check(Generic[Case]):
     Attributes:
         law: number of the law.
         run: the function; the first line of its docstring says what holds.
+        needs: names of the checks that have to pass before this one can say anything.
     """
 
     law: int
     run: Callable[[Case], None]
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,9 @@ class CheckResult:
     Attributes:
         check: name of the check.
         law: number of the law it belongs to.
-        outcome: `"passed"`, `"failed"`, or for a check that was expected to fail `"expected failure"` or
-            `"unexpected pass"`.
-        text: why it failed, or why it was expected to.
+        outcome: `"passed"`, `"failed"`, for a check that was expected to fail `"expected failure"` or
+            `"unexpected pass"`, or `"not run"`.
+        text: why it failed, was expected to, or was not run.
         seconds: how long it took.
     """
 
@@ -49,8 +56,8 @@ class CheckResult:
 
     @property
     def good(self) -> bool:
-        """Whether the check did what was expected of it."""
-        return self.outcome in ("passed", "expected failure")
+        """Whether nothing speaks against it; where a check was not run because another one failed, that one does."""
+        return self.outcome in ("passed", "expected failure", "not run")
 
 
 def run_checks(
@@ -69,18 +76,18 @@ def run_checks(
     unknown = sorted(set(expected_failures) - set(checks))
     if unknown:
         raise ConformanceError(f"expected_failures names {', '.join(unknown)}; the checks are {', '.join(checks)}.")
+    failed: list[str] = []
     for name, check in checks.items():
+        root = next((each for each in failed if each in check.needs), None)
+        if root is not None:
+            failed.append(name)
+            yield CheckResult(name, check.law, "not run", f"{root} failed", 0.0)
+            continue
         start = time.perf_counter()
-        text = _complaint(check, case)
-        seconds = time.perf_counter() - start
-        reason = expected_failures.get(name)
-        if reason is None:
-            yield CheckResult(name, check.law, "failed" if text else "passed", text, seconds)
-        elif text:
-            yield CheckResult(name, check.law, "expected failure", reason, seconds)
-        else:
-            text = f"was expected to fail ({reason}), but passes. Take it out of expected_failures."
-            yield CheckResult(name, check.law, "unexpected pass", text, seconds)
+        outcome, text = _outcome(check, case, expected_failures.get(name))
+        if outcome == "failed":
+            failed.append(name)
+        yield CheckResult(name, check.law, outcome, text, time.perf_counter() - start)
 
 
 def demand(what: str, results: list[CheckResult]) -> list[CheckResult]:
@@ -92,15 +99,24 @@ def demand(what: str, results: list[CheckResult]) -> list[CheckResult]:
     bad = [result for result in results if not result.good]
     if bad:
         lines = [f"  {result.check} (law {result.law}): {result.text}" for result in bad]
+        waiting = [result.check for result in results if result.outcome == "not run"]
+        lines += [f"  not run: {', '.join(waiting)}"] if waiting else []
         raise ConformanceError("\n".join([f"{what}: {len(bad)} of {len(results)} checks failed:", *lines]))
     return results
 
 
-def _complaint(check: Check[Case], case: Case) -> str:
+def _outcome(check: Check[Case], case: Case, reason: str | None) -> tuple[Outcome, str]:
+    """Run a check; return what came of it and what there is to say."""
     try:
         check.run(case)
+    except NotHere as error:
+        return "not run", str(error)
     except ConformanceError as error:
-        return str(error)
+        text = str(error)
     except Exception as error:
-        return f"raised {type(error).__name__}: {error}"
-    return ""
+        text = f"raised {type(error).__name__}: {error}"
+    else:
+        if reason is None:
+            return "passed", ""
+        return "unexpected pass", f"was expected to fail ({reason}), but passes. Take it out of expected_failures."
+    return ("failed", text) if reason is None else ("expected failure", reason)

@@ -10,23 +10,41 @@ from torch import Tensor, nn
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import load_delta, save_delta
 from zoquant.record.replay import replay
-from zoquant.testing.case import BackendCase, attached, loss_of, opened, opened_inputs, quietly, train, values_of
+from zoquant.testing.case import (
+    BackendCase,
+    attached,
+    loss_of,
+    opened,
+    opened_inputs,
+    other_values,
+    quietly,
+    train,
+    values_of,
+)
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import codes_of, same_bits
 from zoquant.views.model_views import Views
 
 
 def check_codes_never_change(case: BackendCase) -> None:
-    """Every integer tensor that hangs on the module holds the same bytes after training."""
+    """Every integer tensor that hangs on the module holds the same bytes after each write, and after training."""
     model = case.model()
-    raw = [view for layer in opened(model) for view in layer.views]
+    layers = opened(model)
+    raw = [view for layer in layers for view in layer.views]
     before = codes_of(model, raw)
+    for layer in layers:
+        for view in layer.views:
+            layer.write(view, other_values(view.read().clone()))
+            _same_codes(before, codes_of(model, raw), f"a write to {layer.name(view)}")
     train(model, attached(model))
-    after = codes_of(model, raw)
+    _same_codes(before, codes_of(model, raw), "training")
+
+
+def _same_codes(before: dict[str, Tensor], after: dict[str, Tensor], what: str) -> None:
     for path in before.keys() | after.keys():
         if path not in before or path not in after or not torch.equal(before[path], after[path]):
             raise ConformanceError(
-                f"{path}: an integer tensor that training changed, made or removed. Codes never change: keep what the "
+                f"{path}: an integer tensor that {what} changed, made or removed. Codes never change: keep what the "
                 "kernel rearranges in a copy of its own."
             )
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from zoquant.errors import DataError
 from zoquant.files.hub import delta_path
 from zoquant.tasks import Evaluation, TaskSettings
-from zoquant.tasks.splits import drawn, naming, parts_differ, read_part, read_test
+from zoquant.tasks.rows import Row
+from zoquant.tasks.rows.naming import naming
+from zoquant.tasks.splits import drawn, parts_differ, read_part, read_test
 from zoquant.training.source import Source
 
 
@@ -42,10 +44,18 @@ def evaluate(
     rows = read_test(task, data, protocol, seed)
     with naming(data):
         task.check(rows, shots=shots)
-    examples = drawn(read_part(task, shots_from or data, "train"), seed, shots) if shots else []
-    if len(examples) < shots:
-        raise DataError(f"shots is {shots}, but {shots_from or data} holds {len(examples)} rows. Ask for fewer.")
+    examples = _worked(task, shots_from or data, shots, seed) if shots else []
     model, tokenizer, device = source.open(None if delta is None else delta_path(delta))
     with naming(data):
         built = task.build(rows, model, tokenizer, device, shots=examples)
     return built.evaluate(model)
+
+
+def _worked(task: TaskSettings, data: str | Path, shots: int, seed: int) -> list[Row]:
+    """Return so many rows that stand as worked examples before every prompt."""
+    rows = read_part(task, data, "train")
+    with naming(data):
+        task.check(rows)
+    if len(rows) < shots:
+        raise DataError(f"shots is {shots}, but {data} holds {len(rows)} rows. Ask for fewer.")
+    return drawn(rows, seed, shots)

@@ -15,8 +15,9 @@ from zoquant.registry import format_of
 from zoquant.tasks.objective import Objective, WithObjective, check_objective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
 from zoquant.tasks.rows import Row
+from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.rows.sha256 import rows_sha256
-from zoquant.tasks.splits import Parts, naming, read_parts
+from zoquant.tasks.splits import Parts, read_parts
 from zoquant.tasks.task import Task
 from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import CheckpointError, OutputExistsError, quoted, reason_of
+from zoquant.errors import CheckpointError, OutputExistsError, reason_of, shown
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
@@ -165,8 +165,7 @@ class RunFolder:
         found: Subspace = self.read_settings().get("subspace", "values")
         if found not in SUBSPACES:
             raise CheckpointError(
-                f"{self.settings}: subspace is {quoted(found)}, expected one of {', '.join(SUBSPACES)}. "
-                "Begin a new run."
+                f"{self.settings}: subspace is {shown(found)}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
             )
         return found
 
@@ -217,7 +216,7 @@ class RunFolder:
             raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}. Begin a new run.") from error
         if not isinstance(found, dict):
             raise CheckpointError(
-                f"{path}: cannot be read: expected a JSON object, got {quoted(found)}. Begin a new run."
+                f"{path}: cannot be read: expected a JSON object, got {shown(found)}. Begin a new run."
             )
         return found
 
@@ -233,7 +232,7 @@ class RunFolder:
             wrong = [name for name in names if not _is_number(line.get(name))]
             if wrong:
                 raise CheckpointError(
-                    f"{self.metrics}, line {number}: {wrong[0]} is {quoted(line.get(wrong[0]), 40)}, expected a "
+                    f"{self.metrics}, line {number}: {wrong[0]} is {shown(line.get(wrong[0]))}, expected a "
                     "number. Begin a new run."
                 )
         return lines

@@ -66,7 +66,10 @@ class Source:
             delta=delta,
         )  # fmt: skip
         if tokenizer is None:
-            raise CheckpointError(f"{self.model}: carries no tokenizer, so text cannot be fed to it.")
+            raise CheckpointError(
+                f"{self.model}: opened without a tokenizer, so text cannot be fed to it. Either the checkpoint carries "
+                "none, or a plugin returned None as the second of open_native() or open_vendor()."
+            )
         return model, tokenizer, device
 
 

@@ -59,7 +59,7 @@ class FlatBuffer:
             for piece in chunk.pieces:
                 self._parts[piece.slot].append((chunk, piece))
         self._fused = fused_writer(self._chunks, device)
-        self._starts = {piece.slot: piece.start for piece in reversed(pieces)}
+        self._starts = {piece.slot: piece.start for piece in reversed(pieces)}  # an empty view has no piece
         self._source: NoiseSource | None = None
 
     def _runs(self, pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
@@ -73,7 +73,7 @@ class FlatBuffer:
     def slice_of(self, index: int) -> slice:
         """Return where the delta of view number `index` lies in the buffer."""
         view = self.views[index]
-        start = self._starts[self._home[view.name][0]]
+        start = self._starts.get(self._home[view.name][0], 0)
         return slice(start, start + view_count(view))
 
     def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:

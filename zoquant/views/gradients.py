@@ -5,7 +5,7 @@ written by the views, as after any other step: before the first layer of the nex
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from zoquant.native import QuantExperts
 from zoquant.views.flat_buffer import FlatBuffer, Space
 from zoquant.views.layout import Slot, keeps_sign
-from zoquant.views.model_views import Views
+from zoquant.views.model_views import BoundView, Views
 from zoquant.views.true_backward import TensorPlaces, packed_of, refuse_without_backward
 
 
@@ -32,7 +32,7 @@ class Gradients(nn.Module):
 
     Raises:
         UnsupportedLayoutError: a layer has no backward; it is named.
-        ValueError: coupled views shall move in absolute space.
+        ValueError: coupled views shall move in absolute space, or the views hold a delta of the other space.
     """
 
     def __init__(self, model: nn.Module, views: Views, *, space: Space = "relative") -> None:
@@ -44,7 +44,7 @@ class Gradients(nn.Module):
             )
         tensors = TensorPlaces(model)
         refuse_without_backward(model, views, tensors)
-        views.space = space
+        before, views.space = views.space, space
         self.views = views
         self._undo: list[Callable[[], None]] = []
         self._seen: list[int] = []
@@ -57,6 +57,7 @@ class Gradients(nn.Module):
                 self._undo.append(module.register_forward_pre_hook(self._before).remove)
         except BaseException:
             self.close()
+            views.space = before
             raise
         self._seen = self._versions()
 
@@ -144,12 +145,12 @@ class _Theta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         buffer, index = ctx.buffer, ctx.index
-        view, delta = buffer.views[index], buffer.delta[buffer.slice_of(index)]
+        view, delta = cast(BoundView, buffer.views[index]), buffer.delta[buffer.slice_of(index)]
         by = slope(
             delta.detach().view(view.shape), buffer.base(index),
             space=buffer.space, keep_sign=keeps_sign(view.role), dtype=view.dtype,
         )  # fmt: skip
-        return by.mul_(gradients[0].float()), None, None, None
+        return by.mul_(view.gradient(gradients[0]).float()), None, None, None
 
 
 def _theta(delta: Tensor, buffer: FlatBuffer, index: int, values: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from zoquant.kernels.noise.definition import Kind, Noise
 from zoquant.native import QuantLinear
 from zoquant.protocol import Backend, Grid, Gridded, Refreshed, Role, ScaleView
 from zoquant.views.fingerprint import fingerprint
-from zoquant.views.flat_buffer import FlatBuffer, Space
+from zoquant.views.flat_buffer import SPACES, FlatBuffer, Space
 from zoquant.views.layout import view_count
+from zoquant.views.stored_form import FormView
 from zoquant.views.streamed_buffer import StreamedBuffer
 from zoquant.views.tensor_views import check_value
 
@@ -104,6 +105,10 @@ class BoundView:
         for layer in _layers([self]):
             layer.refresh()
 
+    def gradient(self, held: Tensor) -> Tensor:
+        """Return a gradient by the tensor that the model holds as one by the values, in their order."""
+        return self._view.gradient(held) if isinstance(self._view, FormView) else held
+
     def __repr__(self) -> str:
         return f"<{self.name} {self.role} {list(self.shape)} {str(self.dtype).removeprefix('torch.')} {self.backend}>"
 
@@ -126,12 +131,14 @@ class Views(Sequence[BoundView]):
         for view in self._views:
             groups.setdefault((view.device, streamed is not None and _streams(view)), []).append(view)
         self.coupled = coupled
-        self.buffers = [
-            StreamedBuffer(group, device, model=streamed)
-            if streamed is not None and dense
-            else FlatBuffer(group, device, coupled=coupled)
-            for (device, dense), group in groups.items()
-        ]
+        self.buffers: list[FlatBuffer] = []
+        try:
+            for (device, dense), group in groups.items():
+                hooked = StreamedBuffer(group, device, model=streamed) if streamed is not None and dense else None
+                self.buffers.append(hooked or FlatBuffer(group, device, coupled=coupled))
+        except BaseException:
+            self.close()
+            raise
         self._place = {view.name: (buffer, index) for buffer in self.buffers for index, view in enumerate(buffer.views)}
 
     @overload
@@ -156,11 +163,18 @@ class Views(Sequence[BoundView]):
 
     @property
     def space(self) -> Space:
-        """What delta means: `"relative"` or `"absolute"`."""
+        """What delta means: `"relative"` or `"absolute"`; it changes only while every delta is zero."""
         return self.buffers[0].space
 
     @space.setter
     def space(self, space: Space) -> None:
+        if space not in SPACES:
+            raise ValueError(f"space is {space!r}, expected one of {SPACES}.")
+        if space != self.space and any(bool(buffer.delta.any()) for buffer in self.buffers):
+            raise ValueError(
+                f"space is {space!r}, but the views hold a delta of {self.space} space, which means something else "
+                "there. Call views.reset() first."
+            )
         for buffer in self.buffers:
             buffer.space = space
 
@@ -212,14 +226,14 @@ class Views(Sequence[BoundView]):
 
     def share_moved(self, seed: int, eps: float, noise: Kind | Noise) -> float:
         """Return the share of values that a probe really changes once it is cast to the dtype that stores it."""
-        return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / self.trainable
+        return sum(buffer.count_moved(seed, eps, noise) for buffer in self.buffers) / max(self.trainable, 1)
 
     def share_changed(self) -> float:
         """Return the share of the values that differ from their base in the dtype that stores them."""
         changed = sum(
             int((self.theta(view.name).to(view.dtype).float() != self.base(view.name)).sum()) for view in self._views
         )
-        return changed / self.trainable
+        return changed / max(self.trainable, 1)
 
     def coupled_keys(self) -> list[tuple[str, ...]]:
         """Return the keys of the views that share their delta, a tuple for each such delta."""

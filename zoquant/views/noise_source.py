@@ -23,6 +23,7 @@ from zoquant.kernels.noise.definition import (
     square_table,
     unit_moves,
 )
+from zoquant.kernels.noise.tables import NoiseTables
 
 _CALLS_AT_A_TIME = 1 << 14
 _COMPILED = ("rademacher", "gaussian")
@@ -76,7 +77,7 @@ class NoiseSource:
             `out`.
         """
         if self.kernels is not None:
-            return self.kernels.draw(*self.definition, seed, start, out)
+            return self.kernels.draw(self.definition, seed, start, out)
         if seed != self._seed:
             self._seed = None
             for packed, (stream, bits) in zip(self._packed, self._streams, strict=True):
@@ -103,7 +104,7 @@ class NoiseSource:
             `out`.
         """
         if self.kernels is not None:
-            return self.kernels.draw(*self.definition, seed, start, out, delta=delta, eps=eps)
+            return self.kernels.draw(self.definition, seed, start, out, delta=delta, eps=eps)
         return self.draw(seed, start, out).mul_(eps).add_(delta)  # never fused: see accumulate
 
     def accumulate(self, out: Tensor, start: int, seeds: Sequence[int], amounts: Sequence[float]) -> None:
@@ -119,9 +120,8 @@ class NoiseSource:
             amounts: factor of each direction; rounded to float32 before it multiplies.
         """
         if self.kernels is not None:
-            kind, table, counters = self.definition
-            blocks = counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
-            self.kernels.accumulate(kind, table, blocks, seeds, amounts, out)
+            blocks = self._counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
+            self.kernels.accumulate(self.definition._replace(counters=blocks), seeds, amounts, out)
             return
         for z, amount in zip(self.directions(seeds, start, out.numel()), amounts, strict=True):
             if self.exact:
@@ -130,12 +130,9 @@ class NoiseSource:
                 out.add_(z.mul_(amount))  # not alpha=, which is fused where it can be
 
     @property
-    def definition(self) -> tuple[int, Tensor, Tensor]:
-        """What compiled code draws from: number of the distribution, float32 table of quantiles, and counters.
-
-        For Rademacher noise the table holds no quantiles, and is not read.
-        """
-        return KINDS.index(self.noise.kind), self._table.view(torch.float32), self._counters
+    def definition(self) -> NoiseTables:
+        """What compiled code draws from."""
+        return NoiseTables(KINDS.index(self.noise.kind), self._table.view(torch.float32), self._counters)
 
     def directions(self, seeds: Sequence[int], start: int, count: int) -> Iterator[Tensor]:
         """Yield one stretch of the layout for many seeds: float32 `[count]`, in memory that the next one overwrites.

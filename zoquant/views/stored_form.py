@@ -35,13 +35,15 @@ class StoredForm:
 
     def stored(self, held: Tensor) -> Tensor:
         """Return what the model holds as values of the file, float32: its own, unless somebody else wrote since."""
-        values = held.detach().to(torch.float32, copy=True)
-        if self.rows is not None:
-            values[self.rows.to(held.device)] = held.detach().float()
+        values = self.in_order(held.detach()).to(torch.float32, copy=True)
         if self.values is None:
             return values + self.added if self.added else values
         known = self.values.to(values.device)
         return torch.where(known - self.added == values, known, values + self.added)
+
+    def in_order(self, held: Tensor) -> Tensor:
+        """Return numbers of the rows of the tensor in the order of the rows of the file."""
+        return held if self.rows is None else torch.empty_like(held).index_copy_(0, self.rows.to(held.device), held)
 
 
 def keep_form(module: nn.Module, name: str, form: StoredForm) -> None:
@@ -84,6 +86,10 @@ class FormView:
     def read(self) -> Tensor:
         """Return the file's values, a float32 copy."""
         return self._form.stored(self._tensor)
+
+    def gradient(self, held: Tensor) -> Tensor:
+        """Return a gradient by what the model holds as one by the file's values."""
+        return self._form.in_order(held)
 
     def write(self, value: Tensor) -> None:
         """Store `value`, cast to the dtype of the file, as the model holds it.

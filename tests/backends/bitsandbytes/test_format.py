@@ -91,12 +91,16 @@ def test_four_bits(tmp_path: Path, name: str, value: Tensor | None, text: str) -
     ("name", "value", "text"),
     [
         (f"{PLAIN}.weight", None, "expected a tensor of this name, got none"),
-        (f"{PLAIN}.weight", torch.zeros(64, 128), "expected [64, 128] of int8, got [64, 128] of float32"),
-        (f"{PLAIN}.weight", torch.zeros(64, dtype=torch.int8), "expected a matrix, got shape [64]"),
-        (f"{PLAIN}.weight", torch.zeros(0, 8, dtype=torch.int8), "expected a matrix, got shape [0, 8]"),
+        (f"{PLAIN}.weight", torch.zeros(64, 128), "expected a matrix of int8, got [64, 128] of float32"),
+        (f"{PLAIN}.weight", torch.zeros(64, dtype=torch.int8), "expected a matrix of int8, got [64] of int8"),
+        (f"{PLAIN}.weight", torch.zeros(0, 8, dtype=torch.int8), "expected a matrix of int8, got [0, 8] of int8"),
         (f"{PLAIN}.SCB", None, "or SCB of its layer, got none"),
-        (f"{PLAIN}.SCB", torch.ones(63), "expected [64] of float32, got [63] of float32"),
-        (f"{PLAIN}.SCB", torch.ones(64).double(), "expected [64] of float32, got [64] of float64"),
+        (f"{PLAIN}.SCB", torch.ones(63), "expected [64] of float32, one for each 1 x 128"),
+        (
+            f"{PLAIN}.SCB",
+            torch.ones(64).double(),
+            "expected [64] of float32, one for each 1 x 128",
+        ),
         (f"{PLAIN}.weight_format", torch.zeros(2, dtype=torch.uint8), "expected [] of uint8, got [2] of uint8"),
     ],
 )

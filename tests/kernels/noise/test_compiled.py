@@ -12,6 +12,7 @@ from zoquant import kernels
 from zoquant.errors import ShapeError
 from zoquant.kernels.noise.compiled import accumulate, draw
 from zoquant.kernels.noise.definition import BLOCK, Kind, reference
+from zoquant.kernels.noise.tables import NoiseTables
 from zoquant.views.noise_source import NoiseSource
 
 CPU = torch.device("cpu")
@@ -84,11 +85,11 @@ def test_threads_do_not_matter() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    counters, table = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(1)
+    noise = NoiseTables(0, torch.zeros(1), torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(ShapeError, match="expected a stretch of whole blocks of 128 elements within 256"):
-        draw(0, table, counters, 0, 128, torch.empty(256))
+        draw(noise, 0, 128, torch.empty(256))
     with pytest.raises(ShapeError, match="expected 256 elements and an amount a seed, got 128 elements"):
-        accumulate(0, table, counters, [1], [1.0], torch.empty(128))
+        accumulate(noise, [1], [1.0], torch.empty(128))
     with pytest.raises(ShapeError, match=r"expected a contiguous torch\.float32 tensor on the CPU, got torch\.float64"):
-        accumulate(0, table, counters, [], [], torch.empty(256, dtype=torch.float64))
+        accumulate(noise, [], [], torch.empty(256, dtype=torch.float64))
     assert kernels.status().startswith("compiled: ")

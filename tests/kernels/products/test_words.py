@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.packed import COLUMNS, MATRICES, ROWS, gptq
-from zoquant.backends.awq.weight import gemm_weight
+from zoquant.backends.awq.layout import GEMM, awq_layout
 from zoquant.backends.hqq.weights import PACKINGS, PlaneCodes, axis_groups
 from zoquant.kernels.products import words
 from zoquant.native import (
@@ -43,7 +43,8 @@ def values(dtype: torch.dtype, *shape: int, name: str = "scale", order: Tensor |
 
 def awq(eights: int, groups: int, size: int, dtype: torch.dtype = torch.float16) -> AffineWeight:
     scales = torch.randn(groups, 8 * eights).to(dtype)
-    return gemm_weight(random_words(groups * size, eights), random_words(groups, eights), scales)
+    tensors = {"qweight": random_words(groups * size, eights), "qzeros": random_words(groups, eights)}
+    return awq_layout(GEMM, size).weight(tensors | {"scales": scales})
 
 
 def hqq(

@@ -95,7 +95,7 @@ def test_a_delta_that_is_too_short_is_refused() -> None:
     before, written = bits(stored), buffer._fused._tables[0]  # type: ignore[union-attr]
     with pytest.raises(ShapeError, match="expected contiguous float32 on the CPU, 384 elements"):
         write.write(written, buffer.delta[:256], relative=True)
-    kind, table, counters = buffer.source_of("rademacher").definition
+    noise = buffer.source_of("rademacher").definition
     with pytest.raises(ShapeError, match="counters: expected those of 3 blocks, got 2"):
-        write.write(written, buffer.delta, relative=True, noise=(kind, table, counters[:, :2]), eps=0.1)
+        write.write(written, buffer.delta, relative=True, noise=noise._replace(counters=noise.counters[:, :2]), eps=0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, bits(stored), strict=True))

@@ -146,6 +146,10 @@ def test_it_goes_on_from_its_state() -> None:
     assert all(torch.equal(other.state()[name], tensor) for name, tensor in descent.state().items())
     with pytest.raises(CheckpointError, match=r"counts: the state of a descent has nothing, expected \[2\] of int64"):
         other.load_state({name: tensor for name, tensor in state.items() if name != "counts"})
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity"):
+        other.load_state(
+            {name: tensor * float("nan") if name != "counts" else tensor for name, tensor in state.items()}
+        )
     assert other.steps == 5
 
 
@@ -184,7 +188,45 @@ def test_a_model_without_layers_is_not_checkpointed() -> None:
     assert not model(torch.ones(1, 2)).grad_fn.name().startswith("Gradients")
 
 
-@pytest.mark.parametrize(("name", "value"), [("lr", -1.0), ("decay", float("nan")), ("clip", float("inf"))])
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", -1.0), ("decay", float("nan")), ("clip", float("inf")), ("clip", 0.0)]
+)
 def test_numbers_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"GradientDescent: {name} is {value!r}, expected a finite number"):
         of_toy(**{name: value})
+
+
+def test_a_rate_that_leaps_over_the_base_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lr is 1\.0, expected at most 1 / decay = 0\.25: more leaps over the base"):
+        of_toy(lr=1.0, decay=4.0)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [-1.0, 3.0], [1.0], [float("nan"), 1.0]])
+def test_weights_that_do_not_fit_change_nothing(weights: list[float]) -> None:
+    descent, loss = of_toy()
+    with pytest.raises(ValueError, match="expected 2 numbers above 0, one for each closure"):
+        descent.step([loss, loss], weights)
+    with pytest.raises(ValueError, match="expected 1 numbers above 0"):
+        descent.step([])
+    assert descent.steps == 0
+
+
+def test_memory_that_runs_out_in_a_move_is_asked_for_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is done again in smaller micro-batches, so no part of it may have moved."""
+    descent, loss = of_toy(rule=Adam())
+    descent.step(loss)
+    before = {name: tensor.clone() for name, tensor in descent.state().items()}
+    asked = iter([True, False])
+
+    def empty(*args: object, **settings: object) -> Tensor:
+        if next(asked, False):
+            raise torch.OutOfMemoryError("none left")
+        return torch.ones(*args, **settings)  # type: ignore[call-overload, no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zoquant.optim.backward.descent.torch.empty", empty)
+        patch.setattr("zoquant.optim.backward.descent.torch.empty_like", empty)
+        with pytest.raises(torch.OutOfMemoryError):
+            descent.step(loss)
+    after = descent.state()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

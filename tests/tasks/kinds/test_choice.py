@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, LossError
 from zoquant.tasks import MultipleChoice, Prompt
 from zoquant.tasks.kinds.choice import options_of, right_options
 
@@ -87,6 +87,25 @@ def test_the_loss_is_that_of_the_right_options(loaded: tuple[Any, Any]) -> None:
 def test_labels_that_name_no_option(label: str, options: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         right_options(label, options, 4)
+
+
+@pytest.mark.parametrize(
+    ("label", "right"), [("1", [1, 2]), ("b", [1, 2]), ("2", [1, 2]), (["c", "b"], [3, 1, 2]), ("0", [0])]
+)
+def test_options_of_the_same_text_are_all_right(label: Any, right: list[int]) -> None:
+    assert right_options(label, ["a", "b", "b", "c"], 1) == right
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_an_option_whose_score_is_no_number_is_no_wrong_answer(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    data = MultipleChoice([{"premise": "a", "options": ["p", "q"], "label": "p"}], PROMPT, ["options"], loaded[1], CPU)
+    scores = [-1.0, -2.0]
+    scores[wrong] = float("nan")
+    monkeypatch.setattr(data, "_sums", lambda *_: [scores])
+    with pytest.raises(LossError, match="is NaN, expected a number"):
+        data.evaluate(loaded[0])
 
 
 def test_options_in_columns_of_their_own() -> None:

@@ -1,5 +1,6 @@
 """Plain text and chat."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -76,6 +77,28 @@ def test_a_chat_without_anything_before_it(loaded: tuple[Any, Any], monkeypatch:
     monkeypatch.setattr(loaded[1], "chat_template", "{% for m in messages %}{{ m.content }}|{% endfor %}")
     (found,) = chat_sequences([{"messages": CHAT[1:2]}], "messages", loaded[1])
     assert found.scored == [False] + [True] * (len(found.ids) - 1)
+
+
+def test_texts_without_a_token(loaded: tuple[Any, Any]) -> None:
+    assert text_sequences([{"text": ""}, {"text": ""}], "text", loaded[1]) == []
+
+
+def test_the_first_token_of_a_chat_never_counts(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This template leaves out what the user says, so nothing stands before the answer, to predict its first token."""
+    template = "{% for m in messages if m.role == 'assistant' %}{{ m.content }}|{% endfor %}"
+    monkeypatch.setattr(loaded[1], "chat_template", template)
+    (found,) = chat_sequences([{"messages": CHAT[:2]}], "messages", loaded[1])
+    assert found.scored == [False] + [True] * (len(found.ids) - 1)
+
+
+def test_chats_that_are_cut_or_left_out_are_counted(chatty: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (whole,) = chat_sequences([{"messages": CHAT}], "messages", chatty)
+    late = [{"role": "user", "content": "a long question indeed, about rain and the old radio"}, *CHAT[1:2]]
+    rows = [{"messages": chat} for chat in (CHAT, late, CHAT[:2])]
+    with caplog.at_level(logging.WARNING, "zoquant"):
+        assert len(chat_sequences(rows, "messages", chatty, len(whole.ids) - 1)) == 2
+    assert f"2 of 3 chats are longer than the {len(whole.ids) - 1} tokens of the model" in caplog.text
+    assert "and 1 of them are left out" in caplog.text
 
 
 def test_a_long_chat_ends_early(chatty: Any) -> None:

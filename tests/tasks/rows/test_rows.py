@@ -169,6 +169,26 @@ def test_parts_of_a_split_come_in_order(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == ROWS
 
 
+def test_bytes_that_are_text_are_text() -> None:
+    """Some programs write the texts of a Parquet file without saying that they are texts."""
+    assert row_of({"text": "ä".encode(), "image": b"\xff\x00"}) == {"text": "ä", "image": "\\xff\x00"}
+
+
+def test_a_saved_table_of_tensors_gives_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Table(list[dict[str, Any]]):
+        def with_format(self, kind: None) -> list[dict[str, Any]]:
+            return [{"label": 1}]
+
+    class Library:
+        @staticmethod
+        def load_from_disk(folder: str) -> Table:
+            return Table([{"label": "tensor(1)"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", Library)
+    (tmp_path / "state.json").write_text("{}")
+    assert read_rows(tmp_path) == [{"label": "1"}]
+
+
 def test_what_datasets_saved(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_list([as_data(row) for row in NESTED])

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoquant.backends.awq.weight import fast_weight, gemm_weight, gemv_weight
-from zoquant.backends.awq.words import BITS, GEMM_ZEROS
+from zoquant.backends.awq.layout import BITS, FAST, GEMM, GEMM_ZEROS, GEMV, awq_layout
 from zoquant.backends.gptq import live as gptq
 from zoquant.backends.gptq.views import (
     BufferView,
@@ -20,6 +19,7 @@ from zoquant.backends.gptq.views import (
     pairs_or_scales,
     zeros_of_pairs,
 )
+from zoquant.checkpoint.folder import AffineLayout
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
 
@@ -28,55 +28,42 @@ class GEMMBackend:
     """`AwqTorchLinear`, `AwqGEMMLinear` and `AwqGEMMTritonLinear`, AutoAWQ's `WQLinear_GEMM`: they decode each time."""
 
     name = "awq"
+    kind = GEMM
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of `scales`, `[groups, out_features]`.
+        """Return the views of `scales`, and with `gemv_fast` of the zeros, in the shape of the file.
 
         Raises:
             UnsupportedLayoutError: other than 4 bits.
         """
         _check_bits(module)
-        return [BufferView("scales", module, dtype=_scales(module).dtype)]
+        names = [numbers.name for numbers in self._layout(module).numbers if numbers.role]
+        return [BufferView(name, module, dtype=getattr(module, name).dtype) for name in names]
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight, decoded from the layer's words."""
-        layer: Any = module
-        return gemm_weight(layer.qweight, layer.qzeros, layer.scales).dequantize()
+        return self._layout(module).weight_of(module).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""
         layer: Any = module
         return gptq.random_input(layer.in_features, layer.scales)
 
+    def _layout(self, module: Any) -> AffineLayout:
+        zeros = getattr(module, "zeros_name", "qzeros")  # GPTQModel's layers of llm-awq have another
+        return awq_layout(self.kind, max(module.group_size, 0), zeros=zeros)
+
 
 class GEMVBackend(GEMMBackend):
     """`AwqGEMVLinear` and AutoAWQ's `WQLinear_GEMV`."""
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, decoded from the layer's words."""
-        layer: Any = module
-        groups = layer.in_features // layer.group_size
-        return gemv_weight(layer.qweight, layer.qzeros, layer.scales, groups=groups).dequantize()
+    kind = GEMV
 
 
 class FastBackend(GEMMBackend):
     """`AwqGEMVFastLinear` and `LLMAwqLinear`, AutoAWQ's `WQLinear_GEMVFast`: their zeros are continuous."""
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views of `scales` and of the zeros, both `[padded groups, out_features]`.
-
-        Raises:
-            UnsupportedLayoutError: other than 4 bits.
-        """
-        _check_bits(module)
-        names = ("scales", _zeros_name(module))
-        return [BufferView(name, module, dtype=getattr(module, name).dtype) for name in names]
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, decoded from the layer's words."""
-        layer: Any = module
-        groups = layer.in_features // layer.group_size
-        return fast_weight(layer.qweight, getattr(layer, _zeros_name(layer)), layer.scales, groups=groups).dequantize()
+    kind = FAST
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[1, 2, in_features]`: AutoAWQ's layer wants a batch."""
@@ -131,14 +118,3 @@ def _check_bits(module: Any) -> None:
             f"{type(module).__name__} holds codes of {bits} bits, expected 4: AWQ with other widths is GPTQModel's own "
             "layout. Quantize the model to 4 bits, or to GPTQ."
         )
-
-
-def _scales(module: Any) -> Tensor:
-    scales: Tensor = module.scales
-    return scales
-
-
-def _zeros_name(module: Any) -> str:
-    """Return the name of the zeros: GPTQModel's layers of llm-awq have another."""
-    name: str = getattr(module, "zeros_name", "qzeros")
-    return name

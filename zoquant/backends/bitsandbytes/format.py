@@ -10,7 +10,7 @@
 Source: bitsandbytes 0.50.2, functional.py (`QuantState`), nn/modules.py.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,9 @@ import torch
 from torch import nn
 
 from zoquant.backends.bitsandbytes.quant_state import PREFIX, QUANT_TYPES, QuantState, read_quant_state
-from zoquant.backends.bitsandbytes.weights import TABLES, NestedAbsmax, eight_bit, four_bit
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
-from zoquant.checkpoint.folder.matrix import DENSE
-from zoquant.native import FieldSpec, PackedWeight, Values
-from zoquant.native.values import flat_groups
+from zoquant.backends.bitsandbytes.weights import EIGHT_BIT, TABLES, four_bit
+from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, StoredMatrix
+from zoquant.native import PackedWeight
 
 _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
 _CLOSE = 1e-3
@@ -37,12 +35,12 @@ class BitsAndBytesFormat(FolderFormat):
     library = "bitsandbytes"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix with a packed quant_state (4 bits) or an SCB (8 bits).
-
-        Raises:
-            CheckpointError: a tensor is missing, left over, or of another shape or dtype than the quant_state says.
-        """
-        found = {layer.path: layer for layer in [*_four_bit_layers(folder), *_eight_bit_layers(folder)]}
+        found: dict[str, StoredMatrix] = {
+            path: _four_bit(folder, path, kind)
+            for kind in QUANT_TYPES
+            for path in folder.paths(f"weight.{PREFIX}{kind}")
+        }
+        found |= {path: _eight_bit(folder, path) for path in folder.paths("SCB")}
         _check_config(folder, found.values())
         taken = {name for layer in found.values() for name in layer.tensors}
         for name, tensor in folder.tensors.items():
@@ -75,79 +73,40 @@ class FourBit(StoredMatrix):
     def packed(self, folder: Folder) -> PackedWeight:
         """Read words and absmax."""
         at = f"{self.path}.weight"
-        codes, absmax = folder.read(at), folder.read(f"{at}.absmax")
-        if not self.state.nested_blocksize:
-            spec = FieldSpec("absmax", "scale", absmax.dtype)
-            return four_bit(
-                codes, Values(spec, absmax, flat_groups(self.state.columns, self.state.blocksize)), self.state
-            )
-        nested, quant_map = folder.read(f"{at}.nested_absmax"), folder.read(f"{at}.nested_quant_map")
-        spec = FieldSpec("nested_absmax", "scale", nested.dtype)
-        return four_bit(codes, NestedAbsmax(spec, nested, absmax, quant_map, self.state), self.state)
+        names = ["absmax", *(["nested_absmax", "nested_quant_map"] if self.state.nested_blocksize else [])]
+        return four_bit({"weight": folder.read(at)} | {name: folder.read(f"{at}.{name}") for name in names}, self.state)
 
 
-class EightBit(StoredMatrix):
-    """A matrix of LLM.int8()."""
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read codes and SCB."""
-        return eight_bit(folder.read(f"{self.path}.weight"), folder.read(f"{self.path}.SCB"))
-
-
-def _four_bit_layers(folder: Folder) -> Iterator[FourBit]:
-    for name in folder.tensors:
-        path, found, quant_type = name.rpartition(f".weight.{PREFIX}")
-        if found and quant_type in QUANT_TYPES:
-            yield _four_bit_layer(folder, path, name)
-
-
-def _four_bit_layer(folder: Folder, path: str, name: str) -> FourBit:
-    state, at = read_quant_state(folder, name), f"{path}.weight"
+def _four_bit(folder: Folder, path: str, quant_type: str) -> FourBit:
+    at = f"{path}.weight"
+    name = f"{at}.{PREFIX}{quant_type}"
+    state = read_quant_state(folder, name)
     if folder.tensor(at).nbytes != state.rows * state.columns // 2:
         raise folder.error(
             at, f"{state.rows * state.columns // 2} bytes for {state.rows} x {state.columns} codes of 4 bits",
             f"{folder.tensor(at).nbytes}",
         )  # fmt: skip
-    blocks = -(-state.rows * state.columns // state.blocksize)
-    folder.expect(f"{at}.quant_map", (16,), [torch.float32])
-    table = torch.tensor(TABLES[state.quant_type])
+    blocks, nested = -(-state.rows * state.columns // state.blocksize), state.nested_blocksize
+    shapes = {"quant_map": 16, "absmax": blocks}
+    if nested:
+        shapes |= {"nested_absmax": -(-blocks // nested), "nested_quant_map": 256}
+    for part, count in shapes.items():
+        codes = nested and part == "absmax"
+        folder.expect(f"{at}.{part}", (count,), [torch.uint8 if codes else torch.float32])
+    table = torch.tensor(TABLES[quant_type])
     if not torch.allclose(folder.read(f"{at}.quant_map"), table, rtol=0, atol=_CLOSE):
-        raise folder.error(f"{at}.quant_map", f"the table of {state.quant_type}, which the kernels use", "another")
-    names = [at, f"{at}.absmax", f"{at}.quant_map", name]
-    if state.nested_blocksize:
-        folder.expect(f"{at}.absmax", (blocks,), [torch.uint8])
-        folder.expect(f"{at}.nested_absmax", (-(-blocks // state.nested_blocksize),), [torch.float32])
-        folder.expect(f"{at}.nested_quant_map", (256,), [torch.float32])
-        names += [f"{at}.nested_absmax", f"{at}.nested_quant_map"]
-    else:
-        folder.expect(f"{at}.absmax", (blocks,), [torch.float32])
-    view = "nested_absmax" if state.nested_blocksize else "absmax"
+        raise folder.error(f"{at}.quant_map", f"the table of {quant_type}, which the kernels use", "another")
+    view = "nested_absmax" if nested else "absmax"
     return FourBit(
-        path=path,
-        rows=state.rows,
-        columns=state.columns,
-        type=f"{state.quant_type} b{state.blocksize}{' nested' if state.nested_blocksize else ''}",
-        tensors=tuple(names),
-        fields={view: ("scale", f"{at}.{view}")},
-        state=state,
-    )
+        path, state.rows, state.columns, f"{quant_type} b{state.blocksize}{' nested' if nested else ''}",
+        (at, name, *(f"{at}.{part}" for part in shapes)), {view: ("scale", f"{at}.{view}")}, state=state,
+    )  # fmt: skip
 
 
-def _eight_bit_layers(folder: Folder) -> Iterator[EightBit]:
-    for name in folder.tensors:
-        path, found, _ = name.rpartition(".SCB")
-        if not found:
-            continue
-        shape = folder.tensor(f"{path}.weight").shape
-        if len(shape) != 2 or 0 in shape:
-            raise folder.error(f"{path}.weight", "a matrix", f"shape {list(shape)}")
-        folder.expect(f"{path}.weight", shape, [torch.int8])
-        folder.expect(name, shape[:1], [torch.float32])
-        names = [f"{path}.weight", name]
-        if f"{path}.weight_format" in folder.tensors:
-            names.append(f"{path}.weight_format")
-            _check_row_major(folder, names[-1])
-        yield EightBit(path, *shape, "int8 rows", tuple(names), {"SCB": ("scale", name)})
+def _eight_bit(folder: Folder, path: str) -> StoredMatrix:
+    for name in folder.held(path, EIGHT_BIT.beside):
+        _check_row_major(folder, f"{path}.{name}")
+    return EIGHT_BIT.matrix(folder, path)
 
 
 def _check_row_major(folder: Folder, name: str) -> None:

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.backends.bitsandbytes.quant_state import QuantState
-from zoquant.backends.bitsandbytes.weights import NestedAbsmax, four_bit
+from zoquant.backends.bitsandbytes.weights import EIGHT_BIT, four_bit
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native import FieldSpec, Values
-from zoquant.native.values import flat_groups
 from zoquant.protocol import ScaleView
 from zoquant.views.tensor_views import TensorView
 
@@ -62,14 +60,10 @@ class FourBitBackend:
         offset = float(found.offset) if found.nested else 0.0
         rows, columns = found.shape
         state = QuantState(found.quant_type, found.blocksize, rows, columns, nested, offset)
-        if found.nested:
-            spec = FieldSpec("nested_absmax", "scale", found.state2.absmax.dtype)
-            absmax: Values = NestedAbsmax(spec, found.state2.absmax, found.absmax, found.state2.code, state)
-        else:
-            spec = FieldSpec("absmax", "scale", found.absmax.dtype)
-            absmax = Values(spec, found.absmax, flat_groups(state.columns, state.blocksize))
-        with torch.no_grad():
-            return four_bit(layer.weight.data, absmax, state).to(layer.weight.device).dequantize()
+        tensors = {"weight": layer.weight.data, "absmax": found.absmax}
+        if nested:
+            tensors |= {"nested_absmax": found.state2.absmax, "nested_quant_map": found.state2.code}
+        return four_bit(tensors, state).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the compute dtype, or the first indices of an embedding.
@@ -99,8 +93,7 @@ class EightBitBackend:
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return codes times scales, float32 `[out_features, in_features]`."""
         codes, scale = _codes_and_scale(module)
-        with torch.no_grad():
-            return codes.to(torch.float32) * (scale.to(torch.float32) / 127).unsqueeze(1)
+        return EIGHT_BIT.weight({"weight": codes, "SCB": scale}).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random signs `[2, in_features]` in float16, or the first indices of an embedding.

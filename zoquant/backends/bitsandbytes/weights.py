@@ -6,13 +6,16 @@
 The first code of a byte lies in its high half, and a block of absmax runs over the flattened matrix.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from zoquant.backends.bitsandbytes.quant_state import QuantState
-from zoquant.native import AffineWeight, FieldSpec, PackedWords, PlainCodes, TableWeight, Values
+from zoquant.checkpoint.folder import ROW, AffineLayout, StoredCodes, StoredNumbers
+from zoquant.native import FieldSpec, PackedWords, TableWeight, Values
 from zoquant.native.packed import Rows
-from zoquant.native.values import flat_blocks, flat_groups, indices, per_row
+from zoquant.native.values import flat_blocks, flat_groups, indices
 
 _FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 TABLES = {
@@ -59,29 +62,33 @@ class NestedAbsmax(Values):
         return absmax.unsqueeze(-1)
 
 
-def four_bit(codes: Tensor, absmax: Values, state: QuantState) -> TableWeight:
+def four_bit(tensors: Mapping[str, Tensor], state: QuantState) -> TableWeight:
     """Return a 4-bit matrix.
 
     Args:
-        codes: two codes a byte, of any dtype and shape: the bytes of the flattened matrix.
-        absmax: the scale of each block.
-        state: shape and quant_type.
+        tensors: `weight`, two codes a byte, of any dtype and shape: the bytes of the flattened matrix; `absmax`, and
+            when nested `nested_absmax` and `nested_quant_map`.
+        state: shape, block sizes and quant_type.
     """
-    words = codes.reshape(-1).view(torch.uint8).view(state.rows, state.columns // 2)
-    table = torch.tensor(TABLES[state.quant_type], dtype=torch.float32)
-    return TableWeight(state.quant_type, PackedWords(words, 4, state.columns, high_first=True), table, absmax)
-
-
-def eight_bit(codes: Tensor, scale: Tensor) -> AffineWeight:
-    """Return an LLM.int8() matrix.
-
-    Args:
-        codes: int8 `[rows, columns]`.
-        scale: `SCB`, the largest magnitude of each row, `[rows]`.
-    """
-    values = Values(FieldSpec("SCB", "scale", scale.dtype), scale, per_row, decode=_over_127)
-    return AffineWeight("int8", PlainCodes(codes), values)
+    absmax = tensors["absmax"]
+    if state.nested_blocksize:
+        nested = tensors["nested_absmax"]
+        spec = FieldSpec("nested_absmax", "scale", nested.dtype)
+        scale: Values = NestedAbsmax(spec, nested, absmax, tensors["nested_quant_map"], state)
+    else:
+        scale = Values(FieldSpec("absmax", "scale", absmax.dtype), absmax, flat_groups(state.columns, state.blocksize))
+    words = tensors["weight"].reshape(-1).view(torch.uint8).view(state.rows, state.columns // 2)
+    table = torch.tensor(TABLES[state.quant_type], dtype=torch.float32, device=words.device)
+    return TableWeight(state.quant_type, PackedWords(words, 4, state.columns, high_first=True), table, scale)
 
 
 def _over_127(stored: Tensor) -> Tensor:
-    return stored / 127
+    return stored.float() / 127
+
+
+EIGHT_BIT = AffineLayout(
+    type="int8 rows",
+    codes=StoredCodes("weight", (torch.int8,)),
+    scale=StoredNumbers("SCB", ROW, (torch.float32,), dims=1, decode=_over_127),
+    beside=("weight_format",),
+)

@@ -154,7 +154,7 @@ class AutoGPTQBackend:
             g_idx=not old,
         )  # fmt: skip
         size = layer.qweight.shape[1], layer.infeatures
-        return layout.weight(dict(layer.named_buffers()), size).dequantize()
+        return layout.weight_of(layer, size).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""

@@ -7,20 +7,30 @@ Source: compressed-tensors 0.20.0, entrypoints/convert/converters/modelopt_nvfp4
 layers/quantization/modelopt.py; Model Optimizer, docs/source/deployment/3_unified_hf.rst.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from zoquant.backends.layouts.microfloat import MicrofloatLayer
-from zoquant.backends.layouts.scale_grid import ScaleGrid
-from zoquant.backends.layouts.scaled import ScaledLayer, check_grid, check_matrix, refuse_experts
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
-from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.backends.layouts.microfloat import E2M1
+from zoquant.checkpoint.folder import (
+    MATRIX,
+    ROW,
+    AffineLayout,
+    Folder,
+    FolderFormat,
+    Layout,
+    StoredCodes,
+    StoredMatrix,
+    StoredNumbers,
+    TableLayout,
+    layouts_that_fit,
+    refuse_experts,
+)
 from zoquant.errors import UnsupportedLayoutError
 
 FP8 = torch.float8_e4m3fn
-_COMPANIONS = ("input_scale", "k_scale", "v_scale")
+_BESIDE = ("input_scale", "k_scale", "v_scale")
 _ALGORITHMS = (
     "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4", "MIXED_PRECISION",
 )  # fmt: skip
@@ -44,19 +54,12 @@ class ModelOptFormat(FolderFormat):
         return super().claims(quantization) or said == "modelopt"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every FP4 or float8 matrix by the path of its module.
-
-        Raises:
-            CheckpointError: a scale is missing, or does not fit its matrix.
-            UnsupportedLayoutError: another algorithm, or all experts of a layer in one tensor.
-        """
         _refuse_algorithms(folder)
         refuse_experts(folder, (torch.uint8,))
-        makers = {torch.uint8: _nvfp4, FP8: _fp8}
         return {
-            name.removesuffix(".weight"): makers[tensor.dtype](folder, name.removesuffix(".weight"))
-            for name, tensor in folder.tensors.items()
-            if name.endswith(".weight") and tensor.dtype in makers
+            path: layouts_that_fit(folder, path, layouts)[0].matrix(folder, path)
+            for dtype, layouts in _LAYOUTS.items()
+            for path in folder.paths("weight", dtype)
         }
 
 
@@ -87,31 +90,22 @@ def _algorithms(said: Mapping[str, Any]) -> Iterator[Any]:
             yield from _algorithms(each)
 
 
-def _nvfp4(folder: Folder, path: str) -> StoredMatrix:
-    weight, scale, whole = (f"{path}.{name}" for name in ("weight", "weight_scale", "weight_scale_2"))
-    rows, length = check_matrix(folder, weight, (torch.uint8,)).shape
-    grid = ScaleGrid(rows, 2 * length, 1, 16)
-    check_grid(folder, scale, grid, (FP8,))
-    check_grid(folder, whole, ScaleGrid(rows, 2 * length, rows, 2 * length), (torch.float32,))
-    return MicrofloatLayer(
-        path, rows, 2 * length, "float4 g16", (weight, scale, whole, *_companions(folder, path)),
-        {"weight_scale_2": ("scale", whole)}, codes=weight, scale=scale, grid=grid, whole=whole,
-    )  # fmt: skip
+def _nvfp4() -> TableLayout:
+    scales = (
+        StoredNumbers("weight_scale", (1, 16), (FP8,), ragged=True),
+        StoredNumbers("weight_scale_2", MATRIX, (torch.float32,)),
+    )
+    codes = StoredCodes("weight", (torch.uint8,), bits=4)
+    return TableLayout(type="float4 g16", codes=codes, table=E2M1, scales=scales, beside=_BESIDE)
 
 
-def _fp8(folder: Folder, path: str) -> StoredMatrix:
-    weight, scale = f"{path}.weight", f"{path}.weight_scale"
-    rows, columns = check_matrix(folder, weight, (FP8,)).shape
-    shape = folder.tensor(scale).shape
-    blocks = {"tensor": (rows, columns), "row": (1, columns), "128x128": (128, 128)}
-    grids = {where: ScaleGrid(rows, columns, *block) for where, block in blocks.items()}
-    where = next((where for where, grid in grids.items() if grid.holds(shape)), "tensor")
-    check_grid(folder, scale, grids[where], DENSE)
-    return ScaledLayer(
-        path, rows, columns, f"float8 {where}", (weight, scale, *_companions(folder, path)),
-        {"weight_scale": ("scale", scale)}, codes=weight, scale=scale, grid=grids[where],
-    )  # fmt: skip
+def _fp8(where: str, block: tuple[int, int]) -> AffineLayout:
+    scale, codes = StoredNumbers("weight_scale", block, ragged=True), StoredCodes("weight", (FP8,))
+    return AffineLayout(type=f"float8 {where}", codes=codes, scale=scale, beside=_BESIDE)
 
 
-def _companions(folder: Folder, path: str) -> list[str]:
-    return [f"{path}.{name}" for name in _COMPANIONS if f"{path}.{name}" in folder.tensors]
+_LAYOUTS: Mapping[torch.dtype, Sequence[Layout]] = {
+    torch.uint8: [_nvfp4()],
+    FP8: [_fp8("tensor", MATRIX), _fp8("row", ROW), _fp8("128x128", (128, 128))],
+}
+"""The dtype of a weight -> the layouts that it may have."""

@@ -19,7 +19,7 @@ def blocks(codes: Tensor, scale: Tensor, zero: Tensor | None) -> AffineWeight:
         scale: `[rows / height, groups]`, or one number without dimensions.
         zero: of the same shape, integers or floating point; None for nothing.
     """
-    place = tall_groups(codes.shape[0] // scale.shape[0]) if scale.dim() else whole
+    place = tall_groups(codes.shape[0], codes.shape[0] // scale.shape[0]) if scale.dim() else whole
     zeros = None
     if zero is not None and zero.is_floating_point():
         zeros = Values(FieldSpec("weight_zero_point", "zero", zero.dtype), zero, place)

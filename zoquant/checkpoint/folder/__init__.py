@@ -1,10 +1,17 @@
 """Checkpoint folders as transformers writes them: config.json and tensors in safetensors files, one or many."""
 
 from zoquant.checkpoint.folder.format import FolderFormat
-from zoquant.checkpoint.folder.layout import AffineLayout, LaidMatrix, Layout, TableLayout, layouts_that_fit
+from zoquant.checkpoint.folder.layout import (
+    POWER_NOTE,
+    AffineLayout,
+    LaidMatrix,
+    Layout,
+    TableLayout,
+    layouts_that_fit,
+)
 from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts
 from zoquant.checkpoint.folder.reading import Folder, open_folder
-from zoquant.checkpoint.folder.stored_codes import StoredCodes
+from zoquant.checkpoint.folder.stored_codes import SharedCodes, StoredCodes
 from zoquant.checkpoint.folder.stored_numbers import (
     MATRIX,
     POWERS,
@@ -20,6 +27,7 @@ __all__ = [
     "DENSE",
     "MATRIX",
     "POWERS",
+    "POWER_NOTE",
     "ROW",
     "AffineLayout",
     "Folder",
@@ -27,6 +35,7 @@ __all__ = [
     "LaidMatrix",
     "Layout",
     "PackedZeros",
+    "SharedCodes",
     "StoredCodes",
     "StoredMatrix",
     "StoredNumbers",

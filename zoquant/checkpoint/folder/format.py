@@ -52,6 +52,10 @@ class FolderFormat(ABC):
             CheckpointError: shapes and dtypes contradict each other or the config; the tensor is named.
         """
 
+    def prepare(self, model: nn.Module) -> None:
+        """Change an empty model of transformers so that it has a Linear or an Embedding for every matrix."""
+        return
+
     def claims(self, quantization: Mapping[str, Any]) -> bool:
         """Tell from what the config says of quantization whether the checkpoint is of this kind."""
         method = quantization.get("quant_method")
@@ -122,7 +126,8 @@ class FolderFormat(ABC):
             CheckpointError: a file is damaged, or zoquant cannot build the model.
         """
         folder = open_folder(path)
-        model = build_model(folder, self.layers(folder), compute_dtype=compute_dtype, device=device)
+        layers = self.layers(folder)
+        model = build_model(folder, layers, compute_dtype=compute_dtype, device=device, prepare=self.prepare)
         return model, build_tokenizer(path)
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoquant.checkpoint.folder.matrix import StoredMatrix
 from zoquant.checkpoint.folder.reading import Folder
@@ -40,7 +40,8 @@ class Layout(ABC):
         type: what `zoquant inspect` counts a matrix under, such as `"4-bit g128"`.
         codes: the tensor of the codes.
         group_of: a tensor with the group of each column, `[columns]`, as `g_idx` of GPTQ; empty where groups are runs.
-        beside: tensors that belong to the matrix and are left as they are, such as scales of the activations.
+        beside: tensors that belong to the matrix where there are any, and are left as they are, such as scales of the
+            activations.
     """
 
     type: str
@@ -53,6 +54,12 @@ class Layout(ABC):
     def numbers(self) -> tuple[StoredNumbers, ...]:
         """The tensors of numbers beside the codes."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The local names of the tensors that the matrix is made of."""
+        names = (self.codes.name, *(numbers.name for numbers in self.numbers), self.group_of)
+        return tuple(name for name in names if name)
+
     @abstractmethod
     def weight(self, tensors: Mapping[str, Tensor], size: tuple[int, int] | None = None) -> PackedWeight:
         """Return the matrix over tensors of a file, or of a live layer that has them in the same order.
@@ -61,6 +68,10 @@ class Layout(ABC):
             tensors: local name -> tensor, held as it is.
             size: rows and columns, where something else than the codes says them.
         """
+
+    def weight_of(self, module: nn.Module, size: tuple[int, int] | None = None) -> PackedWeight:
+        """Return the matrix of a live layer that has the tensors under the names of the file, see `weight`."""
+        return self.weight({name: getattr(module, name) for name in self.names}, size)
 
     def size(self, folder: Folder, path: str) -> tuple[int, int] | None:
         """Return rows and columns of the matrix of a module, where something else than the codes says them.
@@ -85,9 +96,9 @@ class Layout(ABC):
         specs = [(numbers.spec(tensor.dtype), tensor.name) for numbers, tensor in stored]
         fields = {spec.name: (spec.role, name) for spec, name in specs if spec is not None}
         powers = any(numbers.role and tensor.dtype in POWERS for numbers, tensor in stored)
-        names = (self.codes.name, *(numbers.name for numbers in self.numbers), self.group_of, *self.beside)
+        tensors = tuple(f"{path}.{name}" for name in (*self.names, *folder.held(path, self.beside)))
         return LaidMatrix(
-            path, rows, columns, self.type, tuple(f"{path}.{name}" for name in names if name), fields,
+            path, rows, columns, self.type, tensors, fields,
             "" if fields else POWER_NOTE if powers else COARSE_NOTE, layout=self,
         )  # fmt: skip
 
@@ -113,8 +124,7 @@ class Layout(ABC):
         Raises:
             CheckpointError: `group_of` names a group that there is not.
         """
-        names = (self.codes.name, *(numbers.name for numbers in self.numbers), self.group_of)
-        tensors = {name: folder.read(f"{matrix.path}.{name}") for name in names if name}
+        tensors = {name: folder.read(f"{matrix.path}.{name}") for name in self.names}
         if self.group_of:
             groups = tensors[self.group_of]
             last = max(numbers.grid(matrix.rows, matrix.columns)[1] for numbers in self.numbers) - 1

@@ -102,9 +102,13 @@ class Folder:
             raise self.error(name, f"a matrix of {dtype_names(allowed)}", tensor.described)
         return tensor
 
-    def paths(self, name: str) -> list[str]:
-        """Return the paths of all modules that have a tensor of this name."""
-        return [found.removesuffix(f".{name}") for found in self.tensors if found.endswith(f".{name}")]
+    def paths(self, name: str, *dtypes: torch.dtype) -> list[str]:
+        """Return the paths of all modules that have a tensor of this name, of one of the dtypes if any are given."""
+        return [
+            found.removesuffix(f".{name}")
+            for found, tensor in self.tensors.items()
+            if found.endswith(f".{name}") and tensor.dtype in (dtypes or (tensor.dtype,))
+        ]
 
     def held(self, path: str, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of some tensors of a module that there are."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoquant.checkpoint.folder.reading import Folder
-from zoquant.native import Codes, PackedWords, PlainCodes
+from zoquant.native import Codes, PackedWords, PlainCodes, SharedWords
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,24 @@ class StoredCodes:
             stored, self.bits, columns, per_word=self.per_word, offset=self.offset, signed=self.signed,
             transposed=self.transposed, high_first=self.high_first,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedCodes(StoredCodes):
+    """Codes packed along the rows, as in AWQ: int32 `[columns, rows / codes of a word]`.
+
+    Attributes:
+        order: which code of a word, the lowest bits first, each of its rows is; empty where they agree.
+    """
+
+    bits: int
+    order: tuple[int, ...] = ()
+
+    def size(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
+        return shape[1] * (32 // self.bits), shape[0]
+
+    def shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
+        return columns, rows // (32 // self.bits)
+
+    def open(self, stored: Tensor, rows: int, columns: int) -> Codes:
+        return SharedWords(stored, self.bits, order=self.order, signed=self.signed)

@@ -9,7 +9,7 @@ from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.checkpoint.folder.reading import Folder, dtype_names
 from zoquant.files.tensors import StoredTensor
 from zoquant.native import FieldSpec, Values
-from zoquant.native.packed_rows import PackedRows
+from zoquant.native.packed_rows import PackedRows, of_first_row
 from zoquant.native.values import Decode, GroupLookup, column_groups, per_row, row_groups, tall_groups, whole
 from zoquant.protocol import Role
 
@@ -121,6 +121,7 @@ class PackedZeros(StoredNumbers):
         bits: bits of a zero point.
         plus: what is added to whole words before they are unpacked, so that a field may carry into the next.
         order: which zero point of a word, the lowest bits first, belongs to each of its rows; empty where they agree.
+        signed: whether the highest bit of a zero point is its sign.
     """
 
     dtypes: tuple[torch.dtype, ...] = (torch.int32,)
@@ -128,6 +129,7 @@ class PackedZeros(StoredNumbers):
     bits: int
     plus: int = 0
     order: tuple[int, ...] = ()
+    signed: bool = False
 
     def shape(self, rows: int, columns: int) -> tuple[int, ...]:
         down, across = self.grid(rows, columns)
@@ -135,7 +137,8 @@ class PackedZeros(StoredNumbers):
         return (across, words) if self.transposed else (words, across)
 
     def lookup(self, rows: int, columns: int) -> GroupLookup:
-        return PackedRows(self.bits, self.plus, self.order, transposed=not self.transposed)
+        packed = PackedRows(self.bits, self.plus, self.order, transposed=not self.transposed, signed=self.signed)
+        return packed if self.block[0] else of_first_row(packed)
 
 
 def reciprocal(stored: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from zoquant.kernels.build import kernel
-from zoquant.kernels.checks import CPU, check_directions, check_noise, check_stretch, check_tensor
+from zoquant.kernels.checks import CPU
 from zoquant.kernels.noise.definition import BLOCK
+from zoquant.kernels.noise.tables import NoiseTables, check_accumulate, check_draw
 
 _P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
 _DRAW = (_I, _P, _P, _L, _L, _L, _U, _P, _F, _P, _I)
@@ -16,66 +17,23 @@ _ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P, _I)
 
 
 def draw(
-    kind: int,
-    table: Tensor,
-    counters: Tensor,
-    seed: int,
-    start: int,
-    out: Tensor,
-    *,
-    delta: Tensor | None = None,
-    eps: float = 0.0,
+    noise: NoiseTables, seed: int, start: int, out: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
 ) -> Tensor:
-    """Write z, or delta + eps · z with the product and the sum rounded each.
-
-    Args:
-        kind: number of the distribution, as `zoquant.kernels.noise.definition.KINDS` counts.
-        table: float32 `[65536]` quantiles; not read for Rademacher noise.
-        counters: int64 `[3, blocks]`: number of a block within its key, low and high half of the key's hash.
-        seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
-        start: first element, a multiple of 128.
-        out: float32 `[n]`, n a multiple of 128, overwritten.
-        delta: float32 `[n]`; None writes z alone.
-        eps: signed length of the probe.
-
-    Returns:
-        `out`.
-    """
-    blocks = counters.shape[1]
-    check_noise(table, counters, CPU)
-    check_tensor("out", out)
-    if delta is not None:
-        check_tensor("delta", delta)
-    check_stretch(blocks, start, out, delta)
+    """Write z, or delta + eps · z, see `zoquant.kernels.choice.NoiseKernels`."""
+    check_draw(noise, start, out, delta, CPU)
     source = None if delta is None else delta.data_ptr()
-    place = (blocks, start // BLOCK, out.numel() // BLOCK, seed)
-    run = kernel("noise", *_DRAW)
-    run(kind, table.data_ptr(), counters.data_ptr(), *place, source, eps, out.data_ptr(), torch.get_num_threads())
+    place = (noise.blocks, start // BLOCK, out.numel() // BLOCK, seed)
+    run, state = kernel("noise", *_DRAW), (noise.kind, noise.quantiles.data_ptr(), noise.counters.data_ptr())
+    run(*state, *place, source, eps, out.data_ptr(), torch.get_num_threads())
     return out
 
 
-def accumulate(
-    kind: int, table: Tensor, counters: Tensor, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor
-) -> Tensor:
-    """Add amount · z(seed) to delta for every direction in turn, each product and each sum rounded to float32.
-
-    Args:
-        kind: number of the distribution, as `draw` takes it.
-        table: quantiles, as `draw` takes them.
-        counters: counters of all blocks, as `draw` takes them.
-        seeds: seeds of the directions, 0 ≤ seed < 2⁶⁴.
-        amounts: what each direction is multiplied with, rounded to float32 first.
-        delta: float32 `[128 · blocks]`, changed in place.
-
-    Returns:
-        `delta`.
-    """
-    check_noise(table, counters, CPU)
-    check_tensor("delta", delta)
-    check_directions(counters.shape[1], seeds, amounts, delta)
+def accumulate(noise: NoiseTables, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
+    """Add amount · z(seed) to delta for every direction in turn, see `zoquant.kernels.choice.NoiseKernels`."""
+    check_accumulate(noise, seeds, amounts, delta, CPU)
     numbers = (ctypes.c_uint64 * len(seeds))(*seeds)
     factors = (ctypes.c_float * len(amounts))(*amounts)
-    state = (table.data_ptr(), counters.data_ptr(), counters.shape[1])
+    state = (noise.kind, noise.quantiles.data_ptr(), noise.counters.data_ptr(), noise.blocks)
     run = kernel("accumulate", *_ACCUMULATE)
-    run(kind, *state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
+    run(*state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
     return delta

@@ -130,7 +130,7 @@ def square_table() -> npt.NDArray[np.int64]:
 
 def sphere_factor(squares: int, count: int) -> float:
     """Return what makes the norm of `count` numbers √count; `squares` is their sum over `square_table`."""
-    return float(np.float32(math.sqrt(count * 2**32 / squares)))
+    return float(np.float32(math.sqrt(count * 2**32 / squares))) if count else 1.0
 
 
 def reference(seed: int, key: str, count: int, noise: Kind | Noise = "rademacher") -> npt.NDArray[np.float32]:

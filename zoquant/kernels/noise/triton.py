@@ -1,8 +1,8 @@
 """The noise of `definition` on a GPU: drawn where it is used, and any number of directions in one launch.
 
-The functions are those of `zoquant.kernels.noise.compiled`, for tensors of a GPU. A row of a tile is a block of 128
-elements. Every product and every sum is rounded on its own: fusion is switched off at each launch. Triton is imported
-with this module, so `zoquant.kernels.gpu` alone imports it, where a GPU asks for it.
+The functions are those of `zoquant.kernels.choice.NoiseKernels`. A row of a tile is a block of 128 elements. Every
+product and every sum is rounded on its own: fusion is switched off at each launch. Triton is imported with this module,
+so `zoquant.kernels.gpu` alone imports it, where a GPU asks for it.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10), as
 triton.language.philox has it.
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoquant.kernels.checks import check_directions, check_noise, check_stretch, check_tensor
 from zoquant.kernels.noise.definition import BITS, BLOCK, KINDS
+from zoquant.kernels.noise.tables import NoiseTables, check_accumulate, check_draw
 from zoquant.kernels.triton_launch import launch
 
 ROWS = 16
@@ -80,53 +80,30 @@ def _accumulate(
 
 
 def draw(
-    kind: int,
-    table: Tensor,
-    counters: Tensor,
-    seed: int,
-    start: int,
-    out: Tensor,
-    *,
-    delta: Tensor | None = None,
-    eps: float = 0.0,
+    noise: NoiseTables, seed: int, start: int, out: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
 ) -> Tensor:
-    """Write z, or delta + eps · z with the product and the sum rounded each. See `zoquant.kernels.noise.compiled.draw`.
-
-    Raises:
-        ShapeError: a tensor is not contiguous or of another dtype, or the stretch is not one of whole blocks.
-    """
-    source = out if delta is None else delta
-    blocks, count = counters.shape[1], out.numel() // BLOCK
-    check_noise(table, counters, out.device)
-    check_tensor("out", out, out.device)
-    check_tensor("delta", source, out.device)
-    check_stretch(blocks, start, out, delta)
+    """Write z, or delta + eps · z, see `zoquant.kernels.choice.NoiseKernels`."""
+    check_draw(noise, start, out, delta, out.device)
+    count, source = out.numel() // BLOCK, out if delta is None else delta
     launch(
         _draw, grid(count), out.device,
-        table, counters, blocks, start // BLOCK, count, signed(seed), source, float(eps), out, **settings(kind),
-        PROBE=delta is not None,
+        noise.quantiles, noise.counters, noise.blocks, start // BLOCK, count, signed(seed), source, float(eps), out,
+        **settings(noise.kind), PROBE=delta is not None,
     )  # fmt: skip
     return out
 
 
-def accumulate(
-    kind: int, table: Tensor, counters: Tensor, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor
-) -> Tensor:
-    """Add amount · z(seed) to delta for every direction in turn. See `zoquant.kernels.noise.compiled.accumulate`.
-
-    Raises:
-        ShapeError: a tensor is not contiguous or of another dtype, or sizes differ.
-    """
-    blocks = counters.shape[1]
-    check_noise(table, counters, delta.device)
-    check_tensor("delta", delta, delta.device)
-    check_directions(blocks, seeds, amounts, delta)
+def accumulate(noise: NoiseTables, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor) -> Tensor:
+    """Add amount · z(seed) to delta for every direction in turn, see `zoquant.kernels.choice.NoiseKernels`."""
+    check_accumulate(noise, seeds, amounts, delta, delta.device)
     if len(seeds) == 1:
-        return draw(kind, table, counters, seeds[0], 0, delta, delta=delta, eps=amounts[0])
+        return draw(noise, seeds[0], 0, delta, delta=delta, eps=amounts[0])
     numbers = torch.tensor([signed(seed) for seed in seeds], device=delta.device, dtype=torch.int64)
     factors = torch.tensor(amounts, device=delta.device, dtype=torch.float32)
-    directions = (numbers, factors, len(seeds))
-    launch(_accumulate, grid(blocks), delta.device, table, counters, blocks, *directions, delta, **settings(kind))
+    launch(
+        _accumulate, grid(noise.blocks), delta.device,
+        noise.quantiles, noise.counters, noise.blocks, numbers, factors, len(seeds), delta, **settings(noise.kind),
+    )  # fmt: skip
     return delta
 
 

@@ -14,6 +14,7 @@ from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel
 from zoquant.kernels.checks import check_tensor
 from zoquant.kernels.noise.definition import BLOCK
+from zoquant.kernels.noise.tables import NoiseTables
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 _RATIOS = (_I, _P, _P, _L, _P, _P, _P, _L, _P, _F, _P, _I)
@@ -21,16 +22,12 @@ _COMPOSE = (_P, _L, _P, _F, _P, _I)
 
 
 def ratios(
-    noise: tuple[int, Tensor, Tensor],
-    evaluations: Sequence[tuple[int, float, int]],
-    vectors: Tensor,
-    least: float,
-    out: Tensor,
+    noise: NoiseTables, evaluations: Sequence[tuple[int, float, int]], vectors: Tensor, least: float, out: Tensor
 ) -> Tensor:
     """Write (1 + u + ε z) / (1 + u), with u and u + ε z at least `least`, to one row of `out` for each evaluation.
 
     Args:
-        noise: number of the distribution, quantiles and counters, as `zoquant.kernels.noise.compiled.draw` takes them.
+        noise: what the directions are drawn from.
         evaluations: seed of the direction, 0 ≤ seed < 2⁶⁴, its signed length ε, and the row of `out`.
         vectors: u, float32 `[n]`, n a multiple of 128.
         least: bound of u.
@@ -42,8 +39,7 @@ def ratios(
     Raises:
         ShapeError: a tensor is not contiguous float32 on the CPU, or they do not fit together.
     """
-    kind, quantiles, counters = noise
-    count = counters.shape[1] * BLOCK
+    count = noise.blocks * BLOCK
     check_tensor("vectors", vectors, shape=(count,))
     check_tensor("out", out, shape=(len(out), count))
     if any(not 0 <= row < len(out) for _, _, row in evaluations):
@@ -52,7 +48,7 @@ def ratios(
     seeds = (ctypes.c_uint64 * len(by_seed))(*(seed for seed, _, _ in by_seed))
     lengths = (ctypes.c_float * len(by_seed))(*(length for _, length, _ in by_seed))
     rows = (ctypes.c_int64 * len(by_seed))(*(row for _, _, row in by_seed))
-    place = kind, quantiles.data_ptr(), counters.data_ptr(), counters.shape[1]
+    place = noise.kind, noise.quantiles.data_ptr(), noise.counters.data_ptr(), noise.blocks
     each = seeds, lengths, rows, len(by_seed)
     run = kernel("ratios", *_RATIOS)
     run(*place, *each, vectors.data_ptr(), least, out.data_ptr(), torch.get_num_threads())

@@ -10,6 +10,7 @@ from torch import Tensor
 from zoquant.errors import ShapeError
 from zoquant.kernels.build import kernel, library
 from zoquant.kernels.noise.definition import BLOCK
+from zoquant.kernels.noise.tables import NoiseTables
 from zoquant.kernels.write.stretch import Stretch, rows_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -66,14 +67,9 @@ def _runs(blocks: Tensor) -> Tensor:
 
 
 def write(
-    table: WriteTable,
-    delta: Tensor,
-    *,
-    relative: bool,
-    noise: tuple[int, Tensor, Tensor] | None = None,
-    seed: int = 0,
+    table: WriteTable, delta: Tensor, *, relative: bool, noise: NoiseTables | None = None, seed: int = 0,
     eps: float = 0.0,
-) -> None:
+) -> None:  # fmt: skip
     """Write theta, or a probe of it, see `zoquant.kernels.choice.WriteKernels`.
 
     Raises:
@@ -85,9 +81,9 @@ def write(
             f"delta: expected contiguous float32 on the CPU, {needed} elements or more, got {delta.dtype} "
             f"{tuple(delta.shape)} on {delta.device}."
         )
+    if noise is not None and noise.blocks * BLOCK < needed:
+        raise ShapeError(f"counters: expected those of {needed // BLOCK} blocks, got {noise.blocks}.")
     kind, quantiles, counters = noise or (0, delta, table.runs)
-    if noise is not None and counters.shape[1] * BLOCK < needed:
-        raise ShapeError(f"counters: expected those of {needed // BLOCK} blocks, got {counters.shape[1]}.")
     kernel("write", *_ARGUMENTS)(
         table.rows.data_ptr(), table.runs.data_ptr(), len(table.runs) - 1, delta.data_ptr(), relative, _LIMITS,
         noise is not None, kind, quantiles.data_ptr(), counters.data_ptr(), counters.shape[-1], seed, eps,

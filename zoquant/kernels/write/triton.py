@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoquant.kernels.noise.tables import NoiseTables
 from zoquant.kernels.noise.triton import grid, noise_of, settings, signed
 from zoquant.kernels.triton_launch import launch
 from zoquant.kernels.write.stretch import Stretch, rows_of
@@ -127,14 +128,9 @@ def _write(
 
 
 def write(
-    table: WriteTable,
-    delta: Tensor,
-    *,
-    relative: bool,
-    noise: tuple[int, Tensor, Tensor] | None = None,
-    seed: int = 0,
+    table: WriteTable, delta: Tensor, *, relative: bool, noise: NoiseTables | None = None, seed: int = 0,
     eps: float = 0.0,
-) -> None:
+) -> None:  # fmt: skip
     """Write theta, or a probe of it, in one launch, see `zoquant.kernels.choice.WriteKernels`."""
     kind, quantiles, counters = noise or (0, delta, table.rows)
     rows = table.rows.shape[1]

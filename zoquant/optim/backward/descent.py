@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import FLOAT16_OVERFLOWS, CheckpointError, LossError
 from zoquant.optim.backward.layer_checkpoints import checkpointed
-from zoquant.optim.closures import Closure
+from zoquant.optim.closures import Closure, shares_of
 from zoquant.optim.measuring import StepResult
 from zoquant.record.rules import Adam, Rule
 from zoquant.views.flat_buffer import Space
@@ -57,9 +57,15 @@ class GradientDescent:
         checkpoint: bool = False,
         reduce: Reduce | None = None,
     ) -> None:
-        for name, value, good in (("lr", lr, lr >= 0), ("decay", decay, decay >= 0), ("clip", clip or 1.0, clip != 0)):
-            if not (good and math.isfinite(value) and value >= 0):
+        for name, value in (("lr", lr), ("decay", decay)):
+            if not 0 <= value < math.inf:
                 raise ValueError(f"GradientDescent: {name} is {value!r}, expected a finite number of at least 0.")
+        if lr * decay > 1:
+            raise ValueError(
+                f"GradientDescent: lr is {lr!r}, expected at most 1 / decay = {1 / decay:g}: more leaps over the base."
+            )
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"GradientDescent: clip is {clip!r}, expected a finite number above 0, or None.")
         self.views, self.lr, self.clip, self.decay = views, lr, clip, decay
         self.rule: Rule = Adam() if rule is None else rule
         self.steps = 0
@@ -108,12 +114,13 @@ class GradientDescent:
             What the step saw; its derivative is that along g itself: the norm of g, before it was cut.
 
         Raises:
+            ValueError: the weights are not as many finite numbers above 0. Nothing has changed.
             LossError: a loss has no gradient, or a loss or a gradient is NaN or infinite. Nothing moved; the step
                 counts.
             Exception: whatever a closure raises; nothing moved, and the step does not count.
         """
         closures = [closure] if callable(closure) else list(closure)
-        shares = [1.0] * len(closures) if weights is None else list(weights)
+        shares = shares_of(closures, weights) if closures or total is None else []
         whole = sum(shares) if total is None else total
         try:
             loss, norm = self._gradient(closures, [share / whole for share in shares])
@@ -144,7 +151,7 @@ class GradientDescent:
         """Go on from what `state` returned.
 
         Raises:
-            CheckpointError: a tensor is missing, or has another shape or dtype. Nothing has changed.
+            CheckpointError: a tensor is missing, has another shape or dtype, or is not finite. Nothing has changed.
         """
         own = self.state()
         for name in own.keys() | state.keys():
@@ -154,6 +161,8 @@ class GradientDescent:
                     f"{name}: the state of a descent has {_told(given)}, expected {_told(expected)}. Go on with the "
                     "views and the rule of the run."
                 )
+            if not torch.isfinite(given).all():
+                raise CheckpointError(f"{name}: the state of a descent holds NaN or infinity. Begin the run again.")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
@@ -195,11 +204,16 @@ class GradientDescent:
     @torch.no_grad()
     def _move(self, norm: float) -> None:
         """Move every delta by what the rule makes of its gradient, and write theta."""
-        self.moves += 1
+        sizes: dict[torch.device, int] = {}
+        for parameter in self._parameters.values():
+            sizes[parameter.device] = max(sizes.get(parameter.device, 0), parameter.numel())
+        scratch = {device: torch.empty(size, device=device) for device, size in sizes.items()}
+        self.moves += 1  # from here on nothing asks for memory
         cut = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         for name, parameter in self._parameters.items():
             gradient = cast(Tensor, parameter.grad)
-            move = self.rule.transform(gradient.mul_(cut), self._states[name], self.moves, torch.empty_like(gradient))
+            free = scratch[parameter.device].view(-1)[: parameter.numel()].view(parameter.shape)
+            move = self.rule.transform(gradient.mul_(cut), self._states[name], self.moves, free)
             if self.decay:
                 parameter.mul_(1 - self.lr * self.decay)
             parameter.add_(move.mul_(-self.lr))

@@ -17,6 +17,10 @@ class Probe(NamedTuple):
     seed: int | None
     eps: tuple[float, ...]
 
+    def of(self, group: int) -> tuple[int | None, float]:
+        """Return seed and length in one group; a group that stays at theta has no seed."""
+        return (self.seed if self.eps[group] else None), self.eps[group]
+
 
 class Prober(Protocol):
     """How the losses of probes are evaluated."""

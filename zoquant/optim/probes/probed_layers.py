@@ -77,7 +77,7 @@ class ProbedLayers:
         self._scalings = []
         for number, group in enumerate(groups):
             for buffer in group.vectors:
-                found = ratios(buffer, group.noise, [(probe.seed, probe.eps[number]) for probe in probes])
+                found = ratios(buffer, group.noise, [probe.of(number) for probe in probes])
                 self._scalings += [_Scaling(layer, found, rows) for layer in buffer.layers]
         self._handles: list[RemovableHandle] = []
 

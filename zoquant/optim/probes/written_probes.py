@@ -37,8 +37,9 @@ class WrittenProbes:
         return [self.loss(probe, loss, step) for probe in plan]
 
     def loss(self, probe: Probe, closure: AnyClosure, step: int) -> float:
-        for views, noise, eps in zip(self.views, self.noises, probe.eps, strict=True):
-            views.write(seed=probe.seed if eps else None, eps=eps, noise=noise)
+        for group, (views, noise) in enumerate(zip(self.views, self.noises, strict=True)):
+            seed, eps = probe.of(group)
+            views.write(seed=seed, eps=eps, noise=noise)
         with torch.no_grad():
             returned = closure()
         return loss_of(returned, step)

@@ -5,24 +5,23 @@ with the highest mean log-probability a token. With surface-form correction sums
 (`large_models/run.py` of its repository).
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from zoquant.errors import DataError, quoted, quoted_all
+from zoquant.errors import DataError, shown
 from zoquant.tasks.encoding import Encoder
 from zoquant.tasks.evaluation import Evaluation, Metric
-from zoquant.tasks.fitting import in_groups
-from zoquant.tasks.kinds.sequences import Scored, Sequences
+from zoquant.tasks.kinds.sequences import Scored, SequenceExamples, Sequences, log_probs_of
 from zoquant.tasks.rows import Row
-from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.template import Prompt
 
 
-class MultipleChoice:
+class MultipleChoice(SequenceExamples[Sequences]):
     """Examples with options.
 
     Args:
@@ -54,12 +53,12 @@ class MultipleChoice:
         sfc: str | None = None,
     ) -> None:
         prompt.check(rows, [prompt.label, *options])
+        super().__init__([0] * len(rows), device)
         texts = [options_of(row, options, number) for number, row in enumerate(rows, 1)]
         self.right = [
             right_options(row[prompt.label], found, number)
             for number, (row, found) in enumerate(zip(rows, texts, strict=True), 1)
         ]
-        self.device = device
         encoder = Encoder(tokenizer, max_length, prefix)
         tokens = [[encoder.continuation(prompt.follow(text), prompt.ending) for text in found] for found in texts]
         self.options = _sequences(encoder, [prompt.prompt(row) for row in rows], tokens)
@@ -68,19 +67,10 @@ class MultipleChoice:
             free = Prompt(sfc)
             free.check(rows)
             self.empty = _sequences(Encoder(tokenizer, max_length), [free.prompt(row) for row in rows], tokens)
-        self._draws = Draws([0] * len(rows))
 
-    def __len__(self) -> int:
-        return len(self.options)
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> Sequences:
-        """Return the right options of the examples of one training step, a pure function of its arguments."""
-        examples = self._draws.of_step(seed, step, size)
+    def batch(self, examples: Sequence[int]) -> Sequences:
+        """Return the right options of some examples."""
         return Sequences.of([self.options[i][self.right[i][0]] for i in examples], self.device)
-
-    def loss(self, model: nn.Module, batch: Sequences) -> Tensor:
-        """Return the mean of −log p over the tokens of the right options, in nats."""
-        return batch.loss(model)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
@@ -99,24 +89,16 @@ class MultipleChoice:
             else:
                 scores = [total - other for total, other in zip(sums[number], free[number], strict=True)]
             first = self.right[number][0]
-            right.append(scores.index(max(scores)) in self.right[number])
+            known = not any(map(math.isnan, scores))
+            right.append(scores.index(max(scores)) in self.right[number] if known else math.nan)
             losses.append(-sums[number][first])
             counts.append(float(options[first].count))
         metrics = {"accuracy": Metric.share(right), "loss": Metric.mean(losses, counts)}
         return Evaluation("accuracy", metrics, len(self))
 
     def _sums(self, model: nn.Module, examples: Sequence[Sequence[Scored]], size: int) -> list[list[float]]:
-        """Return the log-probability of every option, those of like length together in a forward."""
-        flat = [option for options in examples for option in options]
-        sums = [0.0] * len(flat)
-
-        def measure(some: list[int]) -> list[float]:
-            found: list[float] = Sequences.of([flat[i] for i in some], self.device).log_probs(model).tolist()
-            return found
-
-        for some, values in in_groups(by_length([len(option.ids) for option in flat], size), measure):
-            for place, value in zip(some, values, strict=True):
-                sums[place] = value
+        """Return the log-probability of every option."""
+        sums = log_probs_of(model, [option for options in examples for option in options], self.device, size)
         ends = list(accumulate(map(len, examples)))
         return [sums[end - len(options) : end] for end, options in zip(ends, examples, strict=True)]
 
@@ -131,29 +113,34 @@ def options_of(row: Row, columns: Sequence[str], number: int) -> list[str]:
     options = value if len(columns) == 1 else [row[column] for column in columns]
     if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise DataError(
-            f"row {number}: options are {quoted(options)}, expected a list of two texts or more in column "
+            f"row {number}: options are {shown(options)}, expected a list of two texts or more in column "
             f"{columns[0]!r}, or a column for each: --options choice1,choice2."
         )
     return options
 
 
 def right_options(label: str | list[str], options: Sequence[str], number: int) -> list[int]:
-    """Return the numbers of the right options.
+    """Return the numbers of the right options; those of one text are all right.
 
     Raises:
         DataError: the label names no option, or can be read as a number and as a text that differ.
     """
     texts = label if isinstance(label, list) else [label]
-    found = [place for text in texts for place, option in enumerate(options) if option == text]
     index = int(label) if isinstance(label, str) and label.isdecimal() and int(label) < len(options) else None
-    if index is not None and found and found[0] != index:
+    found = [place for text in texts for place, option in enumerate(options) if option == text]
+    if index is not None and found and index not in found:
         raise DataError(
-            f"row {number}: the label {quoted(label)} is the text of option {found[0]} and the number of option "
-            f"{index}. Write the label in words."
+            f"row {number}: the label {label!r} is the text of option {found[0]} and the number of option {index}. "
+            "Write the label in words."
         )
-    if not found and index is None:
-        raise DataError(f"row {number}: the label {quoted(label)} is none of the options {quoted_all(options):.120}.")
-    return found or [index]  # type: ignore[list-item]
+    if index is not None:
+        return [place for place, option in enumerate(options) if option == options[index]]
+    if not found:
+        raise DataError(
+            f"row {number}: the label {shown(label)} is none of the options {shown(list(options))}. Name the "
+            "column that holds its text or its number, from 0: --label-column."
+        )
+    return found
 
 
 def _sequences(encoder: Encoder, prompts: list[str], tokens: list[list[list[int]]]) -> list[list[Scored]]:

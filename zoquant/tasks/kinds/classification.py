@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError, quoted_all
+from zoquant.errors import DataError
 from zoquant.tasks.encoding import Encoder, padded
-from zoquant.tasks.evaluation import Evaluation, Metric
-from zoquant.tasks.fitting import in_groups
+from zoquant.tasks.kinds.examples import WordChoices
 from zoquant.tasks.rows import Row
-from zoquant.tasks.sampling import Draws, by_length
+from zoquant.tasks.sampling import by_length
 from zoquant.tasks.scoring import hidden_states, logits_at
 from zoquant.tasks.template import Prompt, Template, label_numbers
 
@@ -59,7 +58,7 @@ class Batch:
         return Batch(self.ids[rows], self.lengths[start:stop], self.labels[start:stop], self.rows[rows])
 
 
-class Classification:
+class Classification(WordChoices[Batch]):
     """Examples of one template, ready to be scored by a causal language model.
 
     Args:
@@ -90,12 +89,15 @@ class Classification:
         balanced: bool = True,
     ) -> None:
         template.check(rows, [template.label])
-        self.device = device
-        self.labels = label_numbers(rows, template.words, template.label)
+        labels = label_numbers(rows, template.words, template.label)
         encoder = Encoder(tokenizer, max_length, prefix)
         self.words = [encoder.continuation(template.continuation(value), template.ending) for value in template.words]
+        if len({tuple(word) for word in self.words}) < len(self.words):
+            words = ", ".join(map(repr, template.words.values()))
+            raise DataError(f"labels: two of {words} are the same tokens. Choose other words.")
         after = [max(map(len, self.words))] * len(rows)
         self.prompts = encoder.prompts([template.prompt(row) for row in rows], after)
+        super().__init__(labels, [len(prompt) for prompt in self.prompts], device, balanced=balanced)
         self.empty: list[list[int]] = []
         if sfc is not None:
             free = Prompt(sfc)
@@ -103,25 +105,10 @@ class Classification:
             self.empty = Encoder(tokenizer, max_length).prompts([free.prompt(row) for row in rows], after)
         self._single = all(len(word) == 1 for word in self.words)
         self._tokens = torch.tensor([word[0] for word in self.words], device=device)
-        self._draws = Draws(self.labels if balanced else [0] * len(rows))
-        if len({tuple(word) for word in self.words}) < len(self.words):
-            raise DataError(
-                f"labels: two of {quoted_all(template.words.values())} are the same tokens. Choose other words."
-            )
-
-    def __len__(self) -> int:
-        return len(self.prompts)
 
     def batch(self, examples: Sequence[int]) -> Batch:
         """Return some examples as a batch."""
         return self._batch([self.prompts[i] for i in examples], [self.labels[i] for i in examples])
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> Batch:
-        """Return the batch of one training step: a pure function of seed and step, so that a run can go on anywhere.
-
-        Balanced, every label has its share of the batch. Its examples, or all, come in an order drawn anew each epoch.
-        """
-        return self.batch(self._draws.of_step(seed, step, size))
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yield all examples, sorted by length so that little is padded."""
@@ -144,37 +131,9 @@ class Classification:
             return logits_at(model, last, self._tokens)
         return self._long_scores(model, states, batch, summed)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy over the label words, a scalar."""
-        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
-
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy over the label words of each example, float32 `[examples]`."""
         return nn.functional.cross_entropy(self.scores(model, batch), batch.labels, reduction="none")
-
-    def accuracy(self, model: nn.Module, batch: Batch) -> float:
-        """Return the share of the examples whose true word scores best."""
-        return float((self.scores(model, batch).argmax(-1) == batch.labels).double().mean())
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
-        """Return accuracy and loss over all examples."""
-        right: list[bool] = []
-        losses: list[float] = []
-        offsets = self._offsets(model)
-
-        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
-            batch = self.batch(examples)
-            scores = self.scores(model, batch, summed=offsets is not None)
-            if offsets is not None:
-                scores = scores - offsets[examples]
-            lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
-            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
-
-        for _, (hits, lost) in in_groups(by_length([len(prompt) for prompt in self.prompts], batch_size), measure):
-            right += hits
-            losses += lost
-        return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
 
     def _batch(self, prompts: Sequence[list[int]], labels: Sequence[int]) -> Batch:
         rows = prompts if self._single else [prompt + word for prompt in prompts for word in self.words]
@@ -194,6 +153,9 @@ class Classification:
         scores = torch.cat([self.scores(model, batch, summed=True) for batch in batches])
         place = {prompt: number for number, prompt in enumerate(distinct)}
         return scores[[place[tuple(prompt)] for prompt in self.empty]]
+
+    def _sums(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.scores(model, batch, summed=True)
 
     def _long_scores(self, model: nn.Module, states: Tensor, batch: Batch, summed: bool) -> Tensor:
         """Score words of several tokens: the mean of their tokens' log-probabilities, or the sum."""

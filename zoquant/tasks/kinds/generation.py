@@ -11,50 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError, quoted
+from zoquant.errors import DataError, one_of, shown
 from zoquant.tasks.decoding import write_greedily
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.evaluation import Evaluation, Metric, Sample
 from zoquant.tasks.fitting import in_groups
-from zoquant.tasks.kinds.sequences import Scored, Sequences
+from zoquant.tasks.kinds.sequences import Scored, SequenceExamples, Sequences
 from zoquant.tasks.metrics import METRICS
 from zoquant.tasks.rows import Row
-from zoquant.tasks.sampling import Draws, by_length
+from zoquant.tasks.sampling import by_length
 from zoquant.tasks.template import Prompt
 
 _SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Questions:
-    """A batch of prompts with their answers.
+class Questions(Sequences):
+    """A batch of prompts with their first answers, whose tokens count.
 
     Attributes:
-        answers: prompts with their first answer, whose tokens count.
         examples: their numbers in the task.
-        by_example: whether examples weigh alike in a mean, as where each has a score, or as many as their tokens.
     """
 
-    answers: Sequences
-    examples: tuple[int, ...]
-    by_example: bool = False
+    examples: tuple[int, ...] = ()
 
-    @property
-    def weight(self) -> int:
-        """The number of tokens that count, or of examples."""
-        return len(self.examples) if self.by_example else self.answers.weight
-
-    def halves(self) -> tuple["Questions", "Questions"]:
-        """Return the first and the second half of the examples."""
-        middle = len(self.examples) // 2
-        first, second = self.answers.halves()
-        return (
-            replace(self, answers=first, examples=self.examples[:middle]),
-            replace(self, answers=second, examples=self.examples[middle:]),
-        )
+    def part(self, some: slice) -> "Questions":
+        """Return some neighbouring rows."""
+        return replace(super().part(some), examples=self.examples[some])
 
 
-class Generation:
+class Generation(SequenceExamples[Questions]):
     """Prompts to be answered by a causal language model.
 
     Args:
@@ -86,11 +72,12 @@ class Generation:
         prefix: str = "",
     ) -> None:
         if metric not in (*METRICS, "loss"):
-            raise DataError(f"metric is {metric!r}, expected one of {', '.join([*METRICS, 'loss'])}.")
+            raise DataError(f"metric is {metric!r}, expected {one_of([*METRICS, 'loss'], metric)}")
         prompt.check(rows, [prompt.label])
+        super().__init__([0] * len(rows), device)
         self.rows, self.metric, self.max_new_tokens, self.stop = rows, metric, max_new_tokens, stop
-        self.tokenizer, self.device = tokenizer, device
-        self.references = [_answers(row[prompt.label], number) for number, row in enumerate(rows, 1)]
+        self.tokenizer = tokenizer
+        self.references = [answers_of(row, prompt.label, number) for number, row in enumerate(rows, 1)]
         self.texts = [prompt.prompt(row) for row in rows]
         encoder = Encoder(tokenizer, max_length, prefix)
         self._ends, self._stop_is_token = _end_tokens(tokenizer, stop)
@@ -99,22 +86,11 @@ class Generation:
         answers = [encoder.continuation(text, prompt.ending) + end for text in texts]
         self.prompts = encoder.prompts(self.texts, [max(max_new_tokens, len(answer)) for answer in answers])
         self.answers = [Scored.after(ids, answer) for ids, answer in zip(self.prompts, answers, strict=True)]
-        self._draws = Draws([0] * len(rows))
-
-    def __len__(self) -> int:
-        return len(self.prompts)
 
     def batch(self, examples: Sequence[int]) -> Questions:
         """Return some examples as a batch."""
-        return Questions(Sequences.of([self.answers[i] for i in examples], self.device), tuple(examples))
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> Questions:
-        """Return the batch of one training step, a pure function of its arguments."""
-        return self.batch(self._draws.of_step(seed, step, size))
-
-    def loss(self, model: nn.Module, batch: Questions) -> Tensor:
-        """Return the mean of −log p over the tokens of the answers, in nats."""
-        return batch.answers.loss(model)
+        found = Questions.of([self.answers[i] for i in examples], self.device)
+        return replace(found, examples=tuple(examples))
 
     @torch.no_grad()
     def generate(self, model: nn.Module, batch: Questions) -> list[str]:
@@ -145,11 +121,6 @@ class Generation:
 
         return StoppingCriteriaList([stopped])
 
-    def score(self, metric: str, batch: Questions, texts: Sequence[str]) -> list[float]:
-        """Return a metric of generated texts, one for each example of the batch."""
-        pairs = zip(texts, batch.examples, strict=True)
-        return [METRICS[metric](text, self.references[example]) for text, example in pairs]
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 16) -> Evaluation:
         """Return the metric, F1, exact match and loss over all examples, and the first generations."""
@@ -159,7 +130,7 @@ class Generation:
 
         def measure(examples: list[int]) -> tuple[list[float], list[str]]:
             batch = self.batch(examples)
-            lost = (-batch.answers.log_probs(model)).tolist()
+            lost = (-batch.log_probs(model)).tolist()
             return lost, [""] * len(examples) if self.metric == "loss" else self.generate(model, batch)
 
         groups = by_length([len(prompt) for prompt in self.prompts], batch_size)
@@ -171,24 +142,28 @@ class Generation:
         loss = {"loss": Metric.mean(sums, counts)}
         if self.metric == "loss":
             return Evaluation("loss", loss, len(self))
-        scores = {name: self._scores(name, texts) for name in dict.fromkeys((self.metric, "f1", "exact-match"))}
+        pairs = list(zip(texts, self.references, strict=True))
+        names = dict.fromkeys((self.metric, "f1", "exact-match"))
+        scores = {name: [METRICS[name](text, answers) for text, answers in pairs] for name in names}
         metrics = {name: Metric.share(values) for name, values in scores.items()}
-        return Evaluation(self.metric, metrics | loss, len(self), self._samples(texts, scores[self.metric]))
-
-    def _scores(self, metric: str, texts: Sequence[str]) -> list[float]:
-        return [METRICS[metric](text, answers) for text, answers in zip(texts, self.references, strict=True)]
-
-    def _samples(self, texts: Sequence[str], scores: Sequence[float]) -> tuple[Sample, ...]:
-        return tuple(
-            Sample(self.texts[i], texts[i], tuple(self.references[i]), scores[i])
-            for i in range(min(_SAMPLES, len(self)))
-        )
+        seen = zip(self.texts[:_SAMPLES], pairs, scores[self.metric], strict=False)
+        samples = tuple(Sample(prompt, text, tuple(answers), score) for prompt, (text, answers), score in seen)
+        return Evaluation(self.metric, metrics | loss, len(self), samples)
 
 
-def _answers(value: Any, number: int) -> list[str]:
+def answers_of(row: Row, column: str, number: int) -> list[str]:
+    """Return the answers of a row.
+
+    Raises:
+        DataError: there is none, or one is no text.
+    """
+    value = row[column]
     answers = value if isinstance(value, list) else [value]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise DataError(f"row {number}: the answer is {quoted(value)}, expected a text or a list of texts.")
+        raise DataError(
+            f"row {number}: the answer is {shown(value)}, expected a text or a list of texts in column {column!r}. "
+            "Leave the row out, or name another column: --label-column."
+        )
     return answers
 
 

@@ -1,21 +1,23 @@
 """Language modelling: every token of a text counts, or every token that an assistant says in a chat."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from zoquant.errors import DataError, quoted
+from zoquant.errors import DataError, shown
 from zoquant.tasks.evaluation import Evaluation, Metric
-from zoquant.tasks.fitting import in_groups
-from zoquant.tasks.kinds.sequences import Scored, Sequences
+from zoquant.tasks.kinds.sequences import Scored, SequenceExamples, Sequences, log_probs_of
 from zoquant.tasks.rows import Row
-from zoquant.tasks.sampling import Draws, by_length
+from zoquant.tasks.rows.naming import naming
+from zoquant.tasks.template import NO_ROW
+
+log = logging.getLogger("zoquant")
 
 
-class LanguageModeling:
+class LanguageModeling(SequenceExamples[Sequences]):
     """Texts for a causal language model to predict.
 
     Args:
@@ -29,38 +31,19 @@ class LanguageModeling:
     def __init__(self, texts: Sequence[Scored], device: torch.device) -> None:
         if not texts:
             raise DataError("the data hold no text of two tokens or more, expected at least one. Is the split empty?")
-        self.texts, self.device = texts, device
-        self._draws = Draws([0] * len(texts))
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> Sequences:
-        """Return the batch of one training step, a pure function of its arguments."""
-        return self.batch(self._draws.of_step(seed, step, size))
+        super().__init__([0] * len(texts), device)
+        self.texts = texts
 
     def batch(self, examples: Sequence[int]) -> Sequences:
         """Return some texts as a batch."""
         return Sequences.of([self.texts[i] for i in examples], self.device)
 
-    def loss(self, model: nn.Module, batch: Sequences) -> Tensor:
-        """Return the mean of −log p over the tokens that count, in nats."""
-        return batch.loss(model)
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 16) -> Evaluation:
         """Return the loss over all tokens that count; texts are what varies in its interval."""
-        sums: list[float] = []
-        counts: list[float] = []
-
-        def measure(examples: list[int]) -> list[float]:
-            found: list[float] = (-self.batch(examples).log_probs(model)).tolist()
-            return found
-
-        for examples, lost in in_groups(by_length([len(text.ids) for text in self.texts], batch_size), measure):
-            sums += lost
-            counts += [float(self.texts[i].count) for i in examples]
-        return Evaluation("loss", {"loss": Metric.mean(sums, counts)}, len(self))
+        sums = log_probs_of(model, self.texts, self.device, batch_size)
+        loss = Metric.mean([-each for each in sums], [float(text.count) for text in self.texts])
+        return Evaluation("loss", {"loss": loss}, len(self))
 
 
 def text_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length: int | None = None) -> list[Scored]:
@@ -73,11 +56,11 @@ def text_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
         max_length: most tokens of a sequence; None for no bound.
 
     Raises:
-        DataError: a row has no such column.
+        DataError: a row has no such column, or something else than text in it.
     """
-    check_column(rows, column)
+    check_texts(rows, column)
     found: list[list[int]] = tokenizer([row[column] for row in rows])["input_ids"]
-    width = max_length or max(map(len, found))
+    width = max_length or max(1, *map(len, found))
     pieces = [ids[start : start + width] for ids in found for start in range(0, len(ids), width)]
     return [Scored(ids, [False] + [True] * (len(ids) - 1)) for ids in pieces if len(ids) > 1]
 
@@ -85,7 +68,8 @@ def text_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
 def chat_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length: int | None = None) -> list[Scored]:
     """Return chats as sequences, laid out by the tokenizer's chat template; what the assistant says counts.
 
-    A chat longer than the model ends early; one whose assistant says nothing within it is left out.
+    A chat longer than the model ends early; one whose assistant says nothing within it is left out. How many were cut
+    and left out is logged as a warning.
 
     Args:
         rows: the data.
@@ -98,31 +82,47 @@ def chat_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("the tokenizer has no chat template. Take a chat model, or --task generation with a template.")
-    check_column(rows, column)
+    check_chats(rows, column)
     chats = []
     for number, row in enumerate(rows, 1):
-        with _naming(number):
+        with naming(f"row {number}"):
             chats.append(_chat(row[column], tokenizer))
     cut = [Scored(chat.ids[:max_length], chat.scored[:max_length]) for chat in chats]
-    return [chat for chat in cut if chat.count]
+    kept = [chat for chat in cut if chat.count]
+    if short := sum(len(each.ids) < len(chat.ids) for each, chat in zip(cut, chats, strict=True)):
+        log.warning(
+            "%d of %d chats are longer than the %d tokens of the model: their ends are cut off, and %d of them are "
+            "left out, since the assistant says nothing before.", short, len(chats), max_length, len(cut) - len(kept),
+        )  # fmt: skip
+    return kept
 
 
-@contextmanager
-def _naming(number: int) -> Iterator[None]:
-    """Say of which row an error within speaks."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"row {number}: {error}") from error
+def check_chats(rows: Sequence[Row], column: str) -> None:
+    """See that every row has messages of which the assistant says one.
+
+    Raises:
+        DataError: one has not.
+    """
+    check_column(rows, column)
+    for number, row in enumerate(rows, 1):
+        messages = row[column]
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise DataError(
+                f"row {number}: expected a list of messages with role and content in column {column!r}, got "
+                f"{shown(messages)}. Rename the parts, or name the column that holds them: --template '{{{column}}}'."
+            )
+        if not any(message["role"] == "assistant" for message in messages):
+            raise DataError(
+                f"row {number}: no message has the role assistant, so there is nothing to learn. Leave the row out, or "
+                "rename the role."
+            )
+
+
+def _is_message(part: Any) -> bool:
+    return isinstance(part, dict) and {"role", "content"} <= {*part}
 
 
 def _chat(messages: Any, tokenizer: Any) -> Scored:
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
-    ):
-        raise DataError(f"expected a list of messages with role and content, got {quoted(messages)}.")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DataError("no message has the role assistant, so there is nothing to learn.")
     whole = _ids(tokenizer, messages)
     scored = [False] * len(whole)
     for place, message in enumerate(messages):
@@ -135,7 +135,7 @@ def _chat(messages: Any, tokenizer: Any) -> Scored:
                     "tokens cannot be told apart. Put each answer into a row of its own."
                 )
             scored[start:end] = [True] * (end - start)
-    return Scored(whole, scored)
+    return Scored(whole, [False, *scored[1:]])  # nothing stands before the first, so nothing predicts it
 
 
 def _upto(whole: list[int], tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> int | None:
@@ -196,12 +196,29 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = F
     return text
 
 
-def check_column(rows: Sequence[Row], column: str) -> None:
-    """See that every row has the column of the texts or chats.
+def check_texts(rows: Sequence[Row], column: str) -> None:
+    """See that every row has a text.
 
     Raises:
         DataError: one has not.
     """
+    check_column(rows, column)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row[column], str):
+            raise DataError(
+                f"row {number}: expected a text in column {column!r}, got {shown(row[column])}. Name the column that "
+                f"holds the text: --template '{{{column}}}'; a list of messages is for --task chat."
+            )
+
+
+def check_column(rows: Sequence[Row], column: str) -> None:
+    """See that every row has the column of the texts or chats.
+
+    Raises:
+        DataError: there is no row, or one has not.
+    """
+    if not rows:
+        raise DataError(NO_ROW)
     for number, row in enumerate(rows, 1):
         if column not in row:
             raise DataError(

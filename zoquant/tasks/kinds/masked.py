@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import DataError, quoted_all
+from zoquant.errors import DataError
 from zoquant.tasks.encoding import log, padded
-from zoquant.tasks.evaluation import Evaluation, Metric
-from zoquant.tasks.fitting import in_groups
+from zoquant.tasks.kinds.examples import WordChoices
 from zoquant.tasks.rows import Row
-from zoquant.tasks.sampling import Draws, by_length
 from zoquant.tasks.template import LABEL, Fielded, check_words, label_numbers
 
 
@@ -73,7 +71,7 @@ class MaskedBatch:
         return MaskedBatch(self.ids[some], self.seen[some], self.masks[some], self.labels[some])
 
 
-class MaskedClassification:
+class MaskedClassification(WordChoices[MaskedBatch]):
     """Examples of one cloze, ready to be scored by a masked language model.
 
     A text that is too long loses the beginning of what stands before the mask, and then the end of what follows it.
@@ -103,8 +101,7 @@ class MaskedClassification:
         if tokenizer.mask_token_id is None:
             raise DataError("the tokenizer has no mask token. Take a masked model, or --task classification.")
         cloze.check(rows, [cloze.label])
-        self.device = device
-        self.labels = label_numbers(rows, cloze.words, cloze.label)
+        labels = label_numbers(rows, cloze.words, cloze.label)
         words = [tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for word in cloze.words.values()]
         for word, ids in zip(cloze.words.values(), words, strict=True):
             if len(ids) != 1:
@@ -112,22 +109,18 @@ class MaskedClassification:
                     f"labels: {word.strip()!r} is {len(ids)} tokens, but a mask is one. Choose another word."
                 )
         if len({ids[0] for ids in words}) < len(words):
-            raise DataError(
-                f"labels: two of {quoted_all(cloze.words.values())} are the same token. Choose other words."
-            )
+            said = ", ".join(map(repr, cloze.words.values()))
+            raise DataError(f"labels: two of {said} are the same token. Choose other words.")
         self._tokens = torch.tensor([ids[0] for ids in words], device=device)
         self._fill = tokenizer.pad_token_id or 0
         fitted = [_fit(*cloze.sides(row), tokenizer, max_length) for row in rows]
         self.texts = [ids for ids, _, _ in fitted]
         self.masks = [place for _, place, _ in fitted]
+        super().__init__(labels, [len(text) for text in self.texts], device, balanced=balanced)
         if cut := sum(was for _, _, was in fitted):
             log.warning(
                 "%d of %d texts are longer than the %s tokens of the model and are cut.", cut, len(rows), max_length
             )
-        self._draws = Draws(self.labels if balanced else [0] * len(rows))
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def batch(self, examples: Sequence[int]) -> MaskedBatch:
         """Return some examples as a batch."""
@@ -135,10 +128,6 @@ class MaskedClassification:
         ids, seen = padded(texts, self._fill), padded([[1] * len(text) for text in texts])
         masks, labels = (torch.tensor([values[i] for i in examples]) for values in (self.masks, self.labels))
         return MaskedBatch(*(tensor.to(self.device) for tensor in (ids, seen, masks, labels)))
-
-    def batch_of_step(self, seed: int, step: int, size: int) -> MaskedBatch:
-        """Return the batch of one training step: every label has its share."""
-        return self.batch(self._draws.of_step(seed, step, size))
 
     def scores(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
         """Return the logits of the label words at the mask: float32 `[examples, labels]`."""
@@ -152,31 +141,6 @@ class MaskedClassification:
             logits = head(states[rows, batch.masks])
         found: Tensor = logits[:, self._tokens].float()
         return found
-
-    def loss(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
-        """Return the mean cross-entropy over the label words, a scalar."""
-        return nn.functional.cross_entropy(self.scores(model, batch), batch.labels)
-
-    def accuracy(self, model: nn.Module, batch: MaskedBatch) -> float:
-        """Return the share of the examples whose true word scores best."""
-        return float((self.scores(model, batch).argmax(-1) == batch.labels).double().mean())
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
-        """Return accuracy and loss over all examples."""
-        right: list[bool] = []
-        losses: list[float] = []
-
-        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
-            batch = self.batch(examples)
-            scores = self.scores(model, batch)
-            lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
-            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
-
-        for _, (hits, lost) in in_groups(by_length([len(text) for text in self.texts], batch_size), measure):
-            right += hits
-            losses += lost
-        return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
 
 
 def _fit(before: str, after: str, tokenizer: Any, max_length: int | None) -> tuple[list[int], int, bool]:

@@ -1,13 +1,19 @@
-"""Batches of token ids of which some are scored: what language modelling, choices and answers have in common."""
+"""Sequences of token ids of which some are scored: what language modelling, choices and answers have in common."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.tasks.encoding import padded
+from zoquant.tasks.fitting import in_groups
+from zoquant.tasks.kinds.examples import Examples
+from zoquant.tasks.sampling import by_length
 from zoquant.tasks.scoring import hidden_states, token_log_probs
+
+S = TypeVar("S", bound="Sequences")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Sequences:
     by_example: bool = False
 
     @classmethod
-    def of(cls, sequences: Sequence[Scored], device: torch.device) -> "Sequences":
+    def of(cls: type[S], sequences: Sequence[Scored], device: torch.device) -> S:
         """Return sequences as a batch."""
         ids, scored = padded([each.ids for each in sequences]), padded([each.scored for each in sequences]).bool()
         return cls(ids.to(device), scored.to(device), tuple(len(each.ids) for each in sequences))
@@ -60,14 +66,14 @@ class Sequences:
         """The number of tokens that count, or of rows."""
         return len(self.rows) if self.by_example else int(self.scored.sum())
 
-    def halves(self) -> tuple["Sequences", "Sequences"]:
+    def halves(self: S) -> tuple[S, S]:
         """Return the first and the second half of the rows."""
         middle = len(self.rows) // 2
-        return self.part(0, middle), self.part(middle, len(self.rows))
+        return self.part(slice(middle)), self.part(slice(middle, None))
 
-    def part(self, start: int, stop: int) -> "Sequences":
+    def part(self: S, some: slice) -> S:
         """Return some neighbouring rows."""
-        return replace(self, ids=self.ids[start:stop], scored=self.scored[start:stop], rows=self.rows[start:stop])
+        return replace(self, ids=self.ids[some], scored=self.scored[some], rows=self.rows[some])
 
     def log_probs(self, model: nn.Module) -> Tensor:
         """Return the log-probability of each row's scored tokens, summed: float32 `[rows]`."""
@@ -75,6 +81,31 @@ class Sequences:
         sums = torch.zeros(len(self.rows), device=values.device)
         return sums.index_add_(0, self.scored.nonzero(as_tuple=True)[0], values)
 
-    def loss(self, model: nn.Module) -> Tensor:
-        """Return the mean of −log p over the scored tokens, a scalar."""
-        return -self.log_probs(model).sum() / int(self.scored.sum())
+
+class SequenceExamples(Examples[S]):
+    """Examples that are learned by the log-probability of their scored tokens."""
+
+    def loss(self, model: nn.Module, batch: S) -> Tensor:
+        """Return the mean of −log p over the tokens that count, in nats, a scalar."""
+        return -batch.log_probs(model).sum() / int(batch.scored.sum())
+
+
+def log_probs_of(model: nn.Module, sequences: Sequence[Scored], device: torch.device, size: int) -> list[float]:
+    """Return the summed log-probability of each sequence's scored tokens, those of like length together in a forward.
+
+    Args:
+        model: a causal language model.
+        sequences: any number of them.
+        device: where batches go.
+        size: most sequences a forward.
+    """
+    sums = [0.0] * len(sequences)
+
+    def measure(some: list[int]) -> list[float]:
+        found: list[float] = Sequences.of([sequences[i] for i in some], device).log_probs(model).tolist()
+        return found
+
+    for some, values in in_groups(by_length([len(each.ids) for each in sequences], size), measure):
+        for place, value in zip(some, values, strict=True):
+            sums[place] = value
+    return sums

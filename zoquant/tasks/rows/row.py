@@ -17,4 +17,6 @@ def _plain(value: Any) -> Any:
         return row_of(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
+    if isinstance(value, bytes):  # text too, in the Parquet files of some programs
+        return value.decode("utf-8", "backslashreplace")
     return value if isinstance(value, str) else "" if value is None else str(value)

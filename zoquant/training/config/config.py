@@ -14,7 +14,7 @@ import torch
 
 from zoquant.checkpoint.loading import Runtime
 from zoquant.checkpoint.sha256 import checkpoint_sha256
-from zoquant.errors import ConfigError, DataError, quoted
+from zoquant.errors import ConfigError, DataError, shown
 from zoquant.files.sha256 import file_sha256
 from zoquant.registry import own_package
 from zoquant.tasks import TaskSettings
@@ -146,7 +146,7 @@ class Config:
                 convert(name, value, key_of(name).kind)
             if values.get("reward") is not None and "reward" not in changes:
                 raise ConfigError(
-                    f"reward is {quoted(values['reward'])}: a file alone runs no command, and sends nothing to a URL. "
+                    f"reward is {shown(values['reward'])}: a file alone runs no command, and sends nothing to a URL. "
                     "If you trust it, say it on the command line as well: --reward.",
                     "reward",
                 )
@@ -239,7 +239,7 @@ def _keys_of(owner: Any) -> Iterator[Key]:
 
 def _check_sha256(found: Any) -> None:
     if not isinstance(found, dict):
-        raise ConfigError(f"{_SHA256} is {quoted(found)}, expected a table of {', '.join(_FILES)}.", _SHA256)
+        raise ConfigError(f"{_SHA256} is {shown(found)}, expected a table of {', '.join(_FILES)}.", _SHA256)
     for name in found:
         if name not in _FILES:
             key = f"{_SHA256}.{name}"

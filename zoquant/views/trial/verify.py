@@ -85,11 +85,12 @@ def _agreed_output(layer: AttachedLayer, x: Tensor, when: str) -> Tensor:
     module = layer.module
     with torch.no_grad():
         y: Tensor = module(x)
-        how = disagreement(y, product(module, layer.backend.dequantize(module), x), y.dtype)
+        bound = TOLERANCE.get(y.dtype, COARSEST)
+        how = disagreement(y, product(module, layer.backend.dequantize(module), x), bound)
     if how:
         raise UnsupportedLayoutError(
             f"{_name(layer)} ({layer.backend.name}): {when} the output of {type(module).__name__} is {how} what its "
-            f"dequantized weight says, expected within {TOLERANCE.get(y.dtype, COARSEST):g}. The kernel does not "
+            f"dequantized weight says, expected within {bound:g}. The kernel does not "
             "compute what its values say, or dequantize() of the backend is wrong: load the model with the library's "
             "plain torch kernel, or with zoquant.load(..., runtime='native')."
         )

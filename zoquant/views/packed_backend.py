@@ -1,0 +1,49 @@
+"""The backend of layers that hold a matrix as `zoquant.native` knows it: all but the matrix follows from it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zoquant.native.packed import PackedWeight
+from zoquant.protocol import Grid, ScaleView
+from zoquant.views.tensor_views import TensorView
+
+
+class PackedBackend(ABC):
+    """Base of such backends; an implementation of `zoquant.protocol.Backend` and `Gridded`.
+
+    What a layer does otherwise is one method that a backend overrides.
+
+    Attributes:
+        name: how messages and `zoquant backends` call it, in kebab-case.
+    """
+
+    name: str
+
+    @abstractmethod
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix of a layer, over the tensors that its forward reads, such as its format makes of a file."""
+
+    def open(self, module: nn.Module) -> Sequence[ScaleView]:
+        """Return a view of every continuous field, in the order of the file."""
+        packed = self.packed(module)
+        return [
+            TensorView(field.name, field.role, packed.value(field.name), dtype=field.dtype) for field in packed.fields
+        ]
+
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return the grids of the fields that together scale the weights."""
+        return self.packed(module).grids()
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """Return the weight, float32 `[out_features, in_features]`."""
+        with torch.no_grad():
+            return self.packed(module).dequantize()
+
+    def sample_input(self, module: nn.Module) -> Tensor:
+        """Return random numbers `[2, in_features]` in the dtype and on the device of the first field."""
+        packed = self.packed(module)
+        x = torch.randn(2, packed.columns, generator=torch.Generator().manual_seed(0))
+        return x.to(packed.value(packed.fields[0].name))
