@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import zoquant
 from tests.folders import save_folder, tiny_llama
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.cli.app import COMMANDS, main
+from zoquant.cli.flags import MOST, PANELS
 from zoquant.optim.measuring import StepResult
 from zoquant.training import Config
+from zoquant.training.config import keys
 from zoquant.training.steps import Steps
 
 
@@ -325,6 +328,28 @@ def test_a_run_is_compared_before_the_model_is_loaded(
     )
     assert "was begun with lr not given" in shell.error(*FREE, "--lr", "0.5", "--out", "run", "--resume")
     assert "gone: holds no run to resume" in shell.error(*FREE, "--out", "gone", "--resume")
+
+
+def test_a_pattern_that_matches_nothing_is_named(shell: Shell, folder: Path) -> None:
+    patterns = ("--include", "model.layers.0.*", "--include", "model.layer.1.*", "--exclude", "*.up_project.*")
+    _, _, err = call(*shell.tools, *TRAIN, "--out", "run", *patterns)
+    warned = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 2
+    assert warned[0].startswith("warning: include model.layer.1.* matches no key of base.gguf, where keys are such as ")
+    assert warned[1].startswith("warning: exclude *.up_project.* matches no key of base.gguf")
+
+
+def test_the_help_of_train_has_parts(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    parts = shell.text("train", "--help").split("\n╭─ ")[1:]
+    flags = {part.split(" ─")[0]: re.findall(r"^│ *(--[a-z-]+)", part, re.MULTILINE) for part in parts}
+    assert list(flags)[2:] == list(PANELS)
+    assert flags[MOST] == [
+        "--data", "--eval-data", "--template", "--labels", "--steps", "--batch-size", "--lr", "--out", "--config",
+        "--resume",
+    ]  # fmt: skip
+    assert max(map(len, flags.values())) < 20
+    assert {f"--{key.replace('_', '-')}" for key in keys()} - {"--model", "--roles"} <= set().union(*flags.values())
 
 
 def test_a_warning_is_a_line_of_plain_words(shell: Shell, folder: Path) -> None:

@@ -18,6 +18,16 @@ TASK = tuple(each.name for each in fields(TaskSettings))
 """The keys that say what a task is."""
 SOURCE = ("runtime", "compute_dtype", "activation_dtype", "device")
 """The keys that say how a model is computed."""
+MOST = "What most runs need"
+_STEPS = "The steps"
+PANELS = {
+    MOST: ("model", "data", "eval_data", "template", "labels", "steps", "batch_size", "lr"),
+    "The task": (*TASK, "batches", "protocol", "objective", "reward", "reward_timeout"),
+    "What moves": ("subspace", "roles", "include", "exclude", "coupled", "space"),
+    "How it is computed": SOURCE,
+    _STEPS: (),
+}
+"""In which part of the help a key stands: the first that names it, else the last."""
 
 _ARGUMENT = "model"
 _SINGULAR = {"roles": "--role"}
@@ -26,6 +36,11 @@ _ESCAPED = ("template", "stop")
 r"""Flags in whose text \n is a new line."""
 
 Command = Callable[..., None]
+
+
+def panel_of(name: str) -> str:
+    """Return the part of the help that a key stands in."""
+    return next((panel for panel, names in PANELS.items() if name in names), _STEPS)
 
 
 def with_flags(*names: str) -> Callable[[Command], Command]:
@@ -96,7 +111,7 @@ def _option(key: Key) -> Any:
         return typer.Argument(help=key.help)
     name = f"--{key.name.replace('_', '-')}"
     flag = f"{name}/--no-{name[2:]}" if key.kind is bool else _SINGULAR.get(key.name, name)
-    return typer.Option(flag, help=key.help, show_default=_shown(key))
+    return typer.Option(flag, help=key.help, show_default=_shown(key), rich_help_panel=panel_of(key.name))
 
 
 def _shown(key: Key) -> str | bool:

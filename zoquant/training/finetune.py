@@ -1,13 +1,16 @@
 """A whole fine-tuning job in one call: read, load, train, save, summarize. Command line and demo stand on it."""
 
 import json
+import logging
 from collections import Counter
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoquant.checkpoint.inspection import list_keys
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
@@ -29,6 +32,8 @@ from zoquant.training.run_folder import SHA256, RunFolder
 from zoquant.training.settings import AUTO
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run
+
+log = logging.getLogger("zoquant")
 
 _LABELS_TOLD = 5
 """How many labels of the data are named."""
@@ -78,6 +83,7 @@ def finetune(
     identity = _identity(made, parts, chosen, reward)
     if resume:
         folder.check(asdict(made.settings) | identity, CHOSEN if made.settings.subspace == AUTO else ())
+    _name_patterns(made)
     on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
     job = _job(made, parts, config.source.open(), folder, chosen, reward)
     job = replace(job, identity=identity, config=made if said else None)
@@ -107,6 +113,19 @@ def _check(config: Config, objective: str | Objective, reward: Reward | None) ->
     if config.settings.subspace == "rows-columns":
         per_example = objective == "loss" and config.asked.kind == "classification"
         check_rows_columns(per_example, f"task {config.asked.task} with objective {_name(objective)}")
+
+
+def _name_patterns(config: Config) -> None:
+    """Warn of a pattern that matches no key of the checkpoint: others may, so that the run would not show it."""
+    given = {name: getattr(config.settings, name) or () for name in ("include", "exclude")}
+    keys = [each["key"] for each in list_keys(config.model)] if any(given.values()) else []
+    for name, patterns in given.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(key, pattern) for key in keys):
+                log.warning(
+                    "%s %s matches no key of %s, where keys are such as %s. `zoquant inspect --keys` lists all.",
+                    name, pattern, config.model, next(iter(keys), "none"),
+                )  # fmt: skip
 
 
 def _job(
