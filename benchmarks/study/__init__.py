@@ -2,7 +2,7 @@
 
     python -m benchmarks.study run --data sst2 --out benchmarks/results/study --minutes 60
     python -m benchmarks.study table --out benchmarks/results/study
-    python -m benchmarks.study plot --out benchmarks/results/study --to docs/study.png
+    python -m benchmarks.study plot --out benchmarks/results/study --to docs/images/study.png
 
 `--data` is a folder with train.tsv, dev.tsv and test.tsv: a sentence, a tab, 0 or 1 on each line. The model is
 SmolLM2-135M-Instruct in GGUF Q4_1. Finished runs are left alone and interrupted ones go on to the same numbers, so

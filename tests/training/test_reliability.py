@@ -1,4 +1,4 @@
-"""The promises of docs/reliability.md: each names a test that exists, and the figures are those that were measured."""
+"""The promises of reliability.md: each names a test that exists, and the figures are those that were measured."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "understand" / "reliability.md").read_text(encoding="utf-8")
 ROWS = [line.split("|")[1:-1] for line in PAGE.splitlines() if line.startswith("|")][2:]
 
 

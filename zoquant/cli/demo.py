@@ -26,7 +26,7 @@ CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = Template("Customer review: {sentence} The customer felt {label}", {"0": "unhappy", "1": "happy"})
 TASK = TaskSettings(template=TEMPLATE.text, labels=TEMPLATE.words)
 SETTINGS = Settings(steps=150, lr=1.5e-2, eps=3e-2, include=("*.layers.2?.*",))
-"""Only the upper ten layers move: their derivatives have the least noise, see docs/benchmarks.md."""
+"""Only the upper ten layers move: their derivatives have the least noise, see docs/project/study.md."""
 
 
 def checkpoint() -> Path:

@@ -5,7 +5,7 @@ own. In a linearized model of sentiment classification the layers 15 to 23 of 30
 with them and a direction for each example a run reaches in a quarter of the forwards what two-point probes of all
 layers reach.
 
-Source: our study, docs/benchmarks.md; one model and one task, so it is a default and no law.
+Source: our study, docs/project/study.md; one model and one task, so it is a default and no law.
 """
 
 from collections.abc import Iterable

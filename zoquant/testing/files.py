@@ -1,35 +1,65 @@
 """Laws 4 and 5: the index names the bytes of every view, and an export changes those alone."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import save_file
 
 from zoquant.checkpoint.exporting import export
 from zoquant.checkpoint.stored_files import checksums_of, holds
 from zoquant.checkpoint.stored_values import read_base
 from zoquant.errors import ZoquantError
-from zoquant.protocol import Checksum, Span
+from zoquant.protocol import Checksum, Format, Span
 from zoquant.record.delta import save_delta
+from zoquant.registry import all_formats
 from zoquant.testing.case import values_of
 from zoquant.testing.format_case import FormatCase, end_of, span_bytes
 from zoquant.testing.results import ConformanceError
 from zoquant.testing.tensors import same_bits
 
 _FOREIGN = {"empty": b"", "text": b"not a checkpoint\n", "zeros": bytes(4096)}
+_CONFIG: dict[str, object] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+_FOLDERS: dict[str, dict[str, object]] = {
+    "an empty folder": {},
+    "a folder of plain weights": _CONFIG,
+    "a folder of another method": _CONFIG | {"quantization_config": {"quant_method": "a-method-that-nobody-has"}},
+}
 
 
 def check_sniff_knows_only_its_own(case: FormatCase) -> None:
-    """sniff() says yes to the checkpoint and no to files of no kind, and never raises."""
+    """sniff() says yes to the checkpoint, no to files of no kind and to folders of others, and never raises."""
+    name = case.format.name
     if not case.format.sniff(case.path):
-        raise ConformanceError(f"{case.path}: sniff() says no to a checkpoint of the format {case.format.name}.")
-    with TemporaryDirectory() as folder:
-        for name, data in _FOREIGN.items():
-            path = Path(folder, name)
+        raise ConformanceError(f"{case.path}: sniff() says no to a checkpoint of the format {name}.")
+    with TemporaryDirectory() as place:
+        for what, data in _FOREIGN.items():
+            path = Path(place, what)
             path.write_bytes(data)
-            if case.format.sniff(path):
-                raise ConformanceError(f"sniff() of the format {case.format.name} says yes to a file of {name}.")
+            if _sniffs(case.format, path):
+                raise ConformanceError(f"sniff() of the format {name} says yes to a file of {what}.")
+        for what, config in _FOLDERS.items():
+            path = Path(place, what)
+            path.mkdir()
+            if config:
+                (path / "config.json").write_text(json.dumps(config))
+                save_file({"model.norm.weight": torch.ones(4)}, path / "model.safetensors")
+            others = [each.name for each in all_formats() if each.name != name and each.sniff(path)]
+            if _sniffs(case.format, path) and (others or config != _CONFIG):
+                whose = f", which is of the format {others[0]}: nobody could load it then" if others else ""
+                raise ConformanceError(f"sniff() of the format {name} says yes to {what}{whose}. Ask what is in it.")
+
+
+def _sniffs(format: Format, path: Path) -> bool:
+    try:
+        return format.sniff(path)
+    except Exception as error:
+        raise ConformanceError(
+            f"sniff() of the format {format.name} raised {type(error).__name__} for {path.name}, expected yes or no: "
+            f"{error}"
+        ) from error
 
 
 def check_summary_agrees_with_the_file(case: FormatCase) -> None:

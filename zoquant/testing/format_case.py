@@ -1,16 +1,19 @@
 """What the checks of a format run on: a checkpoint, its index, and a model on native layers."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoquant.checkpoint.stored_files import files_of
-from zoquant.protocol import PLAIN_ROLES, ROLES, Format, Span
+from zoquant.protocol import PLAIN_ROLES, ROLES, Format, Role, Span
 from zoquant.record.delta import save_delta
 from zoquant.testing.case import attached
 from zoquant.views.model_views import Views
+
+Reference = Callable[[Path], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,28 @@ class FormatCase:
         format: the format.
         compute_dtype: dtype of the matrix products.
         steps: training steps of the check that nothing drifts, for each layer.
+        reference: returns weights as somebody else reads them, by path of layer, float32 `[out_features, in_features]`.
     """
 
     path: Path
     format: Format
     compute_dtype: torch.dtype
     steps: int
+    reference: Reference | None = None
 
     def open(self, path: Path | None = None) -> tuple[nn.Module, Views]:
-        """Return a fresh native model of the checkpoint, or of another, and all views of what a checkpoint holds.
+        """Return a fresh native model of the checkpoint, or of another, and all views of what a checkpoint holds."""
+        place = path or self.path
+        model, _ = self.format.open_native(place, compute_dtype=self.compute_dtype, device=torch.device("cpu"))
+        return model, attached(model, roles=self.roles())
+
+    def roles(self) -> list[Role]:
+        """Return the roles of views of the checkpoint.
 
         Plain parameters are views if the index names any of their role: a folder with an adapter has none of its base.
         """
-        place = path or self.path
-        model, _ = self.format.open_native(place, compute_dtype=self.compute_dtype, device=torch.device("cpu"))
-        named = {span.role for span in self.format.index(place).values()}
-        return model, attached(model, roles=[role for role in ROLES if role not in PLAIN_ROLES or role in named])
+        named = {span.role for span in self.format.index(self.path).values()}
+        return [role for role in ROLES if role not in PLAIN_ROLES or role in named]
 
     def moved(self, delta: Path) -> Views:
         """Return the views of a fresh model, moved so far that some scales stop at zero; write their delta to a file.

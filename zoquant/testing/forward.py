@@ -165,13 +165,14 @@ def _check_move(
     with context():
         y0 = layer.output()
     w0 = layer.backend.dequantize(layer.module).clone()
+    p0 = product(layer.module, w0, layer.x)
     move()
     with context():
         y1 = layer.output()
     w1 = layer.backend.dequantize(layer.module)
     if not (w0.any() or w1.any()) or same_bits(view.read(), old):
         return
-    p0, p1 = product(layer.module, w0, layer.x), product(layer.module, w1, layer.x)
+    p1 = product(layer.module, w1, layer.x)
     if torch.equal(p0, p1) or torch.equal(y0, y1):
         what = "dequantize()" if torch.equal(p0, p1) else "the output"
         raise ConformanceError(

@@ -51,7 +51,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on rows of data and fill a run folder.
 
-    Under torchrun all ranks train together; rank 0 alone evaluates and fills the folder, see docs/distributed.md.
+    Under torchrun all ranks train together; rank 0 alone evaluates and fills the folder: see docs/how-to.
 
     Args:
         config: the run: model, data, task, settings. With a protocol, the step that does best on the rows for choices

@@ -1,7 +1,7 @@
 """What a run moves when nobody says: rows and columns, with a direction for each example, where that is possible.
 
 On SmolLM2-135M and SST-2 that gets in a quarter of the forwards where calibrated two-point probes of all values get,
-and it spends none on calibration; see docs/benchmarks.md. A number or a choice that is given is meant for a run of
+and it spends none on calibration; see docs/project/study.md. A number or a choice that is given is meant for a run of
 values, so it makes the run one.
 """
 

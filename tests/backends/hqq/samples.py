@@ -1,6 +1,7 @@
 """Small HQQ layers and checkpoints, the same bytes every time, written without hqq."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,4 +159,4 @@ def hqq_linear(
 
 
 BACKEND_SAMPLES: dict[str, Callable[[], nn.Module]] = {"hqq.core.quantize.HQQLinear": hqq_linear}
-FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"hqq": hqq_archive}
+FORMAT_SAMPLES: dict[str, Callable[[Path], Path]] = {"hqq": partial(hqq_archive, old=True)}

@@ -1,4 +1,4 @@
-"""The part of docs/benchmarks.md that benchmarks/results gives: the rest of the page is written by hand."""
+"""The parts of the pages of results that benchmarks/results gives: the rest of them is written by hand."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from benchmarks.growth import fits, told
 from docs.matrix import table
 
 BEGIN, END = "<!-- make docs: begin -->\n", "<!-- make docs: end -->\n"
-PLOT = Path(__file__).parent / "growth.png"
+PLOT = Path(__file__).parent / "images" / "growth.png"
 _MODELS = (
     "Models are random, shapes of llama in Q4_1; views, batch and directions are varied on one of 135 million weights."
 )
@@ -21,13 +21,37 @@ def with_results(page: str, folder: Path) -> str:
     """Return the page with what stands between its two marks made anew.
 
     Args:
-        page: text of docs/benchmarks.md.
+        page: text of docs/results/speed.md.
         folder: the JSON files of benchmarks.bench, benchmarks.gpu_suite and benchmarks.growth.
     """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return _between(page, _results([each for each in found if "kind" in each]))
+
+
+def with_runs(page: str, path: Path) -> str:
+    """Return the page with what stands between its two marks made anew.
+
+    Args:
+        page: text of docs/results/quality.md.
+        path: the lines of benchmarks.gradient.
+    """
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    head = ("task", "way", "seed", "steps", "before", "after (95 %)", "rows", "peak memory", "step / forward")
+    return _between(page, table(head, [_run(each) for each in runs]))
+
+
+def _between(page: str, made: str) -> str:
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return "".join([before, BEGIN, _results([each for each in found if "kind" in each]), END, after])
+    return "".join([before, BEGIN, made, END, after])
+
+
+def _run(found: Mapping[str, Any]) -> list[str]:
+    low, high = found["interval"]
+    after = f"{found['after']:.1%} ({low:.1%} to {high:.1%})"
+    numbers = [f"{found['before']:.1%}", after, str(found["examples"]), f"{found['peak_mib']:,.0f} MiB"]
+    named = [found["task"], found["way"], str(found["seed"]), f"{found['steps']} of {found['batch']}"]
+    return [*named, *numbers, f"{found['overhead']:.2f}"]
 
 
 def _results(found: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +103,7 @@ def _growth(found: Mapping[str, Any]) -> str:
     parts = [
         f"## Growth, {machine['processor']}\n",
         f"{machine['threads']} threads, torch {machine['torch']}; {count} points, a sweep in turn. {_MODELS}\n",
-        f"![Points and lines]({PLOT.name})\n" if PLOT.exists() else "",
+        f"![Points and lines](../images/{PLOT.name})\n" if PLOT.exists() else "",
         "".join(f"- {told(name, each)}\n" for name, each in fits(found["points"]).items()),
     ]
     return "\n".join(part for part in parts if part)

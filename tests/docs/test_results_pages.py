@@ -1,12 +1,11 @@
-"""The part of docs/benchmarks.md between its marks is what benchmarks/results gives."""
+"""What stands between the marks of the pages of results is what was measured."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from docs.generate import BENCHMARKS, benchmarks
-from docs.results import BEGIN, END, with_results
+from docs.measured import BEGIN, END, with_results, with_runs
 
 SPREAD = {"q1": 1.0, "median": 1.5, "q3": 2.0}
 GPU = {
@@ -46,10 +45,6 @@ BENCH = {
                     "activations": {"correlation": 0.98, "relative_error": 0.2}},
     "peers": {"Full": SHARES, "Wide": {"skipped": "does not fit"}},
 }  # fmt: skip
-
-
-def test_the_page_is_what_the_results_give() -> None:
-    assert BENCHMARKS.read_text(encoding="utf-8") == benchmarks(), "docs/benchmarks.md is stale: run `make docs`"
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
@@ -104,3 +99,15 @@ def test_quick_and_short_runs_stay_out(tmp_path: Path) -> None:
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not enough values"):
         with_results("nothing\n", tmp_path)
+
+
+def test_runs_become_a_table(tmp_path: Path) -> None:
+    run = {
+        "task": "trec", "way": "backward, adam", "seed": 0, "steps": 25, "batch": 16, "examples": 400,
+        "before": 0.375, "after": 0.875, "interval": [0.825, 0.9], "peak_mib": 1756.2, "overhead": 4.0507,
+    }  # fmt: skip
+    (tmp_path / "runs.jsonl").write_text(json.dumps(run) + "\n", encoding="utf-8")
+    text = with_runs(f"{BEGIN}old{END}", tmp_path / "runs.jsonl")
+    row = "| trec | backward, adam | 0 | 25 of 16 | 37.5% | 87.5% (82.5% to 90.0%) | 400 | 1,756 MiB | 4.05 |"
+    assert f"{row}\n" in text
+    assert "old" not in text
