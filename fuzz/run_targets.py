@@ -71,7 +71,7 @@ def _read_run(path: Path, everything: bool) -> None:
     folder = RunFolder(path)
     folder.read_calibration()
     folder.evaluations()
-    folder.read_samples()
+    read_lines(folder.samples)
     if folder.settings.exists():
         folder.read_settings()
     MicroBatches(folder.micro_batches).halvings(1)

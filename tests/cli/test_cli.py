@@ -177,9 +177,7 @@ def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> No
     other = "begun with activation_dtype float32, now it is bfloat16"
     assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
     settings = json.loads(Path("run/settings.json").read_text())
-    assert [settings.pop(name) for name in ("runtime", "activation_dtype")] == ["native", "float32"]
-    Path("run/settings.json").write_text(json.dumps(settings))  # as versions wrote it that named neither
-    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    assert [settings[name] for name in ("runtime", "activation_dtype")] == ["native", "float32"]
     chosen = ("--runtime", "native", "--activation-dtype", "float32")
     assert shell.json(*TRAIN, "--out", "run", "--resume", *chosen)["steps"] == 4
     Path("run/settings.json").write_text(json.dumps(settings | {"runtime": "vendor"}))

@@ -93,8 +93,8 @@ def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _by_forwards(settings: Mapping[str, Any]) -> bool:
-    """Whether the steps of the run were made of losses alone; folders did not name it at first."""
-    return bool(settings.get("gradient", "forward") == "forward")
+    """Whether the steps of the run were made of losses alone."""
+    return bool(settings["gradient"] == "forward")
 
 
 def _measured(summary: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zoquant.errors import CheckpointError, OutputExistsError, reason_of, shown
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
@@ -141,7 +141,7 @@ class RunFolder:
             CheckpointError: it holds no run, or one of other settings; the first one is named.
         """
         self._check_begun()
-        before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
+        before, after = self.read_settings(), json.loads(json.dumps(settings))
         found = {name: value for name, value in (self.read_calibration() or {}).items() if before.get(name) is None}
         for name in after | before:
             given = after.get(name)
@@ -162,12 +162,12 @@ class RunFolder:
             CheckpointError: the folder holds no run, or its settings are damaged.
         """
         self._check_begun()
-        found: Subspace = self.read_settings().get("subspace", "values")
+        found = self.read_settings().get("subspace")
         if found not in SUBSPACES:
             raise CheckpointError(
                 f"{self.settings}: subspace is {shown(found)}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
             )
-        return found
+        return cast(Subspace, found)
 
     def _check_begun(self) -> None:
         if not self.settings.exists():
@@ -237,10 +237,6 @@ class RunFolder:
                 )
         return lines
 
-    def read_samples(self) -> list[dict[str, Any]]:
-        """Return the lines of the samples file: generations of each evaluation, with its step."""
-        return read_lines(self.samples)
-
     def append_metrics(self, progress: Progress) -> None:
         """Add one line to the metrics file."""
         line: dict[str, Any] = {"step": progress.step, "seconds": progress.seconds}
@@ -275,12 +271,6 @@ class RunFolder:
     def _append_samples(self, step: int, found: Evaluation) -> None:
         for sample in found.samples:
             append_line(self.samples, {"step": step, **asdict(sample)})
-
-
-def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with the defaults of those that folders did not name at first."""
-    runtime = "native" if settings.get("device") == "cpu" else "auto"
-    return {"runtime": runtime, "activation_dtype": "float32"} | settings
 
 
 def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

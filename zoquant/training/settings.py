@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
 
+from zoquant.errors import one_of
 from zoquant.kernels.noise.definition import Kind, Noise, Unit
 from zoquant.optim.backward.descent import GradientDescent, Reduce
 from zoquant.optim.choosing import Numbers, by_rule
@@ -76,15 +77,13 @@ class Settings:
         if not (1 <= self.micro_batches <= self.batch_size and self.micro_batches.bit_count() == 1):
             most = f"expected a power of 2 of at most batch_size, {self.batch_size}"
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
-        if self.gradient not in ("forward", "backward"):
-            raise ValueError(f"gradient is {self.gradient!r}, expected one of forward, backward.")
-        if self.subspace not in (AUTO, *SUBSPACES):
-            raise ValueError(f"subspace is {self.subspace!r}, expected one of {', '.join((AUTO, *SUBSPACES))}.")
-        for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):
-            if value is not None and value not in known:
-                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
+        known = {
+            "schedule": get_args(Schedule), "gradient": ("forward", "backward"), "subspace": (AUTO, *SUBSPACES),
+            "estimator": ESTIMATORS, "rule": (None, *RULES),
+        }  # fmt: skip
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} is {value!r}, expected {one_of(filter(None, choices), value)}")
         if self.gradient == "backward":
             self._check_backward()
         elif self.checkpoint:

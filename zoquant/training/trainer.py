@@ -22,7 +22,6 @@ from zoquant.training.resident_memory import rss_bytes
 from zoquant.training.settings import AUTO, Settings
 from zoquant.training.steps import Steps
 from zoquant.training.trails.states import States, go_on
-from zoquant.training.trails.trail import Trail
 from zoquant.training.trails.trajectories import Trajectories
 from zoquant.views.attach import attach
 from zoquant.views.model_views import Views
@@ -93,7 +92,7 @@ class _Run:
         settings: Settings,
         views: Views,
         steps: Steps | BackwardSteps,
-        trail: Trail,
+        trail: Trajectories | States,
         on_progress: OnProgress,
         why: str | None = None,
     ) -> None:
