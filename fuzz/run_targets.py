@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from zoquant import Noise, Trajectory
+from zoquant.files.json_lines import read_lines
 from zoquant.record.delta import Delta, read_delta
 from zoquant.record.group import Group
 from zoquant.record.rules import Adam
