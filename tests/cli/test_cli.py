@@ -114,7 +114,7 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
     shell.json("export", "base.gguf", "--delta", "again.safetensors", "--out", "tuned.gguf")
     assert shell.json("eval", "tuned.gguf", *TASK) == after
     assert "calibrated with" in shell.text(*FREE, "--out", "values", "--subspace", "values")
-    assert "subspace values, since lr is given as 0.01." in shell.text(*TRAIN, "--out", "given")
+    assert "subspace values, since lr is 0.01." in shell.text(*TRAIN, "--out", "given")
     assert "expected one of auto, values, rows-columns" in shell.error(*FREE, "--out", "bad", "--subspace", "rows")
 
 
@@ -325,6 +325,9 @@ def test_a_run_is_compared_before_the_model_is_loaded(
         *FREE, "--batch-size", "2", "--out", "run", "--resume"
     )
     assert "was begun with lr not given" in shell.error(*FREE, "--lr", "0.5", "--out", "run", "--resume")
+    assert "rows.jsonl/a/run: rows.jsonl is a file, so no folder can lie in it" in shell.error(
+        *FREE, "--out", "rows.jsonl/a/run"
+    )
     assert "gone: holds no run to resume" in shell.error(*FREE, "--out", "gone", "--resume")
 
 
@@ -363,6 +366,9 @@ def test_all_that_a_command_lacks_is_told_at_once(shell: Shell, folder: Path) ->
     assert shell.error("export") == "error: not given: base, --delta, --out. See `zoquant export --help`."
     assert shell.error("export", "base.gguf", "--delta", "run").startswith("error: not given: --out.")
     assert shell.error("report").startswith("error: not given: runs.")
+    assert shell.error("bench") == "error: not given: model. Write e.g. model.gguf"
+    assert shell.error("eval", "base.gguf").startswith("error: not given: data, template, labels. Write e.g. --data")
+    assert "not given: model, data, template, labels, out. Write e.g. model.gguf --data" in shell.error("train")
     assert "No such option: --sead" in shell.error("inspect", "base.gguf", "--sead")
     assert "No such command 'trian'. Did you mean 'train'? See `zoquant --help`." in shell.error("trian")
     _, out, _ = call(*shell.tools, "export", "--json")
@@ -375,6 +381,8 @@ def test_replay_takes_the_folder_of_a_run_and_no_step_that_was_not_done(shell: S
     assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
     said = shell.error("replay", "base.gguf", "run", "--out", "more.safetensors", "--steps", "50")
     assert "--steps is 50, but run holds 4" in said
+    said = shell.error("replay", "base.gguf", "rows.jsonl", "--out", "more.safetensors")
+    assert "rows.jsonl: is a .jsonl file, and no trajectory: expected one such as trajectory.safetensors." in said
     assert not (folder / "more.safetensors").exists()
 
 

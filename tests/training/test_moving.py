@@ -83,7 +83,7 @@ def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Cl
         ({"estimator": "one-sided"}, "estimator is 'one-sided'"), ({"probes": 2}, "probes is 2"),
         ({"noise": "gaussian"}, "noise is 'gaussian'"), ({"density": 0.5}, "density is 0.5"),
         ({"rule": "sign"}, "rule is 'sign'"), ({"decay": 0.1}, "decay is 0.1"),
-        ({"coupled": False}, "coupled is False"),
+        ({"coupled": False}, "coupled is false"),
         ({"space": "absolute", "coupled": False}, "space is 'absolute'"),
         ({"roles": ("scale", "dense")}, "roles is"), ({"batch_size": 1}, "batch_size is 1"),
         ({"include": ("*embed_tokens*",)}, "model.embed_tokens"),
@@ -234,7 +234,7 @@ def test_with_all_numbers_given_the_choice_is_still_said(job: Callable[..., Job]
     seen: list[Progress] = []
     work = job(settings=replace(FREE, lr=1e-3, eps=1e-2))
     run(work, on_progress=seen.append)
-    assert [progress.notice for progress in seen if progress.notice] == ["subspace values, since lr is given as 0.001."]
+    assert [progress.notice for progress in seen if progress.notice] == ["subspace values, since lr is 0.001."]
     assert json.loads(work.folder.settings.read_text())["subspace"] == "values"
 
 

@@ -22,12 +22,14 @@ def replay_command(
     from zoquant.checkpoint.replay_views import recorded_views
     from zoquant.cli.progress import waiting
     from zoquant.files.atomic_files import refuse_place
+    from zoquant.files.hub import refuse_text
     from zoquant.record.delta import save_delta
     from zoquant.record.replay import replay
     from zoquant.record.trajectory import Trajectory
     from zoquant.training.run_folder import RunFolder
 
     refuse_place(out)
+    refuse_text(trajectory, "trajectory", "trajectory.safetensors")
     recorded = Trajectory.load(RunFolder(trajectory).recorded if trajectory.is_dir() else trajectory)
     if steps is not None and steps > len(recorded.steps):
         raise ValueError(f"--steps is {steps}, but {trajectory} holds {len(recorded.steps)}. Leave it out to do all.")

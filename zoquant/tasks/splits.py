@@ -67,8 +67,8 @@ def _parts(
         return Parts(read_part(task, data, "train"), dev, None)
     if protocol != "mezo" or task.definition is None or eval_data is not None:
         raise DataError(
-            f"protocol is {protocol!r} with task {task.task} and evaluation data {eval_data}: expected mezo, a named "
-            "task such as sst2, and no evaluation data, since the protocol draws its own."
+            f"protocol is {protocol!r} with task {task.task} and eval_data {eval_data or 'not given'}: expected mezo, "
+            "a named task such as sst2, and no eval_data, since the protocol draws its own."
         )
     if not parts_differ(task, data):
         raise DataError(

@@ -11,12 +11,11 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
+from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError, shown
 from zoquant.optim.default_layers import upper_middle
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.group import Subspace
 from zoquant.tasks import PerExample, Task
-from zoquant.training.config.value import told
 from zoquant.training.settings import AUTO, Settings
 from zoquant.views.attach import attach, claimed
 from zoquant.views.checkpoint_names import kept_names
@@ -92,7 +91,7 @@ def _against(settings: Settings, task: Task[Any]) -> str | None:
     usual = Settings()
     for name in _DECIDING:
         if (given := getattr(settings, name)) != getattr(usual, name):
-            return f"{name} is given as {told(given)}"
+            return f"{name} is {shown(given)}"
     if dist.is_available() and dist.is_initialized():
         return "several processes share the losses of a step"
     if settings.batch_size < _TRIED:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from zoquant.errors import CheckpointError, OutputExistsError, reason_of, shown
+from zoquant.errors import CheckpointError, OutputExistsError, WriteError, reason_of, shown
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
@@ -80,11 +80,15 @@ class RunFolder:
         self.lock.acquire()
 
     def refuse_existing(self) -> None:
-        """Refuse a folder that is there already.
+        """Refuse a folder that is there already, and one that cannot be.
 
         Raises:
             OutputExistsError: it holds a run, or something else.
+            WriteError: it would lie in a file.
         """
+        above = next(place for place in (self.path.parent, *self.path.parents) if place.exists())
+        if not above.is_dir():
+            raise WriteError(f"{self.path}: {above} is a file, so no folder can lie in it. Choose another place.")
         if self.settings.exists():
             raise OutputExistsError(
                 f"{self.path}: already exists and holds a run; nothing is overwritten. Go on with it by --resume, "
