@@ -52,6 +52,19 @@ def test_extras_are_found_by_the_name_that_is_imported(
     assert (found.name, found.install) == (short, f"pip install 'zoquant[{extra}]'")
 
 
+def test_a_checkout_that_is_not_installed_has_no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", unknown)
+    extras.cache_clear()
+    try:
+        assert library("optimum.quanto.nn.QLinear").name == "optimum"
+        assert doctor()["formats"]
+    finally:
+        extras.cache_clear()
+
+
 def test_a_library_without_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     found = library("nobodys_library.layers.Linear")
     assert (found.name, found.distribution, found.version) == ("nobodys_library", "", None)

@@ -127,7 +127,7 @@ def test_another_base_is_refused(toy_file: Path, delta: Path, tmp_path: Path) ->
         "Export to the checkpoint it was trained on."
     )
     wider = write_toy(tmp_path / "wider.toy", toy_model(rows=16))
-    with pytest.raises(ShapeError, match=r"layers\.l0\.d has shape \(8, 2\), expected \(16, 4\)"):
+    with pytest.raises(ShapeError, match=r"layers\.l0\.d has shape \[8, 2\], expected \[16, 4\]"):
         export(wider, delta=delta, out=out)
     assert not out.exists()
 

@@ -110,5 +110,10 @@ def test_refusals(tmp_path: Path) -> None:
             zoquant.load(path, runtime="vendor")
         with pytest.raises(ValueError, match=r"runtime is 'fast', expected 'auto', 'native' or 'vendor'"):
             zoquant.load(path, runtime="fast")  # type: ignore[arg-type]
+        for given, said in ((torch.int8, "torch.int8"), (torch.float8_e5m2, "torch.float8_e5m2"), ("half", "'half'")):
+            with pytest.raises(ValueError, match=rf"load: compute_dtype is {said}, expected torch\.float32, "):
+                zoquant.load(path, compute_dtype=given)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match=rf"load: activation_dtype is {said}, expected torch\.float32, "):
+                zoquant.load(path, activation_dtype=given)  # type: ignore[arg-type]
     finally:
         zoquant.unregister("toy")

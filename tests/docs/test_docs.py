@@ -16,6 +16,7 @@ from tests.tiny import write_checkpoint, write_rows
 from zoquant.cli.app import app
 
 ROOT = Path(__file__).parent.parent.parent
+PLUGIN = ROOT / "examples" / "third_party_plugin"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 LONGEST_README = 1000
@@ -38,10 +39,21 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_rows(tmp_path / "train.jsonl")
     write_rows(tmp_path / "test.jsonl")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(PLUGIN))
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     session: dict[str, Any] = {"__name__": "example"}
     for block in blocks:
         exec(compile(block, str(page), "exec"), session)
+
+
+def test_the_plugin_on_its_page_is_the_example() -> None:
+    page = (ROOT / "docs" / "add-a-format.md").read_text(encoding="utf-8")
+    code = (PLUGIN / "nib3_zoquant.py").read_text(encoding="utf-8").split('"""\n\n', 1)[1]
+    folder, layer, *_ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert f"{folder}\n\n{layer}" == code
+    lines = sum(bool(line) for line in code.splitlines())
+    assert lines <= 35
+    assert f"The plugin has {lines} lines." in page
 
 
 @pytest.mark.parametrize(("page", "words"), LINES, ids=[f"{page}-{n}" for n, (page, _) in enumerate(LINES)])

@@ -116,3 +116,18 @@ def test_a_run_that_cannot_resume_gives_the_lock_back(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected a JSON object"):
         run(job(tmp_path / "run"), resume=True)
     assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_a_lock_that_cannot_say_whose_it_is_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lock = Lock(tmp_path / "run.lock")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(WriteError, match=r"run\.lock: cannot be written: No space left"):
+            lock.acquire()
+    assert list(tmp_path.iterdir()) == []
+    other = Lock(tmp_path / "run.lock")
+    other.acquire()
+    other.release()

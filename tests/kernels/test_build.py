@@ -124,6 +124,15 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert list(build.cache_folder().iterdir()) == []
 
 
+def test_a_compiler_that_speaks_no_unicode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_bytes(b"#!/bin/sh\nprintf 'error: nicht m\\366glich\\n' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "COMPILERS", (str(compiler),))
+    assert build.library() is None
+    assert "failed: error: nicht m" in build.status()
+
+
 def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -535,3 +535,20 @@ def test_zeros_that_cannot_move_in_relative_space_are_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ZOSGD(views, space="absolute")
+
+
+def test_losses_that_no_probe_changes_are_said_once(model: ToyModel) -> None:
+    optimizer, batch = ZOSGD(attach(model)), toy_batch()
+    other = toy_model()
+
+    def steps(count: int, trained: nn.Module) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(count):
+                optimizer.step(lambda: toy_loss(trained, batch))
+        return [str(warning.message) for warning in caught]
+
+    assert steps(7, other) == []
+    assert steps(1, model) == []
+    (said,) = steps(20, other)
+    assert said.startswith("the derivatives of 8 steps in a row are exactly 0: no probe changed the loss")

@@ -81,12 +81,19 @@ def library(name: str) -> Library:
 def extras() -> Mapping[str, str]:
     """Return for every package that an extra of zoquant brings the smallest such extra, by the names that pip uses."""
     brought: defaultdict[str, set[str]] = defaultdict(set)
-    for line in metadata.requires(_PACKAGE) or ():
+    for line in _requirements():
         found = _REQUIREMENT.match(line)
         if found and found[1] != _PACKAGE:
             brought[found[2]].add(_normal(found[1]))
     sizes = sorted((len(packages), extra) for extra, packages in brought.items())
     return {package: extra for _, extra in reversed(sizes) for package in brought[extra]}
+
+
+def _requirements() -> Iterable[str]:
+    try:
+        return metadata.requires(_PACKAGE) or ()
+    except metadata.PackageNotFoundError:  # a checkout that is on the path, not installed
+        return ()
 
 
 def _runtimes(found: Format) -> dict[str, str]:

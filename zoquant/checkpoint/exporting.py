@@ -130,7 +130,9 @@ def _check(what: str, source: Path, index: Mapping[str, Span], change: Delta) ->
                 f"{next(iter(index), 'none')}. Export to the checkpoint it was trained on."
             )
         if tuple(value.shape) != index[key].shape:
-            raise ShapeError(f"{what}: {key} has shape {tuple(value.shape)}, expected {index[key].shape}.")
+            raise ShapeError(
+                f"{what}: {key} has shape {list(value.shape)}, expected {list(index[key].shape)}. Is the delta whole?"
+            )
     _refuse_overlaps(what, source, {key: index[key] for key in change.values})
     here = {key: fingerprint(read_base(source, index[key])) for key in change.values}
     check_base(what, change.base, here)

@@ -55,7 +55,8 @@ def load(
         CheckpointError: not a checkpoint that zoquant knows, damaged, or of an unknown architecture.
         BaseMismatchError: the delta was made on another checkpoint; the first key that differs is named.
         UnsupportedLayoutError: the format has no vendor runtime.
-        ValueError: the runtime is none of the three, or activation_dtype is given for the vendor's.
+        ValueError: the runtime is none of the three, a dtype is no floating one of 16 bits or more, or activation_dtype
+            is given for the vendor's.
     """
     if runtime not in ("auto", "native", "vendor"):
         raise ValueError(f"load: runtime is {runtime!r}, expected 'auto', 'native' or 'vendor'.")
@@ -64,6 +65,9 @@ def load(
             f"load: activation_dtype is {activation_dtype}, but a vendor's layers keep everything in compute_dtype. "
             "Leave it out, or take runtime='native'."
         )
+    for name, given in (("compute_dtype", compute_dtype), ("activation_dtype", activation_dtype)):
+        if given is not None and not _computes(given):
+            raise ValueError(f"load: {name} is {given!r}, expected torch.float32, torch.bfloat16 or torch.float16.")
     path = local_path(path_or_repo)
     found = format_of(path)
     place = torch.device(device) if device is not None else default_device()
@@ -82,6 +86,11 @@ def load(
     if delta is not None:
         _put_on(delta_path(delta), loaded[0])
     return loaded
+
+
+def _computes(dtype: object) -> bool:
+    """Whether products can be taken in a dtype."""
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
 
 
 def _put_on(path: str | Path, model: nn.Module) -> None:

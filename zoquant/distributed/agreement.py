@@ -19,12 +19,7 @@ _MASK = (1 << 64) - 1
 
 
 class Agreement:
-    """Compares what ranks hold.
-
-    Args:
-        optimizer: the optimizer of this rank.
-        parts: for each rank, which part of the model it holds: those of one part have to hold the same.
-    """
+    """Compares what ranks hold: those of one part of the model, see `Sharing.parts`, have to hold the same."""
 
     def __init__(self, optimizer: ZOSGD, parts: Sequence[Hashable]) -> None:
         self.optimizer = optimizer
@@ -57,20 +52,12 @@ class Agreement:
             raise RankError(f"step {self.optimizer.steps}: {what} {_REMEDY}") from None
 
     def compare(self, values: Sequence[Hashable], what: str) -> None:
-        """Refuse values, one a rank, that differ within a part.
-
-        Raises:
-            RankError: the rank that differs is named.
-        """
+        """Refuse values, one a rank, that differ within a part, as `check` does."""
         for part in dict.fromkeys(self.parts):
             self.compare_some({rank: value for rank, value in enumerate(values) if self.parts[rank] == part}, what)
 
     def compare_some(self, values: Mapping[int, Hashable], what: str) -> None:
-        """Refuse values of some ranks that differ.
-
-        Raises:
-            RankError: the rank that differs is named.
-        """
+        """Refuse values of some ranks that differ, as `check` does."""
         odd = odd_ones(values)
         if odd:
             whom = "with each other" if len(odd) == len(values) else "with the others"
@@ -87,14 +74,7 @@ class Agreement:
 def checksum(deltas: Sequence[Tensor]) -> int:
     """Return a number that differs where one element differs: Σ (2i + 1) · sᵢ modulo 2⁶⁴, sᵢ sums of stretches of bits.
 
-    Odd factors have an inverse, so no change of a single element goes unseen. It is computed where the deltas lie, at
-    the speed of reading them.
-
-    Args:
-        deltas: float32 `[n]` each.
-
-    Returns:
-        A signed 64-bit number.
+    Odd factors have an inverse, so no change of a single element goes unseen. The number is signed, of 64 bits.
     """
     total = 0
     for number, delta in enumerate(deltas):
@@ -108,15 +88,7 @@ def checksum(deltas: Sequence[Tensor]) -> int:
 
 
 def digest(settings: Sequence[object], steps: Sequence[Step]) -> int:
-    """Return a number made of settings and steps.
-
-    Args:
-        settings: anything JSON can hold.
-        steps: the steps; the last one is enough for ranks that agreed on those before.
-
-    Returns:
-        A signed 64-bit number.
-    """
+    """Return a signed 64-bit number made of settings, that JSON can hold, and steps."""
     found = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
     for step in steps:
         found.update(struct.pack(f"<{len(step.seeds)}Q{len(step.numbers)}d", *step.seeds, *step.numbers))
@@ -124,11 +96,7 @@ def digest(settings: Sequence[object], steps: Sequence[Step]) -> int:
 
 
 def odd_ones(values: Mapping[int, Hashable]) -> list[int]:
-    """Return the ranks whose value is not the one that most ranks have; all of them where there is no majority.
-
-    Args:
-        values: the value of each rank.
-    """
+    """Return the ranks whose value is not the one that most ranks have; all of them where there is no majority."""
     counts = Counter(values.values()).most_common()
     if len(counts) == 1:
         return []

@@ -1,4 +1,4 @@
-"""What travels between ranks in step: a row of 64-bit numbers each, and when a rank joins, the steps it has missed."""
+"""What travels between ranks: a row of 64-bit numbers a step, the steps that a rank has missed, sums of gradients."""
 
 import json
 from collections.abc import Sequence
@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from zoquant.errors import RankError
 
 
 def gathered(row: Sequence[int]) -> list[list[int]]:
-    """Return the rows of all ranks, in the order of the ranks.
-
-    Args:
-        row: signed 64-bit numbers, as many on every rank.
-    """
+    """Return the rows of all ranks, in their order: signed 64-bit numbers, as many on every rank."""
     own = torch.tensor(row, dtype=torch.int64, device=_device())
     rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, own)
@@ -21,12 +20,7 @@ def gathered(row: Sequence[int]) -> list[list[int]]:
 
 
 def broadcast(value: Any, source: int = 0) -> Any:
-    """Return the value of one rank on all ranks.
-
-    Args:
-        value: anything JSON can hold, of which a float comes out to the bit; ignored on the other ranks.
-        source: the rank.
-    """
+    """Return the value of rank `source` on all ranks: anything JSON can hold, of which a float comes out to the bit."""
     data = json.dumps(value).encode() if dist.get_rank() == source else b""
     size = torch.tensor([len(data)], dtype=torch.int64, device=_device())
     dist.broadcast(size, source)
@@ -35,6 +29,22 @@ def broadcast(value: Any, source: int = 0) -> Any:
         text.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     dist.broadcast(text, source)
     return json.loads(bytes(text.tolist()))
+
+
+def add_up(tensors: Sequence[Tensor], failure: Exception | None) -> None:
+    """Add up tensors over all ranks, in place, to the same bytes, unless a failure kept one from computing its part.
+
+    Raises:
+        Exception: the failure of this rank.
+        RankError: another rank failed; its number is named. Nothing was added.
+    """
+    failed = [rank for rank, (bad,) in enumerate(gathered([int(failure is not None)])) if bad]
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RankError(f"rank {failed[0]} could not compute its part of the step; its own error says why.")
+    for tensor in tensors:
+        dist.all_reduce(tensor)
 
 
 def bits_of(losses: Sequence[float]) -> list[int]:

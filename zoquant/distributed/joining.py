@@ -15,11 +15,6 @@ from zoquant.record.trajectory import Trajectory
 def join(optimizer: ZOSGD, agreement: Agreement, rank: int) -> None:
     """Bring all ranks to the steps of the one that is furthest. All ranks call it.
 
-    Args:
-        optimizer: the optimizer of this rank.
-        agreement: compares ranks.
-        rank: this rank.
-
     Raises:
         RankError: a rank has another base, other settings or other steps; it is named. No rank has changed.
     """

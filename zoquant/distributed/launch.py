@@ -101,14 +101,10 @@ def folder_of_rank(out: str | Path) -> Path:
 
 
 def goes_on(resume: bool, folder: Path) -> bool:
-    """Return whether this rank reads a run to go on with from its folder.
+    """Return whether this rank reads a run to go on with from its folder, as the caller asked for with `resume`.
 
-    Under a launcher, rank 0 goes on with what is there when it was told to resume, or when torchrun has restarted it,
-    and begins anew when there is nothing yet. The other ranks get the steps from rank 0.
-
-    Args:
-        resume: what the caller asked for.
-        folder: the folder of this rank.
+    Under a launcher, rank 0 does so if there is one and it was told to resume, or torchrun has restarted it. The other
+    ranks get the steps from rank 0.
     """
     if not launched():
         return resume

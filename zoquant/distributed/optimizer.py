@@ -30,20 +30,15 @@ Shares = Sequence[Sequence[Cell]]
 class DistributedZO:
     """Shares out the steps of an optimizer among the ranks of the default process group.
 
-    All ranks build the same optimizer and call `step` with the same closures. A rank calls the closures of its own
-    cells alone, so it needs the data of no other. The result is, bit for bit, that of `ZOSGD.step` with the same
-    closures and weights in one process, whatever the number of ranks. Ranks may begin with different numbers of steps:
-    those that are behind get what they missed from the rank that is furthest, and replay it.
+    All ranks build the same optimizer and call `step` with the same closures; each calls those of its own cells alone.
+    The result is, bit for bit, that of `ZOSGD.step` in one process. Ranks that are behind at first get the steps that
+    they missed from the rank that is furthest.
 
     Args:
         optimizer: the optimizer of this rank.
-        mesh: how the cells are shared out; None deals them out one by one. See `zoquant.distributed.sharing`.
-        audit_every: steps after which all ranks evaluate one cell together and compare its loss, beginning with the
-            first step; 0 never does. Ranks on different hardware may differ in the last bits.
-
-    Attributes:
-        optimizer: the optimizer.
-        rank: number of this rank.
+        mesh: how the cells are shared out, see `zoquant.distributed.sharing`; None deals them out one by one.
+        audit_every: steps after which all ranks evaluate one cell together and compare its loss, from the first step
+            on; 0 never does. Ranks on different hardware may differ in the last bits.
 
     Raises:
         ValueError: the optimizer evaluates many losses in one forward, or the mesh is not one of all ranks.
@@ -65,11 +60,7 @@ class DistributedZO:
         join(optimizer, self._agreement, self.rank)
 
     def step(self, closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[float] | None = None) -> StepResult:
-        """Do one step together with all ranks.
-
-        Args:
-            closure: as for `ZOSGD.step`; of several, the micro-batches, the number may differ from that of ranks.
-            weights: weight of each micro-batch.
+        """Do one step together with all ranks; closures and weights are those of `ZOSGD.step`.
 
         Raises:
             ValueError: a rate is out of its range, or the weights do not fit. Nothing has changed.
@@ -106,19 +97,11 @@ class DistributedZO:
         self._exchange([], [[]] * self._sharing.world)
 
     def bytes_a_step(self, micro_batches: int = 1) -> int:
-        """Return how many bytes each rank sends a step without an audit: three numbers, and the losses of its cells.
-
-        Args:
-            micro_batches: number of micro-batches.
-        """
+        """Return how many bytes each rank sends a step without an audit: three numbers, and the losses of its cells."""
         return 8 * (_HEAD + max(map(len, self._shares(micro_batches))))
 
     def told(self, micro_batches: int = 1) -> str:
-        """Return who shares the work of a step, and what travels, in words.
-
-        Args:
-            micro_batches: number of micro-batches.
-        """
+        """Return who shares the work of a step of so many micro-batches, and what travels, in words."""
         losses = self._evaluations * micro_batches
         return (
             f"{self._sharing.world} ranks share the {losses} losses of a step; each rank sends "

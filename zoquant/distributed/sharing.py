@@ -47,12 +47,7 @@ class Sharing:
             self._place(mesh)
 
     def cells(self, rank: int, points: Sequence[Point], batches: int) -> list[Cell]:
-        """Return the cells of a rank, in the order of the plan.
-
-        Args:
-            rank: the rank.
-            points: what the estimator evaluates in a step.
-            batches: number of micro-batches.
+        """Return the cells of a rank in order, of what an estimator evaluates in a step of so many micro-batches.
 
         Raises:
             ValueError: the mesh has an axis `sign`, but the estimator does not evaluate both sides of a direction.

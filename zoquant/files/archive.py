@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, shown
 from zoquant.files.plain_pickle import MAX_PICKLE, RefusedPickleError, TensorRecord, read_plain
 from zoquant.files.tensors import StoredTensor
 from zoquant.files.zipped import Member, read_members
@@ -61,7 +61,10 @@ def _pickle(path: Path, members: Mapping[str, Member]) -> tuple[str, bytes]:
         raise CheckpointError(f"{path}: expected one data.pkl, as torch.save writes, got {len(names)}. Is it the file?")
     member = members[names[0]]
     if member.size > MAX_PICKLE:
-        raise CheckpointError(f"{path}: {member.name}: expected at most {MAX_PICKLE} bytes, got {member.size}.")
+        raise CheckpointError(
+            f"{path}: {member.name}: expected at most {MAX_PICKLE} bytes, got {member.size}. Save the tensors as "
+            "safetensors."
+        )
     return names[0].removesuffix("data.pkl"), _content(path, member)
 
 
@@ -75,7 +78,8 @@ def _check_byte_order(path: Path, members: Mapping[str, Member], folder: str) ->
     member = members.get(f"{folder}byteorder")
     order = b"little" if member is None else _content(path, member) if member.size <= 16 else b"something long"
     if order != b"little":
-        raise CheckpointError(f"{path}: expected little-endian numbers, got {order!r}. Save it on another machine.")
+        said = order.decode("utf-8", "replace")
+        raise CheckpointError(f"{path}: expected little-endian numbers, got {said!r}. Save it on another machine.")
 
 
 def _named(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -124,9 +128,9 @@ def _place(path: Path, name: str, record: TensorRecord, members: Mapping[str, Me
     if record.storage.count * unit != member.size:
         raise _error(path, name, f"a storage of {record.storage.count * unit} bytes", str(member.size))
     if len(record.shape) > 8 or not all(0 <= n < 1 << 62 for n in (*record.shape, record.start)):
-        raise _error(path, name, "a shape and a place", f"{record.shape!r:.80} at {record.start!r:.40}")
+        raise _error(path, name, "a shape and a place", f"{shown(record.shape)} at {shown(record.start)}")
     if not _is_contiguous(record):
-        raise _error(path, name, "a contiguous tensor", f"strides {record.strides!r:.80}")
+        raise _error(path, name, "a contiguous tensor", f"strides {shown(record.strides)}")
     nbytes, offset = prod(record.shape) * record.dtype.itemsize, record.start * record.dtype.itemsize
     if offset + nbytes > member.size:
         raise _error(path, name, f"at most {member.size} bytes", f"{nbytes} at byte {offset}")

@@ -46,7 +46,11 @@ class Lock:
             return
         with writing(self.path):
             self._claim()
-            self.path.write_text(json.dumps(_myself()), encoding="utf-8")
+            try:
+                self.path.write_text(json.dumps(_myself()), encoding="utf-8")
+            except OSError:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Give the lock back; nothing happens if it is not held."""

@@ -23,7 +23,9 @@ def refuse_stray(folder: Path, file: Path) -> None:
         place, home = file.resolve(strict=True), folder.resolve()
         plain = place.is_file()
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: leads nowhere: {error}. Get the whole checkpoint.") from error
+        raise CheckpointError(
+            f"{file}: leads nowhere: {getattr(error, 'strerror', None) or error}. Get the whole checkpoint."
+        ) from error
     if not plain:
         raise CheckpointError(f"{file}: expected a file, got a folder, a pipe or a device. Get the checkpoint again.")
     if not place.is_relative_to(home) and place.parent != _blobs(home):

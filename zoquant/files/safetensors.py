@@ -11,21 +11,18 @@ from typing import Any
 
 import torch
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, shown
 from zoquant.files.plain_json import parse_json
 from zoquant.files.tensors import StoredTensor
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 8
-_SIZES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-}  # fmt: skip
-_DTYPES = {
+_NAMES = {
     "F64": "float64", "I64": "int64", "U64": "uint64", "F32": "float32", "I32": "int32", "U32": "uint32",
     "F16": "float16", "BF16": "bfloat16", "I16": "int16", "U16": "uint16", "I8": "int8", "U8": "uint8",
     "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
+_DTYPES: dict[str, torch.dtype] = {kind: getattr(torch, name) for kind, name in _NAMES.items() if hasattr(torch, name)}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -38,7 +35,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     start = size[1]
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _error(path, "__metadata__", "an object of strings", repr(metadata)[:80])
+        raise _error(path, "__metadata__", "an object of strings", shown(metadata))
     tensors = {name: _tensor(path, name, entry, start, size[0]) for name, entry in header.items()}
     _check_without_gaps(path, tensors.values(), start, size[0])
     return tensors, metadata
@@ -60,7 +57,7 @@ def _header(path: Path) -> tuple[tuple[int, int], dict[str, Any]]:
     except ValueError as error:
         raise _error(path, "header", "a JSON object", str(error)[:120]) from error
     if not isinstance(header, dict):
-        raise _error(path, "header", "a JSON object", type(header).__name__)
+        raise _error(path, "header", "a JSON object", shown(header))
     return (size, 8 + length), header
 
 
@@ -73,17 +70,18 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
     if not isinstance(entry, Mapping):
-        raise _error(path, name, "an object", repr(entry)[:80])
+        raise _error(path, name, "an object", shown(entry))
     kind, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
-    if not isinstance(kind, str) or kind not in _SIZES or not hasattr(torch, _DTYPES[kind]):
-        raise _error(path, name, f"a dtype of {', '.join(_SIZES)}", repr(kind)[:80])
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise _error(path, name, f"a dtype of {', '.join(_DTYPES)}", shown(kind))
     if shape is None or len(shape) > MAX_DIMENSIONS or offsets is None or len(offsets) != 2:
-        raise _error(path, name, "a shape and two offsets", repr(dict(entry))[:120])
+        got = f"{shown(entry.get('shape'))} and {shown(entry.get('data_offsets'))}"
+        raise _error(path, name, "a shape and two offsets", got)
     first, last = offsets
-    nbytes = prod(shape) * _SIZES[kind]
+    nbytes = prod(shape) * _DTYPES[kind].itemsize
     if not first <= last <= size - start or last - first != nbytes:
         raise _error(path, name, f"{nbytes} bytes within {size - start} of data", f"offsets {first} to {last}")
-    return StoredTensor(name, path, start + first, nbytes, shape, getattr(torch, _DTYPES[kind]))
+    return StoredTensor(name, path, start + first, nbytes, shape, _DTYPES[kind])
 
 
 def _counts(numbers: Any) -> tuple[int, ...] | None:

@@ -113,7 +113,9 @@ def _content(path: Path, data: mmap.mmap, entry: tuple[bytes, int, int, int, int
     start = head + fields[9] + fields[10]
     same = fields[0] == b"PK\x03\x04" and fields[9] == len(raw) and data[head : head + len(raw)] == raw
     if not same or start + size > len(data):
-        raise _error(path, f"{size} bytes of {raw!r:.80}", "a header that says otherwise; it is damaged or cut off")
+        raise _error(
+            path, f"{size} bytes of {raw.decode()!r:.80}", "a header that says otherwise; it is damaged or cut off"
+        )
     if not flags & _HAS_DESCRIPTOR:
         return start, [local + _CRC_IN_LOCAL]
     place = start + size + 4 * (data[start + size : start + size + 4] == _DESCRIPTOR)

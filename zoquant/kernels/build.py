@@ -147,7 +147,7 @@ def _build(folder: Path, key: str) -> Path:
 
 def _compile(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise _NotCompiledError(f"{command[0]} took longer than {_TIMEOUT} s") from error
     if done.returncode:

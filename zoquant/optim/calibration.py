@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from zoquant.errors import LossError
+from zoquant.kernels.noise.definition import step_seed
 from zoquant.optim.choosing import EpsFound, Given, Numbers, choose_clip, choose_eps, choose_lr, remarks
+from zoquant.optim.closures import AnyClosure
 from zoquant.optim.estimators import Estimator
+from zoquant.optim.probes import Prober
+from zoquant.optim.probes.probe import Probe
 
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Lengths of probes that are tried, as shares of the values."""
@@ -65,6 +69,19 @@ class Plan(Given):
     batches: int
     moved: Callable[[float], float]
     estimator: Estimator
+
+
+def loss_along(
+    prober: Prober, closures: Sequence[AnyClosure], seed: int, step: int, group: int, groups: int
+) -> Loss:  # fmt: skip
+    """Return the loss of closures, one a batch, along directions of one of so many groups; the others stay at theta."""
+
+    def loss(direction: int | None, length: float, batch: int) -> float:
+        found = None if direction is None else step_seed(seed, -1, direction)
+        probe = Probe(found, tuple(length if each == group else 0.0 for each in range(groups)))
+        return prober.loss(probe, closures[batch], step)
+
+    return loss
 
 
 def calibrate(plan: Plan) -> Calibration:

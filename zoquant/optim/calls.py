@@ -28,11 +28,7 @@ class Call:
 
     @classmethod
     def of(cls, *arguments: object) -> "Call":
-        """Take arguments apart. Tensors are held, not copied.
-
-        Raises:
-            OpaqueError: one of them is neither a tensor, a plain value, nor a nest of these.
-        """
+        """Take arguments apart, holding tensors; an OpaqueError for what is no tensor, plain value or nest of them."""
         parts = tuple(part for argument in arguments for part in _parts(argument))
         return cls(parts, _versions(parts))
 
@@ -49,12 +45,10 @@ class Call:
 
 
 class Fold:
-    """Cuts arguments of a batch that is repeated to those of its first repetition.
+    """Cuts arguments of a batch that is repeated so often to those of its first repetition.
 
-    Args:
-        repeat: how often the batch is repeated.
-        arguments: of the layer that gets the batch, its rows first. What is known to be the same in all repetitions
-            is not compared again.
+    The first arguments are those of the layer that gets the batch, its rows first. What is known to be the same in all
+    repetitions is not compared again.
 
     Raises:
         OpaqueError: the repetitions differ, or an argument cannot be cut.
@@ -69,11 +63,7 @@ class Fold:
         self(arguments)
 
     def __call__(self, value: Any) -> Any:
-        """Return a value as the first repetition has it.
-
-        Raises:
-            OpaqueError: it cannot be cut, or the repetitions differ.
-        """
+        """Return a value as the first repetition has it."""
         if isinstance(value, Tensor):
             return self._first(value)
         if isinstance(value, Mapping):

@@ -115,13 +115,7 @@ def by_rule(
     The mean of n of them has the rms 1/√n, so the lr that makes a run walk `WALK` of a value is known beforehand. A
     run of m examples in all, fewer than `EXAMPLES`, walks √(m / `EXAMPLES`) of that: as noise it would do harm.
 
-    Args:
-        rule: update rule.
-        directions: directions a step, n.
-        schedule: learning rates of the run, relative to the first.
-        eps: length of a probe, None for `PREFERRED`.
-        lr: learning rate, None for that of the walk.
-        clip: bound on the derivative.
+    `directions` is n, `schedule` the learning rates of the run, relative to the first. Numbers that are given are kept.
     """
     step = 1 / math.sqrt(directions)
     share = min(1.0, math.sqrt(directions * len(schedule) / EXAMPLES))
@@ -139,11 +133,7 @@ def by_rule(
 
 
 def choose_eps(given: Given, scan: Sequence[EpsFound]) -> tuple[float, str]:
-    """Return the eps and why: of those that are as good as any the one nearest to `PREFERRED`.
-
-    Raises:
-        LossError: no probe has a finite loss.
-    """
+    """Return the eps and why, or a LossError: of those that are as good as any the one nearest to `PREFERRED`."""
     if "eps" not in given.choose:
         return given.eps, f"eps {given.eps:.3g} was given; a probe moves {scan[0].moved:.0%} of the stored values."
     finite = [row for row in scan if math.isfinite(row.derivative)]
@@ -173,10 +163,8 @@ def choose_lr(given: Given, rms: float, raw: float, curvature: float) -> tuple[f
     text = f"{steps} of {walk * gain / given.unit:.2g} of a value add up to a walk of {WALK:.2g} of it"
     limit = raw * math.sqrt(given.probes) / (curvature * gain) if curvature > 0 else math.inf
     if limit < walk:
-        return (
-            limit,
-            f"lr {limit:.3g}: the best single step for a curvature of {curvature:.3g}; {text}, which is longer.",
-        )
+        best = f"the best single step for a curvature of {curvature:.3g}"
+        return limit, f"lr {limit:.3g}: {best}; {text}, which is longer."
     return walk, f"lr {walk:.3g}: at a derivative of {rms:.3g}, {text}."
 
 
@@ -186,10 +174,8 @@ def choose_clip(given: Given, median: float) -> tuple[Clip, str]:
         return given.clip, "clip was given." if given.clip is not None else "clip: none, as given."
     if not median:
         return None, "clip: none, since most derivatives are 0."
-    return (
-        CLIP * median,
-        f"clip {CLIP * median:.3g}: {CLIP:g} times the median of |derivative|, so that outliers alone are cut.",
-    )
+    why = f"{CLIP:g} times the median of |derivative|, so that outliers alone are cut"
+    return CLIP * median, f"clip {CLIP * median:.3g}: {why}."
 
 
 def remarks(signal: float | None, repeat: float, rms: float, eps: float) -> list[str]:

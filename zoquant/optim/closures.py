@@ -16,11 +16,7 @@ AnyClosure = Callable[..., Tensor | float]
 
 
 def mean_loss(closure: AnyClosure | Sequence[AnyClosure], weights: Sequence[float] | None = None) -> Closure:
-    """Return one closure for several: Σ w_i · L_i / Σ w_i, in float64.
-
-    Args:
-        closure: one closure, which is returned as it is, or several.
-        weights: weight of each; None weighs all the same.
+    """Return one closure for several, Σ w_i · L_i / Σ w_i in float64; one alone is returned as it is.
 
     Raises:
         ValueError: there is no closure, or the weights are not as many finite numbers above 0.
@@ -47,11 +43,7 @@ def shares_of(closures: Sequence[object], weights: Sequence[float] | None) -> li
 
 
 def loss_of(returned: object, step: int) -> float:
-    """Return what a closure returned as a float.
-
-    Args:
-        returned: a float, or a tensor of one element.
-        step: number of the step, for the message.
+    """Return what a closure returned in step number `step`, a float or a tensor of one element, as a float.
 
     Raises:
         LossError: it is no number, NaN or infinite.
@@ -72,16 +64,10 @@ def loss_of(returned: object, step: int) -> float:
 
 
 def rows_of(returned: object, blocks: int, step: int, expected: str) -> Tensor:
-    """Return what a closure returned as the losses of blocks of rows, float64 `[blocks, examples of a block]`.
-
-    Args:
-        returned: what a closure returned: a loss for each example, float `[examples]`, block after block.
-        blocks: number of blocks, all of the same size.
-        step: number of the step, for the message.
-        expected: what the examples should be, for the message.
+    """Return a loss for each example, float `[examples]`, as float64 `[blocks, examples of a block]`.
 
     Raises:
-        LossError: they are not that many losses.
+        LossError: they are not that many losses; the message names the step and says what is expected.
     """
     rows = returned if isinstance(returned, Tensor) and returned.dim() == 1 else None
     if rows is None or not len(rows) or len(rows) % blocks:

@@ -1,14 +1,16 @@
 """Estimators: where a step evaluates the loss, and what it makes of the losses. Pure functions of numbers.
 
 A step of n probes estimates the gradient as g = 1/n · Σ d_k · z_k. An estimator names the points of the evaluations and
-turns their losses, in that order, into the derivatives d_k, whoever evaluated which. A clip bounds them afterwards.
+turns their losses, in that order, into the derivatives d_k, whoever evaluated which. A clip bounds them afterwards. Its
+`name` is what files and the command line call it, `least_probes` the fewest that it can work with, and `bias_order` the
+power of eps that its bias grows with.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 
 class Point(NamedTuple):
@@ -16,28 +18,6 @@ class Point(NamedTuple):
 
     probe: int | None
     sign: int
-
-
-class Estimator(Protocol):
-    """What every estimator has.
-
-    Attributes:
-        name: how files and the command line call it.
-        least_probes: the fewest probes that it can work with.
-        bias_order: the power of eps that its bias grows with.
-    """
-
-    name: ClassVar[str]
-    least_probes: ClassVar[int]
-    bias_order: ClassVar[int]
-
-    def points(self, probes: int) -> list[Point]:
-        """Return the evaluations of a step."""
-        ...
-
-    def derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
-        """Return the derivative of each probe from the losses, in the order of `points`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +33,11 @@ class TwoPoint:
     bias_order: ClassVar[int] = 2
 
     def points(self, probes: int) -> list[Point]:
+        """Return the evaluations of a step."""
         return [Point(probe, sign) for probe in range(probes) for sign in (1, -1)]
 
     def derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
+        """Return the derivative of each probe from the losses, in the order of `points`."""
         return tuple((plus - minus) / (2 * eps) for plus, minus in zip(losses[::2], losses[1::2], strict=True))
 
 
@@ -80,7 +62,7 @@ class OneSided:
 
 
 @dataclass(frozen=True)
-class FZOO:
+class FZOO(OneSided):
     """d_k = (L(theta + ε z_k) − L(theta)) / (ε σ), with σ the standard deviation of the n perturbed losses.
 
     σ is taken over n − 1, and is about ε times the norm of the gradient, so this is normalized SGD: a step does not
@@ -91,10 +73,6 @@ class FZOO:
 
     name: ClassVar[str] = "fzoo"
     least_probes: ClassVar[int] = 2
-    bias_order: ClassVar[int] = 1
-
-    def points(self, probes: int) -> list[Point]:
-        return OneSided().points(probes)
 
     def derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
         spread = statistics.stdev(losses[1:])
@@ -102,7 +80,7 @@ class FZOO:
 
 
 @dataclass(frozen=True)
-class GroupRelative:
+class GroupRelative(TwoPoint):
     """d_k = δ_k / s, with δ_k = L(theta + ε z_k) − L(theta − ε z_k) and s the standard deviation of δ over n probes.
 
     s is taken over n. A step does not depend on the scale of the loss, nor on ε: in g = 1/n · Σ d_k · z_k the weights
@@ -116,10 +94,6 @@ class GroupRelative:
 
     name: ClassVar[str] = "group-relative"
     least_probes: ClassVar[int] = 2
-    bias_order: ClassVar[int] = 2
-
-    def points(self, probes: int) -> list[Point]:
-        return TwoPoint().points(probes)
 
     def derivatives(self, losses: Sequence[float], eps: float) -> tuple[float, ...]:
         differences = [plus - minus for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
@@ -127,7 +101,8 @@ class GroupRelative:
         return tuple(difference / spread if spread else 0.0 for difference in differences)
 
 
-ESTIMATORS: dict[str, type[TwoPoint] | type[OneSided] | type[FZOO] | type[GroupRelative]] = {
+Estimator = TwoPoint | OneSided
+ESTIMATORS: dict[str, type[TwoPoint] | type[OneSided]] = {
     estimator.name: estimator for estimator in (TwoPoint, OneSided, FZOO, GroupRelative)
 }
 
@@ -156,11 +131,7 @@ class RobustClip:
             raise ValueError(f"clip is {self!r}, expected a multiple above 0 and 1 ≤ least ≤ window.")
 
     def bound(self, applied: Sequence[Sequence[float]]) -> float | None:
-        """Return the bound after some steps: None where there is none yet.
-
-        Args:
-            applied: the derivatives of each step so far; a step of zeros was undone or moved nothing.
-        """
+        """Return the bound after steps of such derivatives, None where there is none yet; one of zeros was undone."""
         recent = [abs(d) for step in applied[-self.window :] if any(step) for d in step]
         if len(applied) < self.least or not recent:
             return None
@@ -172,12 +143,7 @@ Clip = float | RobustClip | None
 
 
 def clipped(derivatives: Sequence[float], clip: Clip, applied: Sequence[Sequence[float]] = ()) -> tuple[float, ...]:
-    """Return max(−C, min(C, d)) for each derivative.
-
-    Args:
-        derivatives: as measured.
-        clip: the bound.
-        applied: derivatives of the steps so far, as they were applied.
+    """Return max(−C, min(C, d)) for each derivative; `applied` are those of the steps so far, as they were applied.
 
     Source: QZO (arXiv 2505.13430, equation 6).
     """

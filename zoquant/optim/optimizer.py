@@ -1,32 +1,32 @@
 """Zeroth-order optimization of views: losses alone, no gradient; kept are base, delta and what a rule asks for.
 
-Long: half of it is what a caller has to know of arguments and errors, and one class is one file.
+Long: a third of it is what a caller has to know of arguments and errors.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from zoquant.errors import LossError
 from zoquant.kernels.noise.definition import Kind, Noise, step_seed
-from zoquant.optim.calibration import Calibration, Plan, calibrate
+from zoquant.optim.calibration import Calibration, Plan, calibrate, loss_along
 from zoquant.optim.closures import AnyClosure
 from zoquant.optim.estimators import Clip, Estimator, TwoPoint
-from zoquant.optim.measuring import StepResult, made_step, measured
+from zoquant.optim.measuring import StepResult, made_step, measured, share_moved, warn_of_flat
 from zoquant.optim.parameter_groups import (
     Rates,
     check,
     check_choice,
     check_run,
-    completed,
     described,
+    opened,
     rates_of,
-    record_of,
     unit_of,
 )  # fmt: skip
-from zoquant.optim.probes.probe import Probe, Prober
+from zoquant.optim.probes import Prober
+from zoquant.optim.probes.probe import Probe
 from zoquant.optim.run import Run
 from zoquant.optim.state import check_same, check_subspace, read_state, state_dict
 from zoquant.record.group import Subspace
@@ -36,7 +36,6 @@ from zoquant.record.trajectory import Trajectory
 from zoquant.views.flat_buffer import Space
 from zoquant.views.model_views import Views
 
-_MOVED_WARNING = 0.5
 _LR: dict[Subspace, float] = {"values": 6e-3, "rows-columns": 4e-3}
 
 
@@ -47,17 +46,11 @@ class ZOSGD(torch.optim.Optimizer):
 
         g = 1/n · Σ clip(d_k, −C, C) · z_k,    delta ← (1 − lr · decay) · delta − lr · rule(g)
 
-    and with the defaults, d = (L(theta + ε z) − L(theta − ε z)) / 2ε and delta ← delta − lr · d · z.
-
-    Several groups, each with views, space, lr and eps of its own, are probed at once, at the cost of one: the
-    difference of the losses along (ε₁z₁, ε₂z₂, ...), divided by 2ε_i, is the derivative of group i. Its update has the
-    expectation of one that the group would make alone; the directions of the others add noise.
-
-    What moves is each value, and a probe is written into the model; or with `subspace="rows-columns"` it is rows and
-    columns, theta = base · (1 + u_row) · (1 + v_column), and all probes share a forward, each on rows of the batch of
-    its own, for which what goes into a layer and what comes out is scaled. Its n directions may then share the
-    examples: with `split` each has 1/n of them, and a step costs two forwards of the batch; without it every direction
-    sees all of them, at the cost of 2n forwards, and any estimator will do.
+    and with the defaults, d = (L(theta + ε z) − L(theta − ε z)) / 2ε. Several groups are probed at once: the difference
+    of the losses along (ε₁z₁, ε₂z₂, ...), divided by 2ε_i, is the derivative of group i. A probe is written into the
+    model; or with `subspace="rows-columns"` theta is base · (1 + u_row) · (1 + v_column), and all probes share a
+    forward, each on rows of the batch of its own. With `split` each of n directions has 1/n of the examples, and a step
+    costs two forwards of the batch; without it each sees all, at the cost of 2n.
 
     Source: MeZO (arXiv 2305.17333, algorithm 1); the clip is QZO's (arXiv 2505.13430, equation 6); GRZO (arXiv
     2606.02857) for a direction to each example.
@@ -65,17 +58,14 @@ class ZOSGD(torch.optim.Optimizer):
     Args:
         views: what `attach` returned; or groups, each a mapping with `views` and whatever of lr, eps, clip, noise,
             space, rule and decay is not as below. No view in two groups.
-        lr: learning rate; `torch.optim.lr_scheduler` may change it from step to step. None for 6e-3, of rows and
-            columns 4e-3.
-        eps: length ε of a probe, in units of `space`: relative to each value, or absolute; of rows and columns relative
-            to 1 + u and 1 + v at the base.
+        lr: learning rate, which `torch.optim.lr_scheduler` may change; None for 6e-3, of rows and columns 4e-3.
+        eps: length ε of a probe, relative to each value or to 1 + u and 1 + v, or in absolute space absolute.
         clip: bound C on the derivative: a constant, a `RobustClip` that follows its scale, or None.
         seed: seed of the run: with the same data it gives the same bytes; of rows and columns on the same machine.
         probes: directions a step, averaged.
         noise: distribution of z: a name of `noise.KINDS`, or a `Noise` that is sparse.
         space: `"relative"`: theta = base · (1 + delta); `"absolute"`: theta = base + delta.
-        estimator: where the loss is evaluated, and what is made of it: `TwoPoint()`, `OneSided()`, `FZOO()`,
-            `GroupRelative()`; with `split` one of two sides.
+        estimator: where the loss is evaluated, and what is made of it; with `split` one of two sides.
         rule: how g moves delta, or u and v: `SGD()`, `Momentum()`, `Sign()`, `Adam()`.
         decay: pull back to the base, per unit of lr; lr · decay is at most 1.
         subspace: what a direction has numbers for: `"values"` or `"rows-columns"`.
@@ -123,41 +113,27 @@ class ZOSGD(torch.optim.Optimizer):
         self._run.settle()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, which is probed together with those that are there.
-
-        Args:
-            param_group: `views`, and whatever is not as the optimizer was told for all.
+        """Add a group, a mapping with `views` as above, which is probed together with those that are there.
 
         Raises:
             ValueError: the run has begun, or the group does not fit. Nothing has changed.
-            BaseMismatchError: the views hold a delta already. Nothing has changed.
-            UnsupportedLayoutError: a layer has no rows and columns. Nothing has changed.
+            BaseMismatchError, UnsupportedLayoutError: as above. Nothing has changed.
         """
         if self.steps:
             raise ValueError(
                 f"ZOSGD: add_param_group after {self.steps} steps, expected before the first: a trajectory replays all "
                 "groups from its beginning. Begin a new run with ZOSGD([...])."
             )
-        group = completed(param_group, self._defaults)
-        views = group["views"]
-        twice = set(self.trajectory.base) & set(views.keys)
-        if twice:
-            raise ValueError(f"ZOSGD: {min(twice)} is in two groups. Attach each role once, or use include.")
-        record = record_of(group, self.trajectory.subspace)
+        views, record, rates = opened(param_group, self._defaults, self.trajectory)
         mover = record.mover(views, self.trajectory.subspace)
-        kept = {name: group[name] for name in ("lr", "eps", "clip")}
-        super().add_param_group({"params": [buffer.delta for buffer in views.buffers], **kept})
+        super().add_param_group({"params": [buffer.delta for buffer in views.buffers], **rates._asdict()})
         self._run.add(views, record, mover)
         if self._complete:
             self._run.settle()
 
     @property
     def views(self) -> Views:
-        """The views, where there is one group.
-
-        Raises:
-            ValueError: there are several; `all_views` has them.
-        """
+        """The views, where there is one group; a ValueError where there are several, which `all_views` has."""
         check("groups", len(self.all_views), len(self.all_views) == 1, "1: of several, all_views has the views")
         return self.all_views[0]
 
@@ -197,12 +173,10 @@ class ZOSGD(torch.optim.Optimizer):
         """Do one step.
 
         Args:
-            closure: returns the loss at the model's present values; it is called once for each of `plan()` and must see
-                the same batch each time. Of rows and columns it is called once, with `repeat`: it puts the batch so
-                many times one below the other, runs the model once, and returns the loss of each example, float
-                `[repeat * examples]`; an example may be several neighbouring rows of the model's input. It runs without
-                gradients. Several closures are the micro-batches of one step, whose loss is their weighted mean, or
-                with `split` each has a forward of its own.
+            closure: returns the loss at the model's present values; it is called once for each of `plan()`, without
+                gradients, and must see the same batch each time. Of rows and columns it is called once, with `repeat`:
+                it puts the batch so many times one below the other and returns the loss of each example, float
+                `[repeat * examples]`. Several closures are the micro-batches of one step.
             weights: weight of each micro-batch, such as its number of examples; None weighs all the same. With `split`
                 how many of the directions each has, in order.
 
@@ -210,8 +184,7 @@ class ZOSGD(torch.optim.Optimizer):
             A `StepResult`; torch's own signature leaves no room to say so.
 
         Raises:
-            ValueError: there is no closure, a scheduler set a rate out of its range, or the weights do not fit. Nothing
-                has changed.
+            ValueError: closures, weights or rates are out of their range. Nothing has changed.
             LossError: a loss is no number, NaN or infinite, or the losses are not one for each example. The step is
                 undone and counts as a step of length 0.
             ShapeError, UnsupportedLayoutError: a layer did not see the rows of the batch. Nothing has changed.
@@ -231,11 +204,7 @@ class ZOSGD(torch.optim.Optimizer):
         return self.apply(losses)
 
     def plan(self) -> list[Probe]:
-        """Return the probes of the next step. Workers may share them out; `apply` wants the losses in this order.
-
-        Raises:
-            ValueError: a scheduler set a rate out of its range.
-        """
+        """Return the probes of the next step. Workers may share them out; `apply` wants the losses in this order."""
         eps = [rates.eps for rates in self._rates()]
         seeds = directions_of(self._run.seeds(self.seed, self.probes), self.probes)
         return [
@@ -246,12 +215,12 @@ class ZOSGD(torch.optim.Optimizer):
         ]
 
     def loss_at(self, probe: Probe, closure: AnyClosure, *, restore: bool = True) -> float:
-        """Return the loss of one probe and leave the model at theta, as it was.
+        """Return the loss of one of `plan()`, and leave the model at theta, as it was, or with `restore=False` at it.
 
         Args:
-            probe: one of `plan()`.
+            probe: the probe.
             closure: as for `step`; it is told to repeat nothing.
-            restore: False leaves the model at the probe, for a caller who goes on with another one or with `apply`.
+            restore: False for a caller who goes on with another probe or with `apply`.
 
         Raises:
             LossError: the loss is no number, NaN or infinite.
@@ -263,10 +232,7 @@ class ZOSGD(torch.optim.Optimizer):
                 self.restore()
 
     def apply(self, losses: Sequence[float]) -> StepResult:
-        """Do the update of a step whose losses are known, wherever they were evaluated.
-
-        Args:
-            losses: the loss of each of `plan()`, in that order.
+        """Do the update of a step from the loss of each of `plan()`, in that order, wherever it was evaluated.
 
         Raises:
             ValueError: there are too few or too many losses. Nothing has changed.
@@ -275,7 +241,7 @@ class ZOSGD(torch.optim.Optimizer):
         vars(self)["_opt_called"] = True  # schedulers of torch ask whether a step came before their own
         try:
             found, done = self.step_of(losses)
-            moved = self._measure_moved(done.directions[0]) if self._moved is None else self._moved
+            moved = self._moved or share_moved(self._prober, self._rates(), done.directions[0])
         except LossError:
             self._undo()
             raise
@@ -284,25 +250,18 @@ class ZOSGD(torch.optim.Optimizer):
             raise
         self._moved = moved
         self.extend([done])
+        warn_of_flat(self.trajectory.steps)
         first = found[: self.probes]
         return StepResult(
-            loss=sum(losses) / len(losses),
-            derivative=sum(first) / len(first),
-            clipped=found != done.derivatives,
-            moved=moved[0],
-            lr=done.rates[0],
-            step=self.steps - 1,
-        )
+            loss=sum(losses) / len(losses), derivative=sum(first) / len(first), clipped=found != done.derivatives,
+            moved=moved[0], lr=done.rates[0], step=self.steps - 1,
+        )  # fmt: skip
 
     def step_of(self, losses: Sequence[float]) -> tuple[tuple[float, ...], Step]:
-        """Return what the losses of a step come to, without doing it: derivatives as measured, and the step.
-
-        Args:
-            losses: the loss of each of `plan()`, in that order.
+        """Return what `apply` would make of losses, without doing it: derivatives as measured, and the step.
 
         Raises:
-            ValueError: there are too few or too many losses.
-            LossError: a loss or a derivative is not finite.
+            ValueError, LossError: see `apply`. Nothing has changed.
         """
         rates, count = self._rates(), len(self.estimator.points(self.probes))
         check("losses", list(losses), len(losses) == count, f"{count} of them, one for each of plan()")
@@ -311,11 +270,7 @@ class ZOSGD(torch.optim.Optimizer):
         return tuple(derivative for group in found for derivative in group), step
 
     def extend(self, steps: Sequence[Step]) -> None:
-        """Do steps whose derivatives are known, such as those of another worker: deltas, model and trajectory follow.
-
-        Args:
-            steps: the steps, in order; their derivatives are applied as they are.
-        """
+        """Do steps as they are, such as those of another worker: deltas, model and trajectory follow."""
         self._run.extend(steps)
 
     def restore(self) -> None:
@@ -336,8 +291,8 @@ class ZOSGD(torch.optim.Optimizer):
 
         Args:
             closure: returns the loss of a batch, as for `loss_at`; of several closures, one a batch, the first two are
-                used, and say how much of a derivative is noise of the batch. It may draw a new batch at each call, but
-                then the difference of two batches is noise in every derivative.
+                used, and say how much of a derivative is noise of the batch. If it draws a new batch at each call, the
+                difference of two batches is noise in every derivative.
             choose: which of `"lr"`, `"eps"` and `"clip"` to set; the others are kept, and measured with.
             schedule: the learning rate of each step of the run to come, relative to the first; None stands for 1,000
                 steps at a constant rate.
@@ -345,28 +300,21 @@ class ZOSGD(torch.optim.Optimizer):
 
         Raises:
             LossError: the loss at theta is no finite number, or no probe has a finite loss.
-            ValueError: `choose` names something else; or directions share the examples, and it names more than eps; or
-                there is no such group, closure or schedule.
+            ValueError: `choose` names something else, or more than eps where directions share the examples; or there is
+                no such group, closure or schedule.
         """
+        batches, count = [closure] if callable(closure) else list(closure), len(self.all_views)
         check_choice(choose, self.split)
-        check("group", group, 0 <= group < len(self.all_views), f"from 0 to {len(self.all_views) - 1}")
+        check("group", group, 0 <= group < count, f"from 0 to {count - 1}")
         check("schedule", schedule, schedule is None or any(schedule), "None, or rates of which one is above 0")
-        batches = [closure] if callable(closure) else list(closure)
         check("closure", batches, bool(batches), "one, or one for each of several batches")
-        rates, record, prober = self._rates()[group], self.trajectory.groups[group], self._prober
-        zeros = [0.0] * len(self.all_views)
-
-        def loss(direction: int | None, length: float, batch: int) -> float:
-            seed = None if direction is None else step_seed(self.seed, -1, direction)
-            probe = Probe(seed, (*zeros[:group], length, *zeros[group + 1 :]))
-            return prober.loss(probe, batches[batch], self.steps)
-
+        prober, rates, rule = self._prober, self._rates()[group], self.trajectory.groups[group].rule
         try:
             found = calibrate(Plan(
-                loss=loss, batches=len(batches),
-                moved=lambda length: prober.share_moved(group, step_seed(self.seed, -1), length),
-                unit=unit_of(self.all_views[group]), estimator=self.estimator, rule=record.rule, probes=self.probes,
-                eps=rates.eps, lr=rates.lr, clip=rates.clip, choose=choose, schedule=schedule,
+                loss=loss_along(prober, batches, self.seed, self.steps, group, count), batches=len(batches),
+                moved=partial(prober.share_moved, group, step_seed(self.seed, -1)),
+                unit=unit_of(self.all_views[group]), estimator=self.estimator, rule=rule, probes=self.probes,
+                **rates._asdict(), choose=choose, schedule=schedule,
             ))  # fmt: skip
         finally:
             self.restore()
@@ -374,10 +322,7 @@ class ZOSGD(torch.optim.Optimizer):
         return found
 
     def resume(self, trajectory: Trajectory) -> None:
-        """Go on from a trajectory: its steps are replayed, the next step is the one that would have followed.
-
-        Args:
-            trajectory: of a run with the same seed, probes, noise, space, estimator, rule and decay. It is copied.
+        """Go on from a trajectory of a run with the same settings: a copy is replayed, the next step is the next one.
 
         Raises:
             BaseMismatchError: the trajectory was made on another base, or on other views.
@@ -388,10 +333,9 @@ class ZOSGD(torch.optim.Optimizer):
         self._run.follow(trajectory.copy())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return settings, seed and trajectory: all that it takes to go on, in tens of bytes a step.
+        """Return settings, seed and trajectory, in tens of bytes a step; what the rule remembers follows from them.
 
-        It holds numbers, strings and tensors alone, so that `torch.load(weights_only=True)` reads it. What the rule
-        remembers is not in it: the trajectory brings it back.
+        It holds numbers, strings and tensors alone, so that `torch.load(weights_only=True)` reads it.
         """
         return state_dict(self.param_groups, self.seed, self.probes, self.split, self._moved, self.trajectory)
 
@@ -428,17 +372,3 @@ class ZOSGD(torch.optim.Optimizer):
         self.trajectory.steps.append(
             Step(self._run.seeds(self.seed, self.probes), (0.0,) * self.probes * len(rates), rates)
         )
-
-    def _measure_moved(self, seed: int) -> list[float]:
-        """Return the share of each group's values that the first probe changed; warn where it is small."""
-        found = []
-        for number, rates in enumerate(self._rates()):
-            moved = self._prober.share_moved(number, seed, rates.eps)
-            if moved < _MOVED_WARNING:
-                warnings.warn(
-                    f"a probe of eps={rates.eps:g} changes only {moved:.1%} of the values once they are stored; the "
-                    "rest is lost to rounding. Raise eps.",
-                    stacklevel=3,
-                )
-            found.append(moved)
-        return found

@@ -12,6 +12,7 @@ from zoquant.kernels.noise.definition import as_noise
 from zoquant.optim.estimators import ESTIMATORS, Clip, Estimator, RobustClip
 from zoquant.protocol import PLAIN_ROLES
 from zoquant.record.group import SUBSPACES, Group, Subspace
+from zoquant.record.trajectory import Trajectory
 from zoquant.views.flat_buffer import SPACES
 from zoquant.views.model_views import Views
 
@@ -25,41 +26,33 @@ class Rates(NamedTuple):
 
 
 def described(views: Views | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the groups that a caller gave: one of views, or several of views and settings.
-
-    Raises:
-        ValueError: there is none, or one is no mapping with views.
-    """
+    """Return the groups that a caller gave: one of views, or several of views and settings, at least one."""
     found = [{"views": views}] if isinstance(views, Views) else [dict(group) for group in views]
     if not found:
         raise ValueError("ZOSGD: got no group, expected views or at least one group with views.")
     return found
 
 
-def completed(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a group with the defaults of what it does not say.
+def opened(given: Mapping[str, Any], defaults: Mapping[str, Any], run: Trajectory) -> tuple[Views, Group, Rates]:
+    """Return the views of a group that a caller adds to a run, what a trajectory keeps of it, and its rates.
 
     Raises:
-        ValueError: it has no views, or says something that no group has.
-    """
-    unknown = group.keys() - {"views", *defaults}
-    if unknown or not isinstance(group.get("views"), Views):
-        got = f"has {min(unknown)!r}" if unknown else f"has views {type(group.get('views')).__name__}"
-        expected = f"views that attach returned, and any of {', '.join(defaults)}"
-        raise ValueError(f"ZOSGD: a group {got}, expected {expected}.")
-    return {**defaults, **group}
-
-
-def record_of(group: Mapping[str, Any], subspace: Subspace) -> Group:
-    """Return what a trajectory keeps of a complete group, once it is sure that its views can move so.
-
-    Raises:
-        ValueError: a number is out of its range, or these views cannot move in this space.
+        ValueError: it has no views or those of another group, says something that no group has, a number is out of its
+            range, or these views cannot move in this space.
         BaseMismatchError: the views hold a delta already.
     """
-    views, space, decay = group["views"], group["space"], group["decay"]
+    unknown = given.keys() - {"views", *defaults}
+    if unknown or not isinstance(given.get("views"), Views):
+        got = f"has {min(unknown)!r}" if unknown else f"has views {type(given.get('views')).__name__}"
+        expected = f"views that attach returned, and any of {', '.join(defaults)}"
+        raise ValueError(f"ZOSGD: a group {got}, expected {expected}.")
+    group = {**defaults, **given}
+    views, space, decay, subspace = group["views"], group["space"], group["decay"], run.subspace
+    twice = run.base.keys() & set(views.keys)
+    if twice:
+        raise ValueError(f"ZOSGD: {min(twice)} is in two groups. Attach each role once, or use include.")
     check("decay", decay, decay >= 0, "at least 0")
-    rates_of(group, decay)
+    rates = rates_of(group, decay)
     check("space", space, space in SPACES, f"one of {', '.join(SPACES)}")
     if space == "absolute" and subspace != "values":
         raise ValueError("ZOSGD: space is 'absolute', expected 'relative': rows and columns scale the values.")
@@ -76,19 +69,13 @@ def record_of(group: Mapping[str, Any], subspace: Subspace) -> Group:
             "ZOSGD: the views hold a delta, expected their base: a trajectory replays from the base alone. Call "
             "views.reset() first, or go on with the run's trajectory: ZOSGD(...).resume(trajectory)."
         )
-    found = Group(
-        views.fingerprints(), space, as_noise(group["noise"]), views.coupled, group["rule"], float(decay)
-    )  # fmt: skip
-    found.to_dict()  # refuses a rule that no file could name
-    return found
+    kept = Group(views.fingerprints(), space, as_noise(group["noise"]), views.coupled, group["rule"], float(decay))
+    kept.to_dict()  # refuses a rule that no file could name
+    return views, kept, rates
 
 
 def rates_of(group: Mapping[str, Any], decay: float) -> Rates:
-    """Return the rates of a group.
-
-    Raises:
-        ValueError: one is out of its range.
-    """
+    """Return the rates of a group; a ValueError if one is out of its range."""
     lr, eps, clip = float(group["lr"]), float(group["eps"]), cast(Clip, group["clip"])
     check("lr", lr, lr >= 0, "at least 0")
     most = 1 / decay if decay else math.inf
@@ -99,11 +86,7 @@ def rates_of(group: Mapping[str, Any], decay: float) -> Rates:
 
 
 def check_run(estimator: Estimator, probes: int, subspace: Subspace, split: bool | None) -> None:
-    """Refuse settings of a run that do not fit together.
-
-    Raises:
-        ValueError: one is out of its range, or asks for what the others do not give.
-    """
+    """Refuse settings of a run that are out of their range, or do not fit together, with a ValueError."""
     check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {', '.join(ESTIMATORS)}")
     check("probes", probes, probes >= estimator.least_probes, f"at least {estimator.least_probes}")
     check("subspace", subspace, subspace in SUBSPACES, f"one of {', '.join(SUBSPACES)}")
@@ -117,16 +100,12 @@ def check_run(estimator: Estimator, probes: int, subspace: Subspace, split: bool
 
 
 def check_choice(choose: Sequence[str], split: bool) -> None:
-    """Refuse what a calibration cannot choose.
-
-    Raises:
-        ValueError: it is no number of a run, or directions share the examples and it is more than eps.
-    """
+    """Refuse with a ValueError what is no number of a run, and where directions share the examples all but eps."""
     for name in choose:
         check("choose", name, name in ("lr", "eps", "clip"), "some of lr, eps and clip")
     if split and set(choose) - {"eps"}:
         raise ValueError(
-            f"ZOSGD: choose is {', '.join(choose)}, expected eps alone: with split=True a direction sees few examples, "
+            f"ZOSGD: choose is {tuple(choose)!r}, expected ('eps',): with split=True a direction sees few examples, "
             "and calibration measures whole batches. Set lr and clip by hand, or take split=False."
         )
 
@@ -140,11 +119,7 @@ def unit_of(views: Views) -> float:
 
 
 def check(name: str, value: object, good: bool, expected: str) -> None:
-    """Refuse a setting.
-
-    Raises:
-        ValueError: it is not good, or no finite number.
-    """
+    """Refuse a setting that is not good, or no finite number, with a ValueError."""
     if not good or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"ZOSGD: {name} is {value!r}, expected {expected}.")
 

@@ -1,4 +1,7 @@
-"""The papers' own settings, literally. All of them move in absolute space: attach with `coupled=False`."""
+"""The papers' own settings, literally, as arguments of `ZOSGD`.
+
+All of them move in absolute space: attach with `coupled=False`, or a ValueError says so.
+"""
 
 from zoquant.optim.estimators import FZOO
 from zoquant.optim.optimizer import ZOSGD
@@ -8,16 +11,9 @@ from zoquant.views.model_views import Views
 def mezo(views: Views, *, lr: float = 1e-6, eps: float = 1e-3, seed: int = 0) -> ZOSGD:
     """Return MeZO: two-point, Gaussian, absolute space, no clip, SGD.
 
-    Args:
-        views: what `attach(..., coupled=False)` returned.
-        lr: learning rate, constant in the paper: 1e-6 or 1e-7 for OPT-13B.
-        eps: length of a probe.
-        seed: seed of the run.
+    The paper has 1e-6 or 1e-7 for OPT-13B.
 
-    Raises:
-        ValueError: the views are coupled.
-
-    Source: MeZO (arXiv 2305.17333, algorithm 1 and table 15), batch 16, 20,000 steps.
+    Source: MeZO (arXiv 2305.17333, algorithm 1 and table 15), batch 16, 20,000 steps, lr constant.
     """
     return ZOSGD(views, lr=lr, eps=eps, seed=seed, noise="gaussian", space="absolute")
 
@@ -28,33 +24,13 @@ def qzo(views: Views, *, lr: float = 1e-7, eps: float = 1e-3, clip: float = 100.
     What is kept from crossing zero is the stored scale; delta goes on below, where the paper forgets how far.
     A scale that is negative from the start keeps its sign.
 
-    Args:
-        views: what `attach(..., coupled=False)` returned, of role `"scale"`.
-        lr: learning rate, constant in the paper.
-        eps: length of a probe.
-        clip: bound C on the derivative.
-        seed: seed of the run.
-
-    Raises:
-        ValueError: the views are coupled.
-
-    Source: QZO (arXiv 2505.13430, equations 4 to 6), batch 16, 20,000 steps.
+    Source: QZO (arXiv 2505.13430, equations 4 to 6), of views of role `"scale"`, batch 16, 20,000 steps, lr constant.
     """
     return ZOSGD(views, lr=lr, eps=eps, clip=clip, seed=seed, noise="gaussian", space="absolute")
 
 
 def fzoo(views: Views, *, lr: float = 1e-6, eps: float = 1e-3, probes: int = 8, seed: int = 0) -> ZOSGD:
     """Return FZOO: n one-sided Rademacher probes, the step divided by the standard deviation of their losses.
-
-    Args:
-        views: what `attach(..., coupled=False)` returned.
-        lr: learning rate.
-        eps: length of a probe.
-        probes: directions a step.
-        seed: seed of the run.
-
-    Raises:
-        ValueError: the views are coupled.
 
     Source: FZOO (arXiv 2506.09034, algorithm 1).
     """

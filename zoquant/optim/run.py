@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from zoquant.kernels.noise.definition import step_seed
-from zoquant.optim.probes.forward_probes import ForwardProbes
-from zoquant.optim.probes.probe import Prober
-from zoquant.optim.probes.written_probes import WrittenProbes
+from zoquant.optim.probes import ForwardProbes, Prober, WrittenProbes
 from zoquant.record.group import Group, Subspace
 from zoquant.record.mover import Mover
 from zoquant.record.rows_and_columns import RowsAndColumnsMover
@@ -17,10 +15,6 @@ from zoquant.views.model_views import Views
 
 class Run:
     """What has moved so far.
-
-    Args:
-        estimator: name of the estimator.
-        subspace: what a direction has numbers for.
 
     Attributes:
         views: the views of each group.
@@ -77,13 +71,7 @@ class Run:
         return tuple(step_seed(seed, steps, number) for number in range(self.trajectory.seeds(probes)))
 
     def prober(self, probes: int, points: int, split: bool) -> Prober:
-        """Return what evaluates the losses of probes.
-
-        Args:
-            probes: directions a step.
-            points: evaluations a step.
-            split: of rows and columns, whether directions share the examples.
-        """
+        """Return what evaluates the losses of so many directions and evaluations a step."""
         if self.trajectory.subspace == "values":
             return WrittenProbes(self.views, [mover.noise for mover in self.movers], points)
         return ForwardProbes(cast(list[RowsAndColumnsMover], self.movers), probes, points, split)

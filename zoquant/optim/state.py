@@ -18,10 +18,8 @@ class State:
 
     Attributes:
         groups: what torch keeps of each parameter group, without its tensors.
-        seed, probes, split: of the run.
         moved: share of the stored values that the first probe changed, of each group; None before the first step.
-        estimator: of the run.
-        trajectory: of the run.
+        seed, probes, split, estimator, trajectory: of the run.
     """
 
     groups: list[dict[str, Any]]
@@ -81,12 +79,7 @@ def read_state(state: Mapping[str, Any]) -> State:
 
 
 def check_same(mine: Trajectory, probes: int, other: Trajectory) -> None:
-    """Refuse a trajectory of a run with other settings.
-
-    Args:
-        mine: what the run has so far.
-        probes: directions a step of the run.
-        other: what it is to go on from.
+    """Refuse to go on from a trajectory with other settings than those of a run, so far `mine`.
 
     Raises:
         ValueError: a setting differs; the first one is named.
@@ -98,11 +91,7 @@ def check_same(mine: Trajectory, probes: int, other: Trajectory) -> None:
 
 
 def check_subspace(mine: Trajectory, other: Trajectory) -> None:
-    """Refuse a trajectory of another kind of run.
-
-    Raises:
-        ValueError: it moved something else.
-    """
+    """Refuse a trajectory that moved something else with a ValueError."""
     _check_alike(mine, other, ("subspace",))
 
 

@@ -1,7 +1,7 @@
 """The layers below the first one that moves compute the same in every evaluation of a step, so they run once.
 
-All evaluations of a step see one batch. Of a stack of layers, such as `model.layers`, those below the first layer with
-a view get the same input and have the same weights, so their output is the same. Within `Trunk.shared`
+All evaluations of a step see one batch, so the layers of `model.layers` below the first one with a view have the same
+input, weights and output. Within `Trunk.shared`
 
 - a forward whose input of the stack is that of the forward before takes over what the layers gave then;
 - a batch that is repeated goes through them once, and their output is repeated.
@@ -10,21 +10,22 @@ With the upper half of the layers moving, the second forward of a step costs hal
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.optim.calls import Call, Fold, OpaqueError
+from zoquant.optim.layer_stacks import Forward, called_instead, layer_stacks
 from zoquant.views.dry_run import trying
 from zoquant.views.model_views import Views
 
-Forward = Callable[..., Any]
+Way = Callable[[bool, Forward, tuple[Any, ...], dict[str, Any]], Any]
+"""Returns what a layer returns for these arguments, or what stands for it; True is the last one that does not move."""
 
 
 class Trunk:
@@ -55,31 +56,19 @@ class Trunk:
         Raises:
             UnsupportedLayoutError: the model calls its layers in another way than in the first forward.
         """
-        try:
+        with ExitStack() as sharing:
             for stack in self._stacks:
-                stack.begin(repeat)
+                sharing.enter_context(stack.shared(repeat))
             yield
-        finally:
-            for stack in self._stacks:
-                stack.end()
 
 
 def _still(model: nn.Module, views: Views) -> Iterator[tuple[str, list[nn.Module]]]:
     """Yield the outermost lists of layers, each with its layers below the first one that moves."""
-    if any(view.layer is None for view in views):
-        return
-    layers = {view.layer for view in views if view.layer is not None}
-    moving = {layer.module for layer in layers} | {other.module for layer in layers for other in layer.tied}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(part.isdigit() for part in path.split(".")):
-            yield path, list(takewhile(lambda layer: moving.isdisjoint(layer.modules()), module))
-
-
-class _Way(Protocol):
-    """How the layers run in one forward."""
-
-    def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what a layer returns, or what stands for it; `last` is the one below those that move."""
+    layers = [view.layer for view in views if view.layer is not None]
+    if len(layers) == len(views):
+        moving = {each.module for layer in layers for each in (layer, *layer.tied)}
+        for path, stack in layer_stacks(model):
+            yield path, list(takewhile(lambda layer: moving.isdisjoint(layer.modules()), stack))
 
 
 class _Stack:
@@ -93,24 +82,17 @@ class _Stack:
     def __init__(self, path: str, layers: Sequence[nn.Module]) -> None:
         self.path, self.layers = path, list(layers)
         self._tried = False
-        self._before: list[tuple[nn.Module, Forward | None]] = []
         self._memory: _Remember | None = None
 
-    def begin(self, repeat: int) -> None:
-        """Stand between the layers and those who call them."""
+    @contextmanager
+    def shared(self, repeat: int) -> Iterator[None]:
+        """Stand between the layers and those who call them; at the end forget what they gave."""
         self._repeat = repeat
-        for number, layer in enumerate(self.layers):
-            self._before.append((layer, layer.__dict__.get("forward")))
-            layer.forward = partial(self._call, number, layer.forward)
-
-    def end(self) -> None:
-        """Leave the layers as they were, and forget what they gave."""
-        while self._before:
-            layer, forward = self._before.pop()
-            del layer.__dict__["forward"]
-            if forward is not None:
-                layer.__dict__["forward"] = forward
-        self._memory = None
+        try:
+            with called_instead(self.layers, lambda number, forward: partial(self._call, number, forward)):
+                yield
+        finally:
+            self._memory = None
 
     def _call(self, number: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         if number == 0:
@@ -121,7 +103,7 @@ class _Stack:
             self._break(number)
             return forward(*args, **kwargs)
         try:
-            output = self._way.run(number + 1 == len(self.layers), forward, args, kwargs)
+            output = self._way(number + 1 == len(self.layers), forward, args, kwargs)
         except OpaqueError:
             raise self._otherwise(number) from None
         self._next, self._handed = number + 1, _hidden(output)
@@ -130,21 +112,21 @@ class _Stack:
         self._tried = self._tried or self._next == len(self.layers)
         return output
 
-    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Way | None:
+    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
         """Return how the layers run in the forward that begins; None for as ever."""
         alone = trying() or torch.compiler.is_compiling() or torch.is_grad_enabled()
         if alone or any(layer.training for layer in self.layers):
             return None
         if not self._tried:
-            return _Try()
+            return _as_ever
         try:
             if self._repeat > 1:
-                return _Once(Fold(self._repeat, (args, kwargs)))
+                return partial(_once, Fold(self._repeat, (args, kwargs)))
             call = Call.of(args, kwargs)
         except OpaqueError:
             return None
         if self._memory is not None and self._memory.holds(call):
-            return _Recall(self._memory.output, list(self._memory.beside))
+            return partial(_recalled, self._memory.output, iter(self._memory.beside))
         self._memory = _Remember(call)
         return self._memory
 
@@ -162,69 +144,63 @@ class _Stack:
         )
 
 
-class _Try:
-    """Run each layer as ever."""
-
-    def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return forward(*args, **kwargs)
+def _as_ever(last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return forward(*args, **kwargs)
 
 
-@dataclass
 class _Remember:
-    """Run each layer as ever, and keep what the last one returns."""
+    """Runs each layer as ever, and keeps what the last one returns.
 
-    call: Call
-    result: Call | None = None
-    output: Any = None
-    beside: list[Call] = field(default_factory=list)
-    """What each layer gets beside the output of the one below, such as a mask of its own."""
-    opaque: bool = False
-    """Whether a layer got what cannot be compared, so that nothing is kept."""
+    Args:
+        call: what the first layer gets.
 
-    def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    Attributes:
+        output: what the last layer returned.
+        beside: what each layer gets beside the output of the one below, such as a mask of its own.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._result: Call | None = None
+        self._opaque = False
+        self.output: Any = None
+        self.beside: list[Call] = []
+
+    def __call__(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             self.beside.append(Call.of(args[1:], kwargs))
         except OpaqueError:
-            self.opaque = True
+            self._opaque = True  # what cannot be compared: nothing is kept
         output = forward(*args, **kwargs)
-        if last and not self.opaque and _hidden(output) is not None:
-            self.result, self.output = Call.of(output), output
+        if last and not self._opaque and _hidden(output) is not None:
+            self._result, self.output = Call.of(output), output
         return output
 
     def holds(self, call: Call) -> bool:
         """Whether the output for these arguments is here as it was returned."""
-        known = self.result is not None and self.result.untouched and self.call.untouched
-        return known and self.call.same(call)
+        known = self._result is not None and self._result.untouched and self._call.untouched
+        return known and self._call.same(call)
 
 
-@dataclass
-class _Recall:
+def _recalled(
+    kept: Any, beside: Iterator[Call], last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Run no layer; the last one returns what was kept.
 
     Raises:
         OpaqueError: a layer gets something else than in the forward whose output was kept.
     """
-
-    output: Any
-    beside: list[Call]
-
-    def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.beside.pop(0).same(Call.of(args[1:], kwargs)):
-            raise OpaqueError
-        return self.output if last else _like(self.output, torch.empty_like(args[0], device="meta"))
+    if not next(beside).same(Call.of(args[1:], kwargs)):
+        raise OpaqueError
+    return kept if last else _like(kept, torch.empty_like(args[0], device="meta"))
 
 
-@dataclass
-class _Once:
-    """Run each layer on the first repetition of the batch; what the last one returns is repeated."""
-
-    fold: Fold
-
-    def run(self, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = self.fold((args, kwargs))
-        output = forward(*args, **kwargs)
-        hidden = _hidden(output)
-        return output if hidden is None or not last else _like(output, self.fold.repeated(hidden))
+def _once(fold: Fold, last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a layer on the first repetition of the batch; what the last one returns is repeated."""
+    args, kwargs = fold((args, kwargs))
+    output = forward(*args, **kwargs)
+    hidden = _hidden(output)
+    return output if hidden is None or not last else _like(output, fold.repeated(hidden))
 
 
 def _hidden(output: Any) -> Tensor | None:

@@ -135,11 +135,7 @@ class Delta:
 
 
 def save_delta(path: str | Path, views: Views) -> None:
-    """Write the delta of all views to a safetensors file.
-
-    Args:
-        path: the file; replaced if it exists.
-        views: the views of the trained model.
+    """Write the delta of all views to a safetensors file, which is replaced if it exists.
 
     Raises:
         WriteError: the file could not be written.
@@ -164,14 +160,5 @@ def read_delta(path: str | Path) -> Delta:
 
 
 def load_delta(path: str | Path, views: Views) -> None:
-    """Put a delta on its base: afterwards the model computes with base and delta, whatever it held before.
-
-    Args:
-        path: a file that `save_delta` wrote.
-        views: views of the same base; views that the file does not name go back to their base.
-
-    Raises:
-        BaseMismatchError: the delta was made on another base; the first key that differs is named.
-        CheckpointError, ShapeError, ValueRangeError: the file is damaged. Nothing has changed.
-    """
+    """Put what `save_delta` wrote on its base, whatever the model held before: see `Delta.put`."""
     read_delta(path).put(views, str(path))

@@ -41,11 +41,7 @@ class Group:
     decay: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold.
-
-        Raises:
-            ValueError: the rule is one that no file could name.
-        """
+        """Return plain data that JSON can hold; a ValueError for a rule that no file could name."""
         return {
             "space": self.space,
             "noise": self.noise.to_dict(),
@@ -57,11 +53,7 @@ class Group:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], what: str) -> "Group":
-        """Build a group from what `to_dict` returned.
-
-        Raises:
-            CheckpointError: a part is missing or is no such thing; the message begins with `what`.
-        """
+        """Build a group from what `to_dict` returned; a CheckpointError that begins with `what` for anything else."""
         base, space, coupled, decay = (state.get(name) for name in ("base", "space", "coupled", "decay"))
         typed = isinstance(coupled, bool) and isinstance(decay, float) and 0 <= decay < math.inf
         typed &= isinstance(base, dict) and all(isinstance(print_, str) for print_ in base.values())
@@ -77,8 +69,7 @@ class Group:
         """Refuse views that this group was not made of.
 
         Raises:
-            BaseMismatchError: they have another base, other keys, or are coupled differently, or share deltas in a
-                space where that has no meaning.
+            BaseMismatchError: base, keys or coupling differ, or deltas are shared in a space where that has no meaning.
         """
         if views.coupled != self.coupled:
             raise BaseMismatchError(
@@ -95,12 +86,7 @@ class Group:
         check_base("these views", here, self.base)
 
     def mover(self, views: Views, subspace: Subspace, deltas: Sequence[Tensor] | None = None) -> Mover:
-        """Return what moves deltas as the steps of this group say.
-
-        Args:
-            views: views of the same base.
-            subspace: what a direction is made of.
-            deltas: the deltas to move, one a buffer of the views; None for those of the views.
+        """Return what moves `deltas`, one a buffer of the views, or None for their own, as steps of this group say.
 
         Raises:
             UnsupportedLayoutError: rows and columns move, and a layer of these views has none.

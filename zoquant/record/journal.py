@@ -10,9 +10,8 @@
                derivatives of the further groups, without seeds, after those of the first
 
 The CRC of a record covers its bytes and starts from the CRC of the header, so that a record belongs to one file alone.
-A record goes to the system in one write at the end of its step, so a killed process loses at most the record that it
-was writing. Every `SYNC_EVERY` records, and when the journal closes, the file is flushed to the disk: a power failure
-loses at most that many steps, which a resumed run does again to the same bytes.
+A record goes to the system in one write, so a killed process loses at most the one that it was writing. Every
+`SYNC_EVERY` records, and at the end, the file is flushed to the disk: a power failure loses at most that many steps.
 """
 
 import json

@@ -34,9 +34,7 @@ class Mover:
 
     Args:
         buffers: what holds the numbers, such as the buffers of views.
-        noise: distribution of the directions.
-        rule: update rule.
-        decay: pull back to the base, per unit of lr.
+        noise, rule, decay: as for `zoquant.record.group.Group`.
         deltas: the vectors to move, one a buffer; None for the buffers' own.
     """
 
@@ -67,8 +65,8 @@ class Mover:
     def advance(self, steps: Sequence[Step]) -> None:
         """Move the deltas by some steps of one group. Writes no view.
 
-        A stretch of the buffer that fits the cache does all steps before the next one begins; stretches are shared out
-        among threads. Neither shows in the result: every element goes through the same operations in the same order.
+        A stretch that fits the cache does all steps before the next one begins, and threads share stretches out: every
+        element goes through the same operations in the same order all the same.
         """
         live = [step for step in steps if any(step.derivatives)]
         seeds = [seed for step in live for seed in step.directions]

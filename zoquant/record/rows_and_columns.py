@@ -7,9 +7,8 @@ move together. Scaling rows and columns of a matrix is scaling what goes in and 
 
     y = (1 + u) ⊙ W ((1 + v) ⊙ x) + bias,
 
-which is what `zoquant.optim.probes.probed_layers` does to any kernel. u and v are what a rule moves, and what it
-remembers is of their size. The delta of the views is computed from them; each product and sum is rounded by itself, so
-that a run replays anywhere.
+which is what `zoquant.optim.probes.probed_layers` does to any kernel. u and v are what a rule moves; the delta of the
+views is computed from them, each product and sum rounded by itself, so that a run replays anywhere.
 """
 
 import re
@@ -142,9 +141,7 @@ class RowsAndColumnsMover(Mover):
 
     Args:
         views: the views.
-        noise: distribution of the directions.
-        rule: update rule.
-        decay: pull back to the base, per unit of lr.
+        noise, rule, decay: as for `zoquant.record.group.Group`.
         deltas: the deltas to write, one a buffer of the views; None for those of the views.
 
     Raises:

@@ -4,43 +4,23 @@ A rule is a frozen set of numbers; what it remembers lies in float32 tensors of 
 it asks for some. Every rule moves delta ← (1 − lr · decay) · delta − lr · transform(g): the decay pulls theta back to
 its base, decoupled from the gradient (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, with
 the base in the place of zero). A product and a sum are two roundings, never a fused one: a run replays anywhere.
+
+A rule has a `name`, that files and the command line use, `states`, the number of tensors that it remembers, and
+
+- `transform(g, state, count, scratch)`, which returns the direction of move number `count`, from 1, for one stretch of
+  delta: g is the estimated gradient, float32 `[n]`, that may be overwritten and returned; state are `states` tensors
+  `[n]` of zeros at first, changed in place; scratch, `[n]`, is free to use;
+- `gain(rms)`, how far a step of lr 1 goes in the long run, as rms over elements, when g has this rms.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 _LEAST = 2.0**-126
-
-
-class Rule(Protocol):
-    """What every rule has.
-
-    Attributes:
-        name: how files and the command line call it.
-        states: how many tensors it remembers.
-    """
-
-    name: ClassVar[str]
-    states: ClassVar[int]
-
-    def transform(self, g: Tensor, state: Sequence[Tensor], count: int, scratch: Tensor) -> Tensor:
-        """Return the direction of the move, for one stretch of delta.
-
-        Args:
-            g: float32 `[n]`, the estimated gradient; may be overwritten and returned.
-            state: `states` tensors `[n]` of zeros at first, changed in place.
-            count: number of this move, from 1.
-            scratch: float32 `[n]`, free to use.
-        """
-        ...
-
-    def gain(self, rms: float) -> float:
-        """Return how far a step of lr 1 goes in the long run, as rms over elements, when g has this rms."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -140,9 +120,8 @@ class Adam:
         return 1.0
 
 
-RULES: dict[str, type[SGD] | type[Momentum] | type[Sign] | type[Adam]] = {
-    rule.name: rule for rule in (SGD, Momentum, Sign, Adam)
-}
+Rule = SGD | Momentum | Sign | Adam
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (SGD, Momentum, Sign, Adam)}
 
 
 def rule_to_dict(rule: Rule) -> dict[str, Any]:
@@ -153,7 +132,7 @@ def rule_to_dict(rule: Rule) -> dict[str, Any]:
     """
     if type(rule) not in RULES.values():
         raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}.")
-    return {"name": rule.name, **asdict(rule)}  # type: ignore[call-overload]
+    return {"name": rule.name, **asdict(rule)}
 
 
 def rule_from_dict(state: dict[str, Any]) -> Rule:

@@ -33,8 +33,7 @@ class Trajectory:
     Attributes:
         groups: what moved, and how. All groups share the seeds of a step.
         estimator: name of the estimator that measured the derivatives; replay does not need it.
-        subspace: what a direction is made of: a number for each value, or one for each row and column, see
-            `zoquant.record.rows_and_columns`.
+        subspace: what a direction has numbers for: each value, or each row and column.
         steps: the steps, in order. A step that was undone has derivatives of 0.
     """
 
@@ -67,17 +66,16 @@ class Trajectory:
         return replace(self, groups=(self.groups[group],), steps=[step.of(group) for step in self.steps])
 
     def header(self) -> dict[str, Any]:
-        """Return all but the steps as plain data, with the versions of the file and of the noise.
-
-        Raises:
-            ValueError: a rule is one that no file could name.
-        """
+        """Return all but the steps as plain data, with the versions of the file and of the noise."""
         several = len(self.groups) > 1
-        versions = {"version": _VERSION_OF_GROUPS if several else _VERSION, "noise_version": NOISE_VERSION}
-        run = {"estimator": self.estimator, "subspace": self.subspace}
-        if several:
-            return {**versions, **run, "groups": [group.to_dict() for group in self.groups]}
-        return {**versions, **self.groups[0].to_dict(), **run}
+        return {
+            "version": _VERSION_OF_GROUPS if several else _VERSION,
+            "noise_version": NOISE_VERSION,
+            **({} if several else self.groups[0].to_dict()),
+            "estimator": self.estimator,
+            "subspace": self.subspace,
+            **({"groups": [group.to_dict() for group in self.groups]} if several else {}),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain tensors, strings and dicts that `torch.load(weights_only=True)` reads.
@@ -99,11 +97,7 @@ class Trajectory:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], what: str = "trajectory") -> "Trajectory":
-        """Build a trajectory from what `to_dict` returned.
-
-        Args:
-            state: the parts.
-            what: where they come from, for the messages.
+        """Build a trajectory from what `to_dict` returned; messages begin with `what`.
 
         Raises:
             CheckpointError: another version, a part is missing, or they do not fit together.
@@ -165,11 +159,7 @@ class Trajectory:
         save_tensors(Path(path), tensors, {"kind": "trajectory", **state})
 
     def journal(self, path: str | Path, probes: int) -> Journal:
-        """Begin a journal that holds the steps so far; further ones are to be appended.
-
-        Args:
-            path: the file; replaced if it exists.
-            probes: directions a step.
+        """Begin a journal of so many directions a step that holds the steps so far; a file that exists is replaced.
 
         Raises:
             WriteError: the file could not be written.
@@ -192,15 +182,10 @@ class Trajectory:
         return cls.from_dict({**metadata, **tensors}, str(path))
 
     def check(self, views: Views | Sequence[Views], what: str = "trajectory") -> None:
-        """Refuse views that this trajectory was not made on.
-
-        Args:
-            views: the views, or of several groups those of each, in order.
-            what: where the trajectory comes from, for the message.
+        """Refuse views, or those of each group in order, that this trajectory was not made on.
 
         Raises:
-            BaseMismatchError: they have another base, other keys, are coupled differently, or are of fewer or more
-                groups.
+            BaseMismatchError: base, keys, coupling or the number of groups differ; the message begins with `what`.
         """
         each = groups_of(views)
         if len(each) != len(self.groups):
@@ -212,10 +197,7 @@ class Trajectory:
             group.check(here, what)
 
     def movers(self, views: Sequence[Views]) -> list[Mover]:
-        """Return what moves the deltas of each group as the steps of this run say.
-
-        Args:
-            views: the views of each group.
+        """Return what moves the deltas of the views of each group as the steps of this run say.
 
         Raises:
             UnsupportedLayoutError: the run moved rows and columns, and a layer of these views has none.
@@ -223,11 +205,7 @@ class Trajectory:
         return [group.mover(here, self.subspace) for group, here in zip(self.groups, views, strict=True)]
 
     def deltas(self, views: Views | Sequence[Views]) -> list[list[Tensor]]:
-        """Return what the run added, of each group one a buffer of its views, which stay as they are.
-
-        Args:
-            views: views of the same base, or of several groups those of each; not checked.
-        """
+        """Return what the run added, of each group one a buffer of its views, which stay as they are; no check."""
         found = []
         for number, (group, here) in enumerate(zip(self.groups, groups_of(views), strict=True)):
             deltas = [torch.zeros_like(buffer.delta) for buffer in here.buffers]
@@ -238,12 +216,8 @@ class Trajectory:
     def delta(self, views: Views) -> Delta:
         """Return what the run added to its base. The views, and their model, stay as they are.
 
-        Args:
-            views: views of the same base, in any order.
-
         Raises:
-            BaseMismatchError: the trajectory was made on another base, on other views, or of several groups; each has
-                its own, `trajectory.of(group).delta(views)`.
+            BaseMismatchError: see `check`; of several groups each has its own, `trajectory.of(group).delta(views)`.
         """
         self.check(views)
         (deltas,) = self.deltas(views)

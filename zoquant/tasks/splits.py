@@ -66,9 +66,10 @@ def _parts(
         dev = None if eval_data is None else read_part(task, eval_data, "test")
         return Parts(read_part(task, data, "train"), dev, None)
     if protocol != "mezo" or task.definition is None or eval_data is not None:
+        beside = "no evaluation data" if eval_data is None else f"evaluation data {eval_data}"
         raise DataError(
-            f"protocol is {protocol!r} with task {task.task} and eval_data {eval_data or 'not given'}: expected mezo, "
-            "a named task such as sst2, and no eval_data, since the protocol draws its own."
+            f"protocol is {protocol!r} with task {task.task} and {beside}: expected mezo, a named task such as sst2, "
+            "and no evaluation data, since the protocol draws its own."
         )
     if not parts_differ(task, data):
         raise DataError(

@@ -6,12 +6,7 @@ from torch import nn
 
 
 def keep_names(model: nn.Module, names: Mapping[str, str]) -> None:
-    """Remember the names in a checkpoint of what has another name in the model.
-
-    Args:
-        model: the model.
-        names: name or path in the model -> name or path in the checkpoint, of tensors and of whole layers.
-    """
+    """Remember, by the name of a tensor or the path of a layer in a model, another one that its checkpoint has."""
     model._names_in_checkpoint = dict(names)  # type: ignore[assignment]
 
 

@@ -29,10 +29,7 @@ def trial() -> Iterator[None]:
 
 
 def ordinary_ids(model: nn.Module, count: int) -> Tensor:
-    """Return ids from the middle of a vocabulary, int64 `[count]`, on the device of the model.
-
-    Rounding shows most in tokens that mean something else than text, and those stand at the ends.
-    """
+    """Return ids from the middle of a vocabulary, int64 `[count]`: at its ends stand tokens that are no text."""
     language_model: Any = model
     size = int(getattr(language_model.get_input_embeddings(), "num_embeddings", 2 * count))
     device = next(chain(model.parameters(), model.buffers())).device

@@ -17,12 +17,7 @@ def fingerprint(base: Tensor) -> str:
 
 
 def check_base(what: str, expected: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Refuse a file that was made on other base values.
-
-    Args:
-        what: the file, for the message.
-        expected: fingerprints by key that the file carries.
-        here: fingerprints by key of the views or checkpoint that it shall meet.
+    """Refuse a file, `what`, whose fingerprints by key are not those that are here.
 
     Raises:
         BaseMismatchError: a key is unknown here or has another fingerprint; the first one is named.

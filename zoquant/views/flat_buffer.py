@@ -63,7 +63,6 @@ class FlatBuffer:
         self._source: NoiseSource | None = None
 
     def _runs(self, pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
-        """Return the pieces of each chunk."""
         return list(runs_of(self.slots, pieces, limit))
 
     def _chunk(self, run: Sequence[Piece]) -> Chunk:
@@ -77,13 +76,7 @@ class FlatBuffer:
         return slice(start, start + view_count(view))
 
     def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:
-        """Write theta, or a probe of it, into every view.
-
-        Args:
-            seed: seed of the direction; None for theta itself.
-            eps: signed length of the probe, in units of `space`.
-            noise: distribution of the direction.
-        """
+        """Write theta, or a probe of it of signed length `eps` in units of `space`, into every view."""
         source = None if seed is None else self.source_of(noise)
         fused = None if source is not None and source.kernels is None else self._fused
         if fused is not None:
@@ -128,8 +121,7 @@ class FlatBuffer:
     def theta(self, index: int) -> Tensor:
         """Return theta of view number `index`, float32, in the shape of the view, before the cast to its dtype."""
         return self._gather(
-            self.views[index],
-            lambda chunk, plane: self._compose(plane, self._probe(chunk, None, 0.0, "rademacher")),
+            self.views[index], lambda chunk, plane: self._compose(plane, self.delta[chunk.start : chunk.stop])
         )
 
     def _probe(self, chunk: Chunk, seed: int | None, eps: float, noise: Kind | Noise) -> Tensor:
@@ -173,13 +165,10 @@ def compose(delta: Tensor, base: Tensor, out: Tensor, *, space: Space, keep_sign
     Args:
         delta: float32.
         base: float32, of the same shape.
-        out: float32, of the same shape, overwritten with theta; may be `delta`.
+        out: float32, of the same shape, overwritten with theta and returned; may be `delta`.
         space: `"relative"`: base + base · delta; `"absolute"`: base + delta.
         keep_sign: stop at zero instead of crossing it.
         dtype: the dtype that will store theta; its finite range is kept.
-
-    Returns:
-        `out`.
     """
     if space == "relative":
         kept = torch.clamp(delta, min=-1.0, out=out) if keep_sign else delta

@@ -19,13 +19,7 @@ from zoquant.views.noise_source import NoiseSource
 
 
 class FusedWriter:
-    """The views of a buffer that compiled code writes by itself.
-
-    Args:
-        chunks: the chunks of the buffer.
-        kernels: what writes on the device.
-        device: their device.
-    """
+    """The views of the chunks of a buffer that compiled code writes by itself."""
 
     def __init__(self, chunks: Sequence[Chunk], kernels: WriteKernels[Any], device: torch.device) -> None:
         self._kernels = kernels
@@ -41,15 +35,7 @@ class FusedWriter:
         return not plane.others and plane.base.dtype in self._kernels.DTYPES
 
     def write(self, delta: Tensor, source: NoiseSource | None, *, relative: bool, seed: int, eps: float) -> None:
-        """Write theta, or with a source a probe of it, into every view that is held.
-
-        Args:
-            delta: float32 `[n]`, that of the buffer.
-            source: what draws the direction; None for theta itself.
-            relative: whether theta is base · (1 + delta), or base + delta.
-            seed: seed of the direction.
-            eps: signed length of the probe.
-        """
+        """Write theta, or with a source a probe of it, into every view that is held: see `FlatBuffer.write`."""
         noise = None if source is None else source.definition
         for table in self._tables:
             self._kernels.write(table, delta, relative=relative, noise=noise, seed=seed, eps=eps)

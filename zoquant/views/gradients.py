@@ -22,8 +22,7 @@ class Gradients(nn.Module):
     """A context in which the deltas of views have gradients; its parameters are the deltas, named by their keys.
 
     Coupled views share a parameter, under the key of the first. Give them to any optimizer, or let them be parameters
-    of the model, `model.deltas = deltas`, for whoever asks a model for its parameters, such as DistributedDataParallel
-    or the Trainer of transformers.
+    of the model, `model.deltas = deltas`, for whoever asks a model for its parameters.
 
     Args:
         model: the model that the views belong to.
@@ -114,17 +113,9 @@ def _readers(model: nn.Module, views: Views) -> list[nn.Module]:
 
 
 def slope(delta: Tensor, base: Tensor, *, space: Space, keep_sign: bool, dtype: torch.dtype) -> Tensor:
-    """Return the derivative of theta by delta, as `zoquant.views.flat_buffer.compose` computes theta before rounding.
+    """Return the derivative of theta by delta, float32, of the arguments of `zoquant.views.flat_buffer.compose`.
 
-    Args:
-        delta: float32.
-        base: float32, of the same shape.
-        space: `"relative"`: base + base · delta; `"absolute"`: base + delta.
-        keep_sign: theta stops at zero.
-        dtype: the dtype that stores theta; it stops at its largest number.
-
-    Returns:
-        float32; 0 where theta has stopped.
+    It is 0 where theta has stopped: at zero, or at the largest number of its dtype.
     """
     relative = space == "relative"
     theta = torch.addcmul(base, base, delta) if relative else base + delta

@@ -19,10 +19,9 @@ Slot = tuple[ScaleView, ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a slot.
+    """A stretch of slot number `slot`.
 
     Attributes:
-        slot: number of the slot.
         start: where the piece begins in the buffer, a multiple of `noise.BLOCK`.
         first: its first element, counted in the view.
         count: its elements.
@@ -66,12 +65,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stretch of the buffer.
-
-    Attributes:
-        pieces: what lies in it.
-        planes: the first view of every slot, the second, and so on.
-    """
+    """A stretch of the buffer: its pieces, and planes of the first view of every slot, the second, and so on."""
 
     pieces: tuple[Piece, ...]
     planes: tuple[Plane, ...]

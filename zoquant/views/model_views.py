@@ -25,8 +25,7 @@ class AttachedLayer:
     """A layer of a model that has views.
 
     Attributes:
-        path: its path in the checkpoint, which is that in the model where `zoquant.views.checkpoint_names` knows no
-        other.
+        path: its path in the checkpoint, see `zoquant.views.checkpoint_names`.
         module: the layer itself.
         backend: the backend that claims it.
         tied: other layers that read the same values; their views are those of this one.

@@ -66,15 +66,12 @@ class NoiseSource:
         self.kernels = noise_kernels(device) if plain else None
 
     def draw(self, seed: int, start: int, out: Tensor) -> Tensor:
-        """Fill `out` with the noise of a stretch of the layout. The bits of the last seed are kept.
+        """Fill `out` with the noise of a stretch of the layout, and return it. The bits of the last seed are kept.
 
         Args:
             seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
             start: first element, a multiple of `BLOCK`.
             out: float32 `[n]`, n a multiple of `BLOCK`.
-
-        Returns:
-            `out`.
         """
         if self.kernels is not None:
             return self.kernels.draw(self.definition, seed, start, out)
@@ -91,18 +88,7 @@ class NoiseSource:
         return self._expand(seed, start, rows, out)
 
     def probe(self, seed: int, start: int, delta: Tensor, eps: float, out: Tensor) -> Tensor:
-        """Fill `out` with delta + eps · z of a stretch of the layout, product and sum each rounded to float32.
-
-        Args:
-            seed: seed of the direction.
-            start: first element, a multiple of `BLOCK`.
-            delta: float32 `[n]`.
-            eps: signed length of the probe.
-            out: float32 `[n]`, n a multiple of `BLOCK`; not `delta`.
-
-        Returns:
-            `out`.
-        """
+        """Fill `out`, which is not `delta`, with delta + eps · z; product and sum are each rounded to float32."""
         if self.kernels is not None:
             return self.kernels.draw(self.definition, seed, start, out, delta=delta, eps=eps)
         return self.draw(seed, start, out).mul_(eps).add_(delta)  # never fused: see accumulate
@@ -110,14 +96,13 @@ class NoiseSource:
     def accumulate(self, out: Tensor, start: int, seeds: Sequence[int], amounts: Sequence[float]) -> None:
         """Add multiples of directions to a stretch of delta: `out ← out + amounts[k] · z(seeds[k])`, in their order.
 
-        The products and the sums are taken in the order of `seeds`, and each of them is rounded to float32. Call
-        `prepare` with these seeds before.
+        Each product and each sum is rounded to float32, and so is each amount before. Call `prepare` with the seeds.
 
         Args:
             out: float32 `[n]`, n a multiple of `BLOCK`, small enough for the cache.
             start: where `out` begins in the layout, a multiple of `BLOCK`.
-            seeds: seed of each direction, 0 ≤ seed < 2⁶⁴.
-            amounts: factor of each direction; rounded to float32 before it multiplies.
+            seeds: seed of each direction.
+            amounts: factor of each direction.
         """
         if self.kernels is not None:
             blocks = self._counters[:, start // BLOCK : (start + out.numel()) // BLOCK].contiguous()
@@ -137,12 +122,7 @@ class NoiseSource:
     def directions(self, seeds: Sequence[int], start: int, count: int) -> Iterator[Tensor]:
         """Yield one stretch of the layout for many seeds: float32 `[count]`, in memory that the next one overwrites.
 
-        Call `prepare` with these seeds before. Threads may draw different stretches at the same time.
-
-        Args:
-            seeds: seeds of the directions.
-            start: first element, a multiple of `BLOCK`.
-            count: elements, a multiple of `BLOCK`.
+        Call `prepare` with these seeds first. Threads may draw different stretches at the same time.
         """
         out = torch.empty(count, dtype=torch.float32, device=self._table.device)
         if self.kernels is not None:
@@ -226,16 +206,8 @@ def philox(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 on int64 tensors that hold unsigned 32-bit numbers: a product's bits survive the wrap-around.
 
-    Args:
-        c0: first word of the counter, `[n]`.
-        c1: second word.
-        c2: third word, `[n]`.
-        c3: fourth word, `[n]`.
-        k0: low word of the key, `[seeds, 1]`.
-        k1: high word of the key, `[seeds, 1]`.
-
-    Returns:
-        The four output words, `[seeds, n]`.
+    c0 to c3 are words of the counters, `[n]`, of which the second is the same for all; k0 and k1 the low and high words
+    of the keys, `[seeds, 1]`. Returns the four output words, `[seeds, n]`.
     """
     x0, x2, x3 = (c.repeat(len(k0), 1) for c in (c0, c2, c3))
     x1, p0, p1 = torch.full_like(x0, c1), torch.empty_like(x0), torch.empty_like(x0)

@@ -52,7 +52,7 @@ def keep_form(module: nn.Module, name: str, form: StoredForm) -> None:
     forms[name] = form
 
 
-def plain_view(module: nn.Module, name: str, tensor: Tensor, role: Role = "dense") -> "TensorView | FormView":
+def plain_view(module: nn.Module, name: str, tensor: Tensor, role: Role = "dense") -> TensorView:
     """Return a view of a plain tensor of a module, in the form of its file."""
     form: StoredForm | None = module.__dict__.get("_stored_forms", {}).get(name)
     if form is None:
@@ -62,7 +62,7 @@ def plain_view(module: nn.Module, name: str, tensor: Tensor, role: Role = "dense
     return FormView(name, role, tensor, form)
 
 
-class FormView:
+class FormView(TensorView):
     """A view of a tensor by the values and the order of its file.
 
     Args:
@@ -72,16 +72,10 @@ class FormView:
         form: how the file holds it.
     """
 
-    live: Tensor | None = None
-
     def __init__(self, name: str, role: Role, tensor: Tensor, form: StoredForm) -> None:
-        self.name = name
-        self.role = role
-        self.shape = tuple(tensor.shape)
-        self.dtype = form.dtype
-        self.device = tensor.device
-        self._tensor = tensor.detach()
+        super().__init__(name, role, tensor, dtype=form.dtype)
         self._form = form
+        self.live = None
 
     def read(self) -> Tensor:
         """Return the file's values, a float32 copy."""

@@ -1,11 +1,10 @@
 """Plain weights as their own base: theta lies in one scratch buffer while the forward is in the layer that reads it.
 
-A flat buffer keeps a copy of the base beside the storage that the forward reads. For scales that is little; for the
-weights themselves it is a second model. Here the storage of the parameter is the base and is never written. A hook
-before a module composes theta, or a probe of it, into scratch memory and points the parameter there; a hook behind it,
-which runs when the forward raises, too, points it back. Values and noise are those of a flat buffer, to the bit.
-
-A native matrix is a module that is called for each tile that is read: no more than the rows of the tile are composed.
+A flat buffer keeps a copy of the base, which of the weights themselves would be a second model. Here the storage of the
+parameter is the base and is never written. A hook before a module composes theta, or a probe of it, into scratch memory
+and points the parameter there; a hook behind it, which runs when the forward raises, too, points it back. Values and
+noise are those of a flat buffer, to the bit. A native matrix is called for each tile that is read: of the rows of the
+tile alone theta is composed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,9 +50,6 @@ class StreamedBuffer(FlatBuffer):
         super().__init__(views, device)
         self._pending: tuple[int | None, float, Kind | Noise] | None = None
         self._closed = False
-        self._chunks_of: dict[int, list[Chunk]] = {}
-        for chunk in self._chunks:
-            self._chunks_of.setdefault(chunk.pieces[0].slot, []).append(chunk)
         with torch.inference_mode(False):
             self._scratch = torch.empty(_deepest(model, streamed), dtype=torch.uint8, device=device)
         self._inside: list[tuple[nn.Module, list[StreamedTensor], int]] = []
@@ -68,11 +64,7 @@ class StreamedBuffer(FlatBuffer):
         ]
 
     def write(self, *, seed: int | None = None, eps: float = 0.0, noise: Kind | Noise = "rademacher") -> None:
-        """Say what the next forwards shall see: theta, or a probe of it. Writes no weight.
-
-        Raises:
-            UnsupportedLayoutError: the buffer was closed.
-        """
+        """Say what the next forwards shall see: theta, or a probe of it. Writes no weight."""
         if self._closed:
             raise UnsupportedLayoutError("streamed weights: their views were closed. Attach the model again.")
         self._leave_all()
@@ -128,7 +120,7 @@ class StreamedBuffer(FlatBuffer):
     def _theta_into(self, index: int, out: Tensor, rows: slice | Tensor | None = None) -> None:
         """Compose a view, or the chunks of it that some of its rows lie in."""
         seed, eps, noise = self._pending or (None, 0.0, "rademacher")
-        flat, chunks = out.view(-1), self._chunks_of.get(index, [])
+        flat, chunks = out.view(-1), [chunk for chunk, _ in self._parts[index]]
         for chunk in chunks if rows is None else _holding(chunks, rows, *out.shape):
             piece, plane = chunk.pieces[0], chunk.planes[0]
             theta = self._compose(plane, self._probe(chunk, seed, eps, noise))
@@ -172,11 +164,7 @@ def _holding(chunks: Sequence[Chunk], rows: slice | Tensor, height: int, width: 
 
 
 def _streamed(model: nn.Module, views: Sequence[ScaleView]) -> dict[nn.Module, list[StreamedTensor]]:
-    """Return for every module the views that lie in it; tied weights are in several.
-
-    Raises:
-        UnsupportedLayoutError: see `StreamedBuffer`.
-    """
+    """Return for every module the views that lie in it; tied weights are in several."""
     numbers = {(_live(view).data_ptr(), view.shape): index for index, view in enumerate(views) if _live(view).numel()}
     found: dict[nn.Module, list[StreamedTensor]] = {}
     for module in model.modules():
@@ -185,12 +173,8 @@ def _streamed(model: nn.Module, views: Sequence[ScaleView]) -> dict[nn.Module, l
             if tensor is not None and index is not None:
                 found.setdefault(module, []).append((index, tensor, tensor.data))
     held = {index for own in found.values() for index, _, _ in own}
-    hidden = {
-        id(part)
-        for module in model.modules()
-        if isinstance(module, nn.MultiheadAttention)
-        for part in module.children()
-    }
+    attentions = (module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
+    hidden = {id(part) for attention in attentions for part in attention.children()}
     for index, view in enumerate(views):
         if index not in held and _live(view).numel():
             raise _error(view, "is no parameter and no buffer of a module")

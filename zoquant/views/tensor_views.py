@@ -52,55 +52,14 @@ class TensorView:
     """
 
     def __init__(self, name: str, role: Role, tensor: Tensor, *, dtype: torch.dtype | None = None) -> None:
-        self.name = name
-        self.role = role
-        self.live: Tensor | None
-        self.shape = tuple(tensor.shape)
-        self.dtype = dtype or tensor.dtype
-        self.device = tensor.device
-        self._tensor = tensor.detach()
-        self.live = self._tensor if self.dtype == tensor.dtype else None
-
-    def read(self) -> Tensor:
-        """Return a float32 copy."""
-        return self._tensor.to(torch.float32, copy=True)
-
-    def write(self, value: Tensor) -> None:
-        """Store `value`, cast to `dtype`, even where the storage is wider: the file will hold no more than that.
-
-        Raises:
-            ShapeError, ValueRangeError: see `check_value`.
-        """
-        check_value(self.name, self.shape, value)
-        store(self._tensor, clamp_to(self.dtype, value).to(self.dtype))
-
-
-class MemberView:
-    """A view of a tensor that lives in a dict, such as HQQ's `meta["scale"]`: neither parameter nor buffer.
-
-    Args:
-        name: local name of the view.
-        role: what the values are to the layer.
-        members: the dict; whoever replaces the member is followed.
-        key: the member.
-        dtype: dtype of the values on disk when what is held is wider; None for that of the member.
-    """
-
-    live: Tensor | None = None
-
-    def __init__(
-        self, name: str, role: Role, members: MutableMapping[str, Any], key: str, *, dtype: torch.dtype | None = None
-    ) -> None:
-        self.name = name
-        self.role = role
-        self._members = members
-        self._key = key
+        self.name, self.role = name, role
         self._dtype = dtype
+        self._held = tensor.detach()
+        self.live: Tensor | None = self._held if self.dtype == tensor.dtype else None
 
     @property
     def _tensor(self) -> Tensor:
-        tensor: Tensor = self._members[self._key]
-        return tensor
+        return self._held
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,13 +78,38 @@ class MemberView:
         return self._tensor.detach().to(torch.float32, copy=True)
 
     def write(self, value: Tensor) -> None:
-        """Store `value`, cast to `dtype`.
+        """Store `value`, cast to `dtype`, even where the storage is wider: the file will hold no more than that.
 
         Raises:
             ShapeError, ValueRangeError: see `check_value`.
         """
         check_value(self.name, self.shape, value)
         store(self._tensor, clamp_to(self.dtype, value).to(self.dtype))
+
+
+class MemberView(TensorView):
+    """A view of a tensor that lives in a dict, such as HQQ's `meta["scale"]`: neither parameter nor buffer.
+
+    Args:
+        name: local name of the view.
+        role: what the values are to the layer.
+        members: the dict; whoever replaces the member is followed.
+        key: the member.
+        dtype: dtype of the values on disk when what is held is wider; None for that of the member.
+    """
+
+    def __init__(
+        self, name: str, role: Role, members: MutableMapping[str, Any], key: str, *, dtype: torch.dtype | None = None
+    ) -> None:
+        self.name, self.role = name, role
+        self._dtype = dtype
+        self._members, self._key = members, key
+        self.live = None
+
+    @property
+    def _tensor(self) -> Tensor:
+        tensor: Tensor = self._members[self._key]
+        return tensor
 
 
 class BytesView:

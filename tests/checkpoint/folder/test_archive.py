@@ -260,7 +260,7 @@ def test_compressed_members_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("member", "change", "text"),
     [
-        ("byteorder", lambda _: b"big", "expected little-endian numbers, got b'big'"),
+        ("byteorder", lambda _: b"big", "expected little-endian numbers, got 'big'"),
         ("data/0", lambda data: data[:-4], "expected a storage of 20 bytes, got 16"),
         ("data.pkl", lambda data: data.replace(b"FloatStorage", b"ByteStorage\n"), "refused: its pickle holds"),
     ],

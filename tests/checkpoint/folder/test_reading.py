@@ -1,5 +1,6 @@
 """Checkpoint folders: what is read from headers, and what is refused."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.folders import CONFIG, write_folder
 from zoquant.checkpoint.folder import open_folder
-from zoquant.checkpoint.folder.format import quantization_of
+from zoquant.checkpoint.folder.format import is_installed, quantization_of
 from zoquant.errors import CheckpointError
 from zoquant.files.safetensors import read_safetensors
 
@@ -147,7 +148,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unprintable": (rewritten(lambda names: names.update(b="a\0\ud800")), r"'b': expected the name of a file"),
     "not there": (rewritten(lambda names: names.update(z=names["b"])), r"'z': expected it in model-"),
     "no map": (lambda path: (path / "model.safetensors.index.json").write_text("{}"), r"'weight_map'"),
-    "no object": (lambda path: (path / "config.json").write_text("[]"), r"expected a JSON object, got list"),
+    "no object": (lambda path: (path / "config.json").write_text("[]"), r"expected a JSON object, got \[\]"),
     "no JSON": (lambda path: (path / "config.json").write_text("{"), r"expected JSON, got Expecting property name"),
     "twice": (
         lambda path: save_file({name: TENSORS[name] for name in TENSORS}, next(path.glob("*-00001-*"))),
@@ -199,3 +200,19 @@ def test_expect(tmp_path: Path) -> None:
         folder.expect("b", (4,), [torch.float16])
     with pytest.raises(CheckpointError, match=r"'z': expected a tensor of this name, got none"):
         folder.tensor("z")
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_module_of_a_library_may_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bool) -> None:
+    """As optimum.quanto, where optimum is there, or is not. Nothing is imported to know it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not is_installed("some_library")
+    assert not is_installed("some_library.part")
+    (tmp_path / "some_library").mkdir()
+    (tmp_path / "some_library" / "__init__.py").write_text("raise RuntimeError")
+    if inner:
+        (tmp_path / "some_library" / "part.py").write_text("raise RuntimeError")
+    importlib.invalidate_caches()
+    assert is_installed("some_library")
+    assert is_installed("some_library.part") == inner
+    assert not is_installed("some_library.part.more")

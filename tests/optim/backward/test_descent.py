@@ -230,3 +230,10 @@ def test_memory_that_runs_out_in_a_move_is_asked_for_before_it(monkeypatch: pyte
             descent.step(loss)
     after = descent.state()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_layer_that_stands_twice_is_put_back() -> None:
+    layer = nn.Linear(3, 3)
+    with checkpointed(nn.ModuleDict({"layers": nn.ModuleList([layer, layer])})):
+        assert "forward" in layer.__dict__
+    assert "forward" not in layer.__dict__

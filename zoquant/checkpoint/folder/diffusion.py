@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoquant.checkpoint.folder.reading import Folder
-from zoquant.errors import CheckpointError, UnsupportedLayoutError
+from zoquant.errors import CheckpointError, UnsupportedLayoutError, shown
 from zoquant.native.meta import WithoutWeights
 
 _CLASS = "_class_name"
@@ -62,7 +62,7 @@ def _class_of(folder: Folder) -> Any:
     name = folder.config[_CLASS]
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
-        raise folder.error(_CLASS, "a model class of diffusers in config.json", repr(name)[:80])
+        raise folder.error(_CLASS, "a model class of diffusers in config.json", shown(name))
     return found
 
 

@@ -108,7 +108,7 @@ class Filler:
             return
         if not isinstance(expected, Tensor) or tuple(expected.shape) != tensor.shape or tensor.dtype not in DENSE:
             wanted = f"{list(expected.shape)}" if isinstance(expected, Tensor) else "no such tensor"
-            raise self.folder.error(source, wanted, f"{list(tensor.shape)} of {tensor.dtype}, which no format claims")
+            raise self.folder.error(source, wanted, f"{tensor.described}, which no format claims")
         if type(module) in (nn.Linear, nn.Embedding) and field == "weight":
             self._replace(path, DenseWeight(tensor.read()))
         elif isinstance(expected, nn.Parameter):

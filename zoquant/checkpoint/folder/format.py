@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -137,28 +139,33 @@ class FolderFormat(ABC):
             UnsupportedLayoutError: there is no such library, it is not installed, or what it has cannot be trained.
             CheckpointError: transformers refuses the checkpoint.
         """
-        if self.reason:
+        if self._lacking:
             raise UnsupportedLayoutError(
-                f"{path}: the format {self.name} has no vendor runtime: {self.reason}. Use runtime='native'."
-            )
-        if not self.library or find_spec(self.library) is None:
-            missing = f"{self.library} is not installed" if self.library else "no library computes it"
-            raise UnsupportedLayoutError(
-                f"{path}: the format {self.name} has no vendor runtime here: {missing}. Use runtime='native'."
+                f"{path}: the format {self.name} has no vendor runtime here: {self._lacking}. Use runtime='native'."
             )
         return load_with_transformers(path, compute_dtype=compute_dtype, device=device), build_tokenizer(path)
 
     def runtimes(self) -> dict[str, str]:
         """Return whether zoquant's layers and those of the library can compute the forward here, and why."""
-        if self.reason:
-            vendor = f"no: {self.reason}"
-        elif not self.library:
-            vendor = "no: no library computes it here"
-        elif find_spec(self.library.partition(".")[0]) is None:
-            vendor = f"no: {self.library} is not installed"
-        else:
-            vendor = f"yes: {self.library} is installed"
+        vendor = f"no: {self._lacking}" if self._lacking else f"yes: {self.library} is installed"
         return {"native": "yes: runs on the file's own words", "vendor": vendor}
+
+    @property
+    def _lacking(self) -> str:
+        """Why the library does not compute the forward here; empty where it does."""
+        if self.reason or not self.library:
+            return self.reason or "no library computes it here"
+        return "" if is_installed(self.library) else f"{self.library} is not installed"
+
+
+def is_installed(name: str) -> bool:
+    """Whether a library, perhaps a module of one, could be imported; nothing is."""
+    top, *inner = name.split(".")
+    spec = find_spec(top)
+    for module in accumulate(inner, "{}.{}".format, initial=top):
+        if module != top and spec is not None:
+            spec = PathFinder.find_spec(module, spec.submodule_search_locations)
+    return spec is not None
 
 
 def dense_tensors(folder: Folder, layers: Mapping[str, StoredMatrix]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from zoquant.checkpoint.folder.filler import Filler
 from zoquant.checkpoint.folder.matrix import StoredMatrix
 from zoquant.checkpoint.folder.model_names import ModelNames
 from zoquant.checkpoint.folder.reading import Folder, open_folder
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, shown
 from zoquant.native.meta import WithoutWeights, forget_weights, unfilled
 from zoquant.views.checkpoint_names import keep_names
 
@@ -77,7 +77,7 @@ def empty_model(folder: Folder) -> nn.Module:
 
     kind = folder.config.get("model_type")
     if not isinstance(kind, str):
-        raise folder.error("model_type", "a string in config.json", repr(kind)[:80])
+        raise folder.error("model_type", "a string in config.json", shown(kind))
     _check_counts(folder, folder.config)
     settings = trusted(folder.config)
     try:
@@ -119,7 +119,7 @@ def _check_counts(folder: Folder, config: Mapping[str, Any], depth: int = 0) -> 
             _check_counts(folder, value, depth + 1)
         most = len(folder.tensors) if _LAYERS.search(name) else _MAX_EXPERTS if _EXPERTS.search(name) else None
         if most is not None and isinstance(value, int | float) and value > most:
-            raise folder.error(name, f"at most {most}", f"{value!r:.40}")
+            raise folder.error(name, f"at most {most}", shown(value))
 
 
 def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -158,4 +158,4 @@ def _class_of(folder: Folder) -> Any:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    raise folder.error("architectures", "a model class of transformers in config.json", repr(names)[:80])
+    raise folder.error("architectures", "a model class of transformers in config.json", shown(names))

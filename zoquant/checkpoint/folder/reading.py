@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, shown
 from zoquant.files.archive import Plain, read_archive
 from zoquant.files.plain_json import parse_json
 from zoquant.files.safe_paths import refuse_stray
@@ -204,7 +204,9 @@ def read_json(path: Path) -> dict[str, Any]:
     refuse_stray(path.parent, path)
     try:
         if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path}: expected at most {MAX_JSON} bytes of JSON, got {path.stat().st_size}.")
+            raise CheckpointError(
+                f"{path}: expected at most {MAX_JSON} bytes of JSON, got {path.stat().st_size}. Get it again."
+            )
         content = parse_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Get the whole checkpoint.") from error
@@ -213,9 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: expected JSON, got {str(error)[:120]}. The file is damaged; get it again."
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: expected a JSON object, got {type(content).__name__}. Get the checkpoint again."
-        )
+        raise CheckpointError(f"{path}: expected a JSON object, got {shown(content)}. Get the checkpoint again.")
     return content
 
 
@@ -262,7 +262,7 @@ def _shards(path: Path, index: str) -> Iterable[tuple[Path, set[str]]]:
     for name, file in places.items():
         if not _is_plain_name(file):
             raise CheckpointError(
-                f"{path / index}: {name!r}: expected the name of a file in this folder, got {file!r:.80}."
+                f"{path / index}: {name!r}: expected the name of a file in this folder, got {shown(file)}."
             )
         shards.setdefault(file, set()).add(name)
     for file, names in sorted(shards.items()):

@@ -26,8 +26,6 @@ class GradientDescent:
 
         g = Σ w_i · ∇L_i / Σ w_i, cut to the norm `clip`,    delta ← (1 − lr · decay) · delta − lr · rule(g)
 
-    Beside a delta, its gradient and what the rule remembers are kept: nothing, one number or two a value.
-
     Args:
         model: the model that the views belong to.
         views: what `attach` returned for it.

@@ -65,12 +65,7 @@ def sharing_rows(rows: SharedRows) -> Iterator[None]:
 
 
 class ProbedLayers:
-    """A context manager: within it, every block of rows sees a probe of its own.
-
-    Args:
-        groups: what holds u and v of all layers, group after group.
-        probes: the probe of each block, in the order of the rows.
-    """
+    """A context in which every block of rows, in their order, sees a probe of the rows and columns of all groups."""
 
     def __init__(self, groups: Sequence[RowsAndColumnsMover], probes: Sequence[Probe]) -> None:
         rows = _Rows(len(probes))
@@ -99,13 +94,10 @@ class ProbedLayers:
             self._handles.pop().remove()
 
     def check(self, losses: int) -> None:
-        """Refuse a forward whose rows are not those of the losses, or that went past a layer.
-
-        Args:
-            losses: how many losses the forward gave; each may stand for several neighbouring rows.
+        """Refuse a forward that gave so many losses of other rows, or that went past a layer.
 
         Raises:
-            ShapeError: the layers saw a number of rows that is no multiple of it.
+            ShapeError: the layers saw a number of rows that is no multiple of the losses.
             UnsupportedLayoutError: a layer was not called, so its probe had no effect.
         """
         for scaling in self._scalings:
@@ -123,21 +115,12 @@ class ProbedLayers:
 
 
 def ratios(buffer: RowsAndColumnsBuffer, noise: Noise, blocks: Sequence[tuple[int | None, float]]) -> Tensor:
-    """Return what a probe multiplies each row and column with: the probed factors over the present ones.
+    """Return what each block multiplies rows and columns with: the probed factors over the present ones.
 
-    Args:
-        buffer: u and v.
-        noise: distribution of the directions.
-        blocks: seed of the direction and signed length of each block; without a seed u and v themselves.
-
-    Returns:
-        float32 `[blocks, n]`, in the layout of `buffer.delta`.
+    A block has a seed, None for u and v themselves, and a signed length. float32 `[blocks, n]`, as `buffer.delta` lies.
     """
     source, u = buffer.source_of(noise), buffer.delta
-    found = torch.empty(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
-    for row, (seed, _) in enumerate(blocks):
-        if seed is None:
-            found[row] = 1
+    found = torch.ones(len(blocks), u.numel(), dtype=torch.float32, device=buffer.device)
     probes = [(seed, length, row) for row, (seed, length) in enumerate(blocks) if seed is not None]
     if buffer.kernels is not None and source.kernels is not None:
         buffer.kernels.ratios(source.definition, probes, u, LEAST, found)
@@ -199,10 +182,8 @@ class _Scaling:
         self.called = True
         columns, block = self.vectors.across(self._ratios[:, self.vectors.columns]), self.rows.block_of(x)
         if isinstance(module, QuantLinear):
-            return args, {
-                **kwargs,
-                "factors": Factors(columns, self._rows(), None if block is None else block.view(-1)),
-            }
+            factors = Factors(columns, self._rows(), None if block is None else block.view(-1))
+            return args, {**kwargs, "factors": factors}
         return (scaled_input(x, columns, block), *args[1:]), kwargs
 
     def scale_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -22,7 +22,7 @@ def read_hub(source: str, *, split: str, config: str | None) -> list[Row]:
     """
     name, *more = source.removeprefix(HUB).split(":")
     if not name or len(more) > 2:
-        raise DataError(f"{source!r} is no name on the Hub, expected hub:owner/name[:config][:split].")
+        raise DataError(f"{source!r} is no name on the Hub: write hub:owner/name[:config][:split].")
     split = more[-1] if more else split
     config = more[0] if len(more) == 2 else config
     datasets = _library(source)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoquant.distributed.sums import add_up
+from zoquant.distributed.exchange import add_up
 from zoquant.errors import DataError
 from zoquant.optim.measuring import StepResult
 from zoquant.tasks import Task
