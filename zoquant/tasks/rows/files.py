@@ -122,7 +122,11 @@ def _cells(file: Path, text: str) -> list[Row]:
         _check_columns(file, reader.fieldnames or ())
         for row in reader:
             if None in row or None in row.values():
-                raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns.")
+                count, got = len(reader.fieldnames or ()), "more" if None in row else "fewer"
+                raise DataError(
+                    f"{file}, line {reader.line_num}: expected {count} columns, as line 1 has, got {got}. Mend the "
+                    "line, or save the data as JSONL."
+                )
             rows.append(row_of(row))
     except csv.Error as error:
         begun = reader.line_num + 1
