@@ -114,9 +114,13 @@ def shown(value: object, depth: int = 2) -> str:
     return f"{value!r:.80}"
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """Return what another library says, in one line of at most so many letters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def reason_of(error: Exception) -> str:
     """Return why something failed, on one line and without what Python adds."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())[:200] or type(error).__name__
+    return one_line(error.strerror if isinstance(error, OSError) and error.strerror else error, 200)

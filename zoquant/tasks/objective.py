@@ -23,12 +23,7 @@ OBJECTIVES = ("loss", "accuracy", *METRICS, "reward")
 
 
 class WithObjective:
-    """A task that is trained by another number than its loss; batches and evaluation are the task's own.
-
-    Args:
-        task: the task.
-        objective: the number to make smaller; it need not have a gradient.
-    """
+    """A task that is trained by another number than its loss; batches and evaluation are the task's own."""
 
     def __init__(self, task: Task[Any], objective: Objective) -> None:
         self.task, self.objective = task, objective
@@ -54,12 +49,12 @@ def check_objective(kind: str, name: str, reward: object | None = None) -> None:
     """See that a kind of task can be trained by an objective.
 
     Args:
-        kind: as `TaskSettings.kind`.
-        name: one of `OBJECTIVES`.
-        reward: of objective `"reward"`, what scores generations.
+    kind: as `TaskSettings.kind`.
+    name: one of `OBJECTIVES`.
+    reward: of objective `"reward"`, what scores generations.
 
     Raises:
-        DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.
+    DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.
     """
     if name not in OBJECTIVES:
         raise DataError(f"objective is {name!r}, expected {one_of(OBJECTIVES, name)}")
