@@ -19,7 +19,7 @@ PARSING = {
 NOT_FUZZED = {
     "cli/bench/machine.py": "the machine's own files",
     "kernels/build.py": "the machine's own files, and zoquant's sources",
-    "training/resident_memory.py": "the machine's own files",
+    "training/memory/resident.py": "the machine's own files",
     "testing/": "asked by who tests a plugin of their own",
     "distributed/exchange.py": "the ranks of one run trust each other",
     "distributed/joining.py": "what this process itself wrote a line before",

@@ -1,20 +1,25 @@
 """A whole fine-tuning job in one call: read, load, train, save, summarize. Command line and demo stand on it."""
 
 import json
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from zoquant.checkpoint.inspection import list_keys
 from zoquant.distributed.launch import folder_of_rank, from_first, goes_on, is_first, process_group
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
-from zoquant.tasks.objective import Objective, WithObjective, with_objective
+from zoquant.tasks.objective import Objective, WithObjective, check_objective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
-from zoquant.tasks.rows import Row
+from zoquant.tasks.rows import Row, RowsInMemory
 from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.tasks.splits import Parts, read_parts
@@ -23,13 +28,17 @@ from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
 from zoquant.training.job import Job
-from zoquant.training.memory.plan import Plan
+from zoquant.training.memory.plan import BOUNDED, Plan
 from zoquant.training.memory.resident import peak_bytes
+from zoquant.training.moving import CHOSEN, check_rows_columns
 from zoquant.training.phases import run_both
-from zoquant.training.progress import OnProgress
+from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.run_folder import SHA256, RunFolder
+from zoquant.training.settings import AUTO
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run
+
+log = logging.getLogger("zoquant")
 
 _LABELS_TOLD = 5
 """How many labels of the data are named."""
@@ -42,6 +51,8 @@ def finetune(
     *,
     objective: Objective | None = None,
     reward: Reward | None = None,
+    rows: Mapping[str, RowsInMemory] = MappingProxyType({}),
+    opened: Opened | None = None,
     resume: bool = False,
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, Any]:
@@ -56,6 +67,8 @@ def finetune(
         objective: a function to make smaller in place of the config's objective. No config file can say it, so the
             folder gets none.
         reward: a function that scores generations in place of the config's reward; the same holds.
+        rows: rows in place of `data` or `eval_data` of the config, by its name; the same holds.
+        opened: a model in place of the config's, its tokenizer, and its device; the same holds.
         resume: go on in a folder that holds an unfinished run.
         on_progress: called after each step and each evaluation.
 
@@ -70,36 +83,38 @@ def finetune(
     resume = goes_on(resume, folder.path)
     if not resume:
         folder.refuse_existing()
-    made = config.resolved()
-    parts = read_parts(made.asked, made.data, made.eval_data, made.protocol, made.settings.seed)
-    opened = config.source.open()
-    said = objective is None and reward is None
+    in_memory = opened is not None
+    made = config.resolved(opened=in_memory)
+    data, eval_data = rows.get("data", made.data), rows.get("eval_data", made.eval_data)
+    parts = read_parts(made.asked, data, eval_data, made.protocol, made.settings.seed)
+    said = all(each is None for each in (objective, reward, opened)) and not rows
+    chosen = objective or made.objective
     if reward is None and made.reward is not None:
         reward = OutsideReward(made.reward, made.reward_timeout)
-    job = _job(made, parts, opened, folder, objective or made.objective, reward)
+    _check(made, chosen, reward)
+    identity = _identity(made, parts, chosen, reward)
+    if resume:
+        later = (*(CHOSEN if made.settings.subspace == AUTO else ()), *(BOUNDED if made.memory else ()))
+        folder.check(asdict(made.settings) | identity, later)
+    if opened is None:
+        _name_patterns(made)
+        on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
+        opened = config.source.open()
+    job = replace(_job(made, parts, opened, folder, chosen, reward), identity=identity)
     learned, both = job.train, made.settings.forward_steps > 0
     if both and isinstance(learned, WithObjective):
         job = replace(job, train=learned.task)
     begun = from_first(folder.read_settings() if resume and is_first() else None)
     plan = Plan.make(job.model, job.train, made.settings, opened[2], made.memory, begun)
-    made = replace(made, settings=plan.settings, memory=None)
-    notices = (*job.notices, *plan.notices)
-    job = replace(job, settings=plan.settings, notices=notices, config=made.to_toml() if said else None)
+    notices, kept = (*job.notices, *plan.notices), replace(made, memory=None) if said else None
+    job = replace(job, settings=plan.settings, notices=notices, config=kept)
     if both:
-        then = replace(
-            job,
-            train=learned,
-            settings=job.settings.following(),
-            folder=RunFolder(folder.forward),
-            config=None,
-            notices=(),
-        )
-        outcome = run_both(replace(job, test=None), then, resume=resume, on_progress=on_progress)
+        outcome = run_both(replace(job, test=None), _following(job, learned), resume=resume, on_progress=on_progress)
     else:
         outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {
         "model": made.model,
-        "format": format_of(local_path(made.model)).name,
+        "format": "in memory" if in_memory else format_of(local_path(made.model)).name,
         "device": torch.device(made.device).type,
         "compute_dtype": made.compute_dtype,
         **outcome.to_dict(),
@@ -111,6 +126,32 @@ def finetune(
     write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_card(folder)
     return summary
+
+
+def _check(config: Config, objective: str | Objective, reward: Reward | None) -> None:
+    """Refuse what cannot be learned so, before the model is loaded.
+
+    Raises:
+        DataError, ValueError: the task has no such objective, or rows and columns cannot be.
+    """
+    if isinstance(objective, str):
+        check_objective(config.asked.kind, objective, reward)
+    if config.settings.subspace == "rows-columns":
+        per_example = objective == "loss" and config.asked.kind == "classification"
+        check_rows_columns(per_example, f"task {config.asked.task} with objective {_name(objective)}")
+
+
+def _name_patterns(config: Config) -> None:
+    """Warn of a pattern that matches no key of the checkpoint: others may, so that the run would not show it."""
+    given = {name: getattr(config.settings, name) or () for name in ("include", "exclude")}
+    keys = [each["key"] for each in list_keys(config.model)] if any(given.values()) else []
+    for name, patterns in given.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(key, pattern) for key in keys):
+                log.warning(
+                    "%s %s matches no key of %s, where keys are such as %s. `zoquant inspect --keys` lists all.",
+                    name, pattern, config.model, next(iter(keys), "none"),
+                )  # fmt: skip
 
 
 def _job(
@@ -138,12 +179,17 @@ def _job(
         held_out=held_out,
         settings=config.settings,
         folder=folder,
-        identity=_identity(config, parts, objective, reward),
         eval_every=config.eval_every or (best.every(config.settings.steps) if config.protocol else 0),
         test=test,
         best=best,
         notices=(_batches_told(config, parts.train),),
     )
+
+
+def _following(job: Job, learned: Task[Any]) -> Job:
+    """Return the forwards that follow a run by backwards, on what it is there for."""
+    folder = RunFolder(job.folder.forward)
+    return replace(job, train=learned, settings=job.settings.following(), folder=folder, config=None, notices=())
 
 
 def _batches_told(config: Config, rows: list[Row]) -> str:

@@ -1,10 +1,11 @@
 """One quantized matrix of a folder, as its headers describe it; a format adds how its words are read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from zoquant.checkpoint.folder.reading import Folder
 from zoquant.errors import UnsupportedLayoutError
@@ -42,6 +43,27 @@ class StoredMatrix(ABC):
         """Read the matrix. Shapes and dtypes were checked when the layer was made."""
 
 
+def with_attention(folder: Folder, matrix: StoredMatrix, names: Iterable[str]) -> StoredMatrix:
+    """Return a matrix to which tensors of the module above belong, too, such as scales of an attention's cache."""
+    above = matrix.path.rpartition(".")[0]
+    return replace(matrix, tensors=(*matrix.tensors, *(f"{above}.{name}" for name in folder.held(above, names))))
+
+
+@dataclass(frozen=True)
+class MadeMatrix(StoredMatrix):
+    """One matrix that is no `Layout`.
+
+    Attributes:
+        make: takes the tensors by their local names; returns the matrix.
+    """
+
+    make: Callable[[Mapping[str, Tensor]], PackedWeight] = field(repr=False, kw_only=True)
+
+    def packed(self, folder: Folder) -> PackedWeight:
+        """Read the matrix."""
+        return self.make({name.removeprefix(f"{self.path}."): folder.read(name) for name in self.tensors})
+
+
 def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
     """Refuse matrices of several experts that lie in one tensor.
 
@@ -54,3 +76,21 @@ def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
                 f"{folder.path}: tensor {tensor.name!r}: {tensor.described}: all experts of a layer in one tensor, "
                 "which native layers do not compute. Use a checkpoint that keeps each expert apart."
             )
+
+
+def refuse_leftovers(folder: Folder, layers: Mapping[str, StoredMatrix], mark: str, expected: str) -> None:
+    """Refuse tensors that only a quantized matrix can have and that belong to none.
+
+    Args:
+        folder: the checkpoint.
+        layers: its matrices.
+        mark: what their names hold, for those of plain numbers.
+        expected: what a matrix would have needed.
+
+    Raises:
+        CheckpointError: there is one; it is named.
+    """
+    taken = {name for layer in layers.values() for name in layer.tensors}
+    for name, tensor in folder.tensors.items():
+        if name not in taken and (tensor.dtype not in DENSE or mark in name):
+            raise folder.error(name, expected, "none")

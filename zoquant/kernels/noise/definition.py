@@ -62,9 +62,9 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"noise is {self.kind!r}, expected one of {KINDS}.")
+            raise ValueError(f"noise is {self.kind!r}, expected one of {', '.join(KINDS)}.")
         if self.unit not in UNITS:
-            raise ValueError(f"unit of the noise is {self.unit!r}, expected one of {UNITS}.")
+            raise ValueError(f"unit of the noise is {self.unit!r}, expected one of {', '.join(UNITS)}.")
         if not (0 < self.density <= 1 and self.threshold):
             raise ValueError(f"density of the noise is {self.density!r}, expected from 1/65536 to 1.")
 
@@ -134,14 +134,7 @@ def sphere_factor(squares: int, count: int) -> float:
 
 
 def reference(seed: int, key: str, count: int, noise: Kind | Noise = "rademacher") -> npt.NDArray[np.float32]:
-    """Return the first `count` elements of the noise of one key, float32: slow, and the definition.
-
-    Args:
-        seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
-        key: key of the view.
-        count: number of elements.
-        noise: distribution.
-    """
+    """Return the first `count` elements of the noise of one key, float32: slow, and the definition. 0 ≤ seed < 2⁶⁴."""
     chosen = as_noise(noise)
     z = _dense(seed, key, count, chosen.kind)
     if chosen.density == 1:

@@ -15,7 +15,7 @@ from zoquant.training.config.value import parse_size
 from zoquant.training.memory.ways import Footprint, Way, mib
 from zoquant.training.settings import Settings
 
-CHOSEN = ("micro_batches", "checkpoint", "rule")
+BOUNDED = ("micro_batches", "checkpoint", "rule")
 """The settings that a bound on memory decides."""
 
 
@@ -69,10 +69,10 @@ class Plan:
         try:
             found = Footprint(model, train, settings, device)
             if begun is not None and bound is not None:
-                settings = replace(settings, **{name: begun[name] for name in CHOSEN if name in begun})
+                settings = replace(settings, **{name: begun[name] for name in BOUNDED if name in begun})
             elif bound is not None:
                 chosen = _first_below(found, settings, bound).settings
-                settings = replace(settings, **from_first({name: getattr(chosen, name) for name in CHOSEN}))
+                settings = replace(settings, **from_first({name: getattr(chosen, name) for name in BOUNDED}))
             way = found.way(settings)
             told = _others(found, way) if settings.gradient == "backward" else _instead(found, way, bound)
         except UnsupportedLayoutError:

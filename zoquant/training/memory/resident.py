@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 
 def rss_bytes() -> int:
     """Return the resident memory of this process now, in bytes."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -34,6 +35,8 @@ def held_bytes(device: torch.device) -> int:
 
 def free_bytes(device: torch.device) -> int:
     """Return what the machine, or the GPU, could give besides."""
+    import psutil
+
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(free)
 
