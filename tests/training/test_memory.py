@@ -33,6 +33,7 @@ BACKWARD = Settings(steps=3, batch_size=8, gradient="backward")
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Classification]:
     monkeypatch.setattr(ways, "held_bytes", lambda device: 0)
     monkeypatch.setattr(ways, "_EVALUATED", 2)
+    monkeypatch.setattr(ways, "_LATER", 0)
     model, tokenizer = zoquant.load(write_checkpoint(tmp_path / "tiny.gguf"), compute_dtype=torch.float32)
     return model, Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, CPU)
 

@@ -30,7 +30,9 @@ from zoquant.training.config import Config
 from zoquant.training.job import Job
 from zoquant.training.memory.plan import BOUNDED, Plan
 from zoquant.training.memory.resident import peak_bytes
+from zoquant.training.memory.ways import Way
 from zoquant.training.moving import CHOSEN, check_rows_columns
+from zoquant.training.outcome import Outcome
 from zoquant.training.phases import run_both
 from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.run_folder import SHA256, RunFolder
@@ -100,25 +102,15 @@ def finetune(
         _name_patterns(made)
         on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
         opened = config.source.open()
-    job = replace(_job(made, parts, opened, folder, chosen, reward), identity=identity)
-    learned, both = job.train, made.settings.forward_steps > 0
-    if both and isinstance(learned, WithObjective):
-        job = replace(job, train=learned.task)
-    begun = from_first(folder.read_settings() if resume and is_first() else None)
-    plan = Plan.make(job.model, job.train, made.settings, opened[2], made.memory, begun)
-    notices, kept = (*job.notices, *plan.notices), replace(made, memory=None) if said else None
-    job = replace(job, settings=plan.settings, notices=notices, config=kept)
-    if both:
-        outcome = run_both(replace(job, test=None), _following(job, learned), resume=resume, on_progress=on_progress)
-    else:
-        outcome = run(job, resume=resume, on_progress=on_progress)
+    job = replace(_job(made, parts, opened, folder, chosen, reward), identity=identity, config=made if said else None)
+    outcome, way = _done(job, made.memory, opened[2], resume, on_progress)
     summary = {
         "model": made.model,
         "format": "in memory" if in_memory else format_of(local_path(made.model)).name,
         "device": torch.device(made.device).type,
         "compute_dtype": made.compute_dtype,
         **outcome.to_dict(),
-        "memory_estimate_bytes": None if plan.way is None else plan.way.bytes,
+        "memory_estimate_bytes": None if way is None else way.bytes,
         "memory_peak_bytes": peak_bytes(opened[2]),
         "export_path": None,
         "calibration": folder.read_calibration(),
@@ -184,6 +176,23 @@ def _job(
         best=best,
         notices=(_batches_told(config, parts.train),),
     )
+
+
+def _done(
+    job: Job, memory: str | None, device: torch.device, resume: bool, on_progress: OnProgress
+) -> tuple[Outcome, Way | None]:
+    """Do a job as memory allows, and the forwards that follow if some do; return what they took it to take as well."""
+    learned, both = job.train, job.settings.forward_steps > 0
+    if both and isinstance(learned, WithObjective):
+        job = replace(job, train=learned.task)
+    begun = from_first(job.folder.read_settings() if resume and is_first() else None)
+    plan = Plan.make(job.model, job.train, job.settings, device, memory, begun)
+    config = None if job.config is None else replace(job.config, memory=None)
+    job = replace(job, settings=plan.settings, notices=(*job.notices, *plan.notices), config=config)
+    if not both:
+        return run(job, resume=resume, on_progress=on_progress), plan.way
+    then = _following(job, learned)
+    return run_both(replace(job, test=None), then, resume=resume, on_progress=on_progress), plan.way
 
 
 def _following(job: Job, learned: Task[Any]) -> Job:

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import torch
 
+from zoquant.files.json_lines import append_line, read_lines
 from zoquant.record.delta import Delta, read_delta
 from zoquant.training.job import Job
 from zoquant.training.memory.resident import peak_rss_bytes
 from zoquant.training.outcome import Outcome
 from zoquant.training.progress import OnProgress, Progress
+from zoquant.training.run_folder import RunFolder
 from zoquant.training.trainer import prepared
 from zoquant.views.model_views import Views
 
@@ -49,9 +51,18 @@ def run_both(first: Job, then: Job, *, resume: bool, on_progress: OnProgress) ->
         run.close()
     del run
     joined(start, read_delta(then.folder.delta)).put(views)
-    first.folder.append_run(then.folder, begun.steps)
+    _append(first.folder, then.folder, begun.steps)
     Delta.of(views).save(first.folder.delta)
     return _outcome(begun, ended, views, first, then)
+
+
+def _append(folder: RunFolder, followed: RunFolder, done: int) -> None:
+    """Let metrics and samples of another run follow those of the first `done` steps."""
+    folder.forget_after(done)
+    for own, other in ((folder.metrics, followed.metrics), (folder.samples, followed.samples)):
+        for line in read_lines(other):
+            if line["step"] > 0:
+                append_line(own, {**line, "step": done + line["step"]})
 
 
 def _outcome(begun: Outcome, ended: Outcome, views: Views, first: Job, then: Job) -> Outcome:

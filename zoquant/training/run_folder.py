@@ -161,14 +161,6 @@ class RunFolder:
             if path.exists():
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def append_run(self, other: "RunFolder", done: int) -> None:
-        """Let metrics and samples of another run follow those of the first `done` steps."""
-        self.forget_after(done)
-        for own, followed in ((self.metrics, other.metrics), (self.samples, other.samples)):
-            for line in read_lines(followed):
-                if line["step"] > 0:
-                    append_line(own, {**line, "step": done + line["step"]})
-
     def subspace(self) -> Subspace:
         """Return what the directions of the run in this folder are made of.
 

@@ -17,8 +17,18 @@ def give_back_large_blocks() -> None:
 
     Source: mallopt(3), M_MMAP_THRESHOLD; setting it switches its growth off.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    _call("mallopt", _M_MMAP_THRESHOLD, _LARGE)
+
+
+def give_back_free_memory() -> None:
+    """Give what is free now back to the system. Does nothing without glibc.
+
+    Source: malloc_trim(3).
+    """
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *arguments: int) -> None:
+    found = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if found is not None:
+        found(*arguments)

@@ -19,13 +19,15 @@ from zoquant.native.packed import PackedWeight
 from zoquant.optim.backward import footprint
 from zoquant.record.rules import RULES
 from zoquant.tasks import Task
+from zoquant.training.backward.allocation import give_back_free_memory, give_back_large_blocks
 from zoquant.training.memory.resident import free_bytes, held_bytes
 from zoquant.training.settings import Settings
 from zoquant.views.attach import claimed
 
 _LOOKED_AT = 1000
 """Examples among which the longest is found."""
-_UNSEEN = 1.15
+_UNSEEN, _LATER = 1.15, 32 << 20
+"""What operations take for themselves, as a share; and what Python and its libraries take in the course of a run."""
 _EVALUATED = 32
 """Examples that go through together in an evaluation."""
 
@@ -72,6 +74,8 @@ class Footprint:
         longest = _longest(train, settings.seed)
         self._batches = [longest.repeat(2), longest.repeat(3)] if hasattr(longest, "repeat") else [longest]
         self._values = sum(packed.value(name).numel() for packed, name in footprint.fields_of(model, settings.roles))
+        if settings.gradient == "backward":
+            give_back_large_blocks()
         self._traces(footprint.of_forward)  # from now on, memory that layers keep for good is there
         self._held = held_bytes(device)
         self.available = self._held + free_bytes(device)
@@ -96,7 +100,7 @@ class Footprint:
             step = _UNSEEN * footprint.of_examples(2 * examples, *self._forward)  # two probes may go through together
         evaluating = _UNSEEN * footprint.of_examples(_EVALUATED, *self._forward)
         base_and_delta = 2 * values
-        return Way(settings, int(self._held + base_and_delta + kept + max(step, evaluating, saving)))
+        return Way(settings, int(self._held + _LATER + base_and_delta + kept + max(step, evaluating, saving)))
 
     def _of_backward(self, checkpoint: bool) -> Traces:
         if checkpoint not in self._backward:
@@ -104,6 +108,7 @@ class Footprint:
             with torch.random.fork_rng():  # a model that drops out draws
                 measured = partial(footprint.of_backward, self._model, roles=self._roles, checkpoint=checkpoint)
                 self._backward[checkpoint] = self._traces(measured)
+            give_back_free_memory()
         return self._backward[checkpoint]
 
     def _traces(self, measured: Callable[[Callable[[], Any]], list[int]]) -> Traces:
