@@ -120,15 +120,9 @@ class TaskSettings:
             self._answer(prompt, row, number)
 
     def build(
-        self,
-        rows: Sequence[Row],
-        model: nn.Module,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        shots: Sequence[Row] = (),
-        balanced: bool = True,
-    ) -> Task[Any]:
+        self, rows: Sequence[Row], model: nn.Module, tokenizer: Any, device: torch.device, *,
+        shots: Sequence[Row] = (), balanced: bool = True,
+    ) -> Task[Any]:  # fmt: skip
         """Return the task of some data.
 
         Args:

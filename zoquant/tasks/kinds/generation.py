@@ -59,18 +59,9 @@ class Generation(SequenceExamples[Questions]):
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        prompt: Prompt,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        metric: str = "f1",
-        max_new_tokens: int = 50,
-        stop: str = "\n",
-        max_length: int | None = None,
-        prefix: str = "",
-    ) -> None:
+        self, rows: Sequence[Row], prompt: Prompt, tokenizer: Any, device: torch.device, *,
+        metric: str = "f1", max_new_tokens: int = 50, stop: str = "\n", max_length: int | None = None, prefix: str = "",
+    ) -> None:  # fmt: skip
         if metric not in (*METRICS, "loss"):
             raise DataError(f"metric is {metric!r}, expected {one_of([*METRICS, 'loss'], metric)}")
         prompt.check(rows, [prompt.label])
