@@ -57,7 +57,9 @@ class TaskSettings:
         if self.kind not in ("text", "chat") and self._text is None:
             raise DataError(f"task {self.task}: the template is missing. Write e.g. '{{sentence}} It was {{label}}'.")
         if self.sfc and self.kind not in ("classification", "choice"):
-            raise DataError(f"task {self.task}: sfc is for classification and choice, not for {self.kind}.")
+            raise DataError(
+                f"task {self.task}: sfc is for classification and choice, not for {self.kind}. Leave it out."
+            )
         if self.max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
         self._prompt()
