@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from zoquant.errors import DoesNotFitError
+from zoquant.errors import DoesNotFitError, one_line
 from zoquant.kernels.out_of_memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def in_groups(groups: Iterable[list[int]], measure: Callable[[list[int]], T]) ->
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                said = " ".join(str(error).split())[:200] or type(error).__name__
+                said = one_line(error, 200)
             else:
                 yield some, found
                 continue

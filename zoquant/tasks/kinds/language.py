@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.errors import DataError, shown
+from zoquant.errors import DataError, one_line, shown
 from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.kinds.sequences import Scored, SequenceExamples, Sequences, log_probs_of
 from zoquant.tasks.rows import Row
@@ -190,7 +190,7 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = F
     except (TemplateError, TypeError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise DataError(
-            f"the chat template refuses messages of {roles:.100}: {' '.join(str(error).split())!r:.200}. Change the "
+            f"the chat template refuses messages of {roles:.100}: {one_line(error)!r:.200}. Change the "
             "messages, or take a model whose template has room for them."
         ) from error
     return text
