@@ -58,11 +58,7 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def kernel(name: str, *arguments: Any) -> Callable[..., None]:
-    """Return a compiled kernel.
-
-    Args:
-        name: the function `zoquant_<name>` of the sources.
-        arguments: ctypes of its arguments without the last one, the number of torch's threads.
+    """Return the compiled function `zoquant_<name>`: these ctypes go into it, and torch's threads by themselves.
 
     Raises:
         UnsupportedLayoutError: nothing is compiled here.

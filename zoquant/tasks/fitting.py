@@ -19,9 +19,7 @@ log = logging.getLogger("zoquant")
 def in_groups(groups: Iterable[list[int]], measure: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
     """Yield groups of examples with what was measured on each, in their order.
 
-    Args:
-        groups: numbers of examples. Once one did not fit in memory, it and all later ones are cut to the half of it.
-        measure: what is measured on some examples.
+    Once one did not fit in memory, it and all later ones are cut to the half of it.
 
     Raises:
         DoesNotFitError: one example alone does not fit.

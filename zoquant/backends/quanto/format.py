@@ -14,31 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-<<<<<<< HEAD
 from zoquant.backends.quanto.layout import PACKED, SHIFT, eight_bit, few_bit
-from zoquant.checkpoint.folder import (
-    AffineLayout,
-    Folder,
-    FolderFormat,
-    StoredMatrix,
-    refuse_leftovers,
-)
-from zoquant.checkpoint.folder.model import empty_model
-from zoquant.checkpoint.folder.reading import read_json
-from zoquant.checkpoint.folder.tokenizer import build_tokenizer
-from zoquant.errors import CheckpointError, UnsupportedLayoutError
-=======
-from zoquant.backends.quanto.weights import SCALE, SHIFT, StackedBits, eight_bit, few_bit
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
+from zoquant.checkpoint.folder import AffineLayout, Folder, FolderFormat, StoredMatrix, refuse_leftovers
 from zoquant.checkpoint.folder.libraries import refusing
-from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.checkpoint.folder.model import empty_model
 from zoquant.checkpoint.folder.reading import read_json
 from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native import PackedWeight
-from zoquant.protocol import Role
->>>>>>> main
 
 QMAP = "quanto_qmap.json"
 _EIGHT_BIT = {

@@ -51,12 +51,7 @@ class ListedExperts(nn.Module):
 
 
 def list_experts(model: nn.Module, held: Set[str]) -> bool:
-    """Put `ListedExperts` in the place of fused experts that a folder holds one by one; return whether there were any.
-
-    Args:
-        model: the empty model of transformers.
-        held: the paths in it of all layers that the folder holds.
-    """
+    """Put `ListedExperts` in the place of fused experts that a folder holds one by one; tell whether there are any."""
     places = ModuleSlots(model)
     found = [(path, module, _matrices(path, module, held)) for path, module in model.named_modules()]
     listed = [(path, module, matrices) for path, module, matrices in found if matrices]

@@ -42,12 +42,7 @@ def build_model(
 ) -> nn.Module:
     """Return the model of a folder, in eval mode and without gradients.
 
-    Args:
-        folder: the checkpoint.
-        layers: its quantized matrices.
-        compute_dtype: dtype of the matrix products.
-        device: where the packed words and the values go.
-        prepare: changes the empty model so that it has a Linear or an Embedding for every layer.
+    `prepare` changes the empty model so that it has a Linear or an Embedding for every layer.
 
     Raises:
         CheckpointError: a tensor is missing, or one is there that the model has no place for.

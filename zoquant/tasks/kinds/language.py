@@ -20,10 +20,6 @@ log = logging.getLogger("zoquant")
 class LanguageModeling(SequenceExamples[Sequences]):
     """Texts for a causal language model to predict.
 
-    Args:
-        texts: the sequences, e.g. of `text_sequences` or `chat_sequences`.
-        device: where batches go.
-
     Raises:
         DataError: there is no sequence.
     """
@@ -48,12 +44,6 @@ class LanguageModeling(SequenceExamples[Sequences]):
 
 def text_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length: int | None = None) -> list[Scored]:
     """Return plain texts as sequences; one longer than the model becomes several.
-
-    Args:
-        rows: the data.
-        column: the column with the text.
-        tokenizer: a transformers tokenizer.
-        max_length: most tokens of a sequence; None for no bound.
 
     Raises:
         DataError: a row has no such column, or something else than text in it.
@@ -174,11 +164,6 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
     """Return messages as the template lays them out.
-
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        messages: the messages.
-        prompt: add what the template puts before an answer.
 
     Raises:
         DataError: it refuses them, or cannot write what they hold.
