@@ -1,10 +1,11 @@
 """One quantized matrix of a folder, as its headers describe it; a format adds how its words are read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from zoquant.checkpoint.folder.reading import Folder
 from zoquant.errors import UnsupportedLayoutError
@@ -40,6 +41,27 @@ class StoredMatrix(ABC):
     @abstractmethod
     def packed(self, folder: Folder) -> PackedWeight:
         """Read the matrix. Shapes and dtypes were checked when the layer was made."""
+
+
+def with_attention(folder: Folder, matrix: StoredMatrix, names: Iterable[str]) -> StoredMatrix:
+    """Return a matrix to which tensors of the module above belong, too, such as scales of an attention's cache."""
+    above = matrix.path.rpartition(".")[0]
+    return replace(matrix, tensors=(*matrix.tensors, *(f"{above}.{name}" for name in folder.held(above, names))))
+
+
+@dataclass(frozen=True)
+class MadeMatrix(StoredMatrix):
+    """One matrix that is no `Layout`.
+
+    Attributes:
+        make: takes the tensors by their local names; returns the matrix.
+    """
+
+    make: Callable[[Mapping[str, Tensor]], PackedWeight] = field(repr=False, kw_only=True)
+
+    def packed(self, folder: Folder) -> PackedWeight:
+        """Read the matrix."""
+        return self.make({name.removeprefix(f"{self.path}."): folder.read(name) for name in self.tensors})
 
 
 def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
