@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoquant import testing
     from zoquant.checkpoint.exporting import export
     from zoquant.checkpoint.loading import load
+    from zoquant.integrations.one_call import Run, evaluate, finetune
     from zoquant.kernels.noise.definition import Noise
     from zoquant.optim import estimators, presets
     from zoquant.optim.backward.descent import GradientDescent
@@ -42,6 +43,7 @@ declare(f"zoquant {__version__}", backends=plugins.targets(), formats=plugins.FO
 _PLACES = {
     "checkpoint.exporting": "export",
     "checkpoint.loading": "load",
+    "integrations.one_call": "Run evaluate finetune",
     "kernels.noise.definition": "Noise",
     "optim.backward.descent": "GradientDescent",
     "optim.calibration": "Calibration",
@@ -77,6 +79,7 @@ __all__ = [
     "MemberView",
     "Noise",
     "PackedBackend",
+    "Run",
     "ScaleView",
     "Span",
     "StepResult",
@@ -88,7 +91,9 @@ __all__ = [
     "attach",
     "errors",
     "estimators",
+    "evaluate",
     "export",
+    "finetune",
     "list_backends",
     "list_formats",
     "load",

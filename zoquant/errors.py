@@ -117,3 +117,8 @@ def shown(value: object, depth: int = 2) -> str:
 def listed(names: Sequence[str], one: str, several: str) -> str:
     """Return `a is` or `a, b and c are`, with these words for one and several."""
     return f"{names[0]} {one}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} {several}"
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """Return what another library says, in one line of at most so many letters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -104,7 +104,7 @@ def _beside(found: Mapping[str, Any]) -> Iterator[Row]:
 def _batched(found: Mapping[str, Any]) -> Iterator[Row]:
     batched = found["batched"]
     if "skipped" in batched:
-        yield Row("batched probes", batched["skipped"])
+        yield Row("probes of rows and columns", batched["skipped"])
         return
     told = {
         "together": "directions on the whole batch",

@@ -7,10 +7,10 @@ import torch
 
 import zoquant
 from benchmarks.gpu_suite.weights import PACKED
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.native import FieldSpec, QuantLinear, Values, VectorWeight
 from zoquant.native.compiled import multiplied
 from zoquant.native.values import row_groups
-from zoquant.views.noise_source import NoiseSource
 
 CPU = torch.device("cpu")
 BOUND = 5e-3

@@ -26,7 +26,7 @@ class Rescaled(nn.Module):
 
     Args:
         packed: the matrix, all of whose fields have one number a block.
-        factored: let 1 + delta be (1 + u)(1 + v), as batched probes do.
+        factored: let 1 + delta be (1 + u)(1 + v), as rows and columns do.
 
     Attributes:
         parts: delta, float32 `[rows, blocks]`, or u, `[rows, 1]`, and v, `[1, blocks]`.

@@ -13,7 +13,7 @@ Model = Literal["checkpoint", "dense", "aqlm"]
 VALUES: dict[str, Any] = {"subspace": "values"}
 """What a row of single values says; without it a run chooses rows and columns by itself."""
 MATRICES = ("model.layers.*",)
-"""The matrices of the layers, without the embedding: batched probes cannot move a table that is looked up."""
+"""The matrices of the layers, without the embedding: rows and columns cannot move a table that is looked up."""
 UPPER_MIDDLE = ("*.layers.1[5-9].*", "*.layers.2[0-3].*")
 """Nine of thirty layers, in which a linearized model of this task finds the most signal for the noise."""
 QZO_SCALES = ("model.layers.*.d",)

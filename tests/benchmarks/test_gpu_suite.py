@@ -15,8 +15,8 @@ from benchmarks.gpu_suite.models import adamw_bytes, build, weights_of
 from benchmarks.gpu_suite.shapes import CASES, SHAPES
 from benchmarks.gpu_suite.targets import targets
 from zoquant.kernels.noise.definition import BLOCK
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.native import PackedWeight
-from zoquant.views.noise_source import NoiseSource
 
 ROOT = Path(__file__).parent.parent.parent
 BARE = """
@@ -66,7 +66,7 @@ def test_a_kernel_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         def accumulate(self, *args: object) -> None:
             return None
 
-    monkeypatch.setattr("zoquant.views.noise_source.noise_kernels", lambda device: Wrong())
+    monkeypatch.setattr("zoquant.kernels.noise.source.noise_kernels", lambda device: Wrong())
     assert not any(check_kernels(torch.device("cpu"))[f"{kind} noise"] for kind in ("rademacher", "gaussian"))
     assert NoiseSource(["a"], [BLOCK], "rademacher", torch.device("cpu")).kernels is not None
 

@@ -13,6 +13,7 @@ from tests.distributed.processes import closures, held, on_ranks
 from tests.distributed.test_distributed import optimizer_of, train
 from tests.faults.runs import Numbers, files, job
 from zoquant.distributed import DistributedZO, launch
+from zoquant.distributed.exchange import add_up
 from zoquant.errors import DoesNotFitError, RankError
 from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.training import Progress, Settings, run
@@ -167,3 +168,29 @@ def test_a_rank_that_fails_otherwise_goes_before_one_without_memory() -> None:
     assert first.startswith("RankError: step 2: rank 1 failed;")
     assert not of_memory
     assert second.startswith("KeyError")
+
+
+def summing(rank: int, error: BaseException) -> tuple[str, str, list[float]]:
+    """Add up a gradient that one of two ranks cannot compute, and then one that both can."""
+    found, said = torch.ones(3), ""
+    try:
+        add_up([found], error if rank == 1 else None)  # type: ignore[arg-type]
+    except Exception as raised:
+        said = f"{type(raised).__name__}: {raised}"
+    before = found.tolist()
+    add_up([found], None)
+    assert before == [1.0] * 3
+    return said, str(rank), found.tolist()
+
+
+@pytest.mark.parametrize("error", KINDS)
+def test_the_gradient_of_a_step_is_done_again_by_all_ranks(error: Exception) -> None:
+    first, second = on_ranks(2, summing, error)
+    assert first[0].startswith("RankMemoryError: the gradient of a step: rank 1 ran out of memory; its own log says")
+    assert second[0] == f"{type(error).__name__}: {error}"
+    assert first[2] == second[2] == [2.0] * 3
+
+
+def test_another_failure_of_a_gradient_is_no_lack_of_memory() -> None:
+    first, _ = on_ranks(2, summing, KeyError("no such row"))
+    assert first[0].startswith("RankError: the gradient of a step: rank 1 failed; its own log says why.")

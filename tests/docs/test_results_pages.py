@@ -83,7 +83,7 @@ def test_a_bench_becomes_a_table_of_targets_and_one_of_everything(tmp_path: Path
         "| native / dense float32 forward, 1 x 512 tokens | 1.500 (1.000 to 2.000) |",
         "| peak memory, Full | 3,072.0 MiB, 3.00 x zoquant's |",
         "| step, Wide | does not fit |",
-        "| batched probes | no rows |",
+        "| probes of rows and columns | no rows |",
     ):
         assert f"{row}\n" in text
 

@@ -17,7 +17,7 @@ from zoquant import kernels
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.build import kernel
-from zoquant.views.noise_source import NoiseSource
+from zoquant.kernels.noise.source import NoiseSource
 try:
     raise SystemExit(f"{kernel('decode_words')} is there")
 except UnsupportedLayoutError as error:

@@ -67,3 +67,37 @@ def test_a_head_of_another_library_is_asked_for_all_of_its_logits() -> None:
     model.lm_head = nn.Sequential(cast(nn.Module, head))
     assert torch.equal(logits_at(model, states, some), logits_at(model, states)[..., some])
     torch.testing.assert_close(logits_at(model, states, some), expected)
+
+
+class Adapted(nn.Module):
+    """As a layer of peft: it shows the weight of the layer that it is put around, and adds to its output."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.low = base, nn.Linear(base.in_features, base.out_features)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor:
+        return self.base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.base(x) + self.low(x)
+        return found
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@torch.no_grad()
+def test_what_an_adapter_adds_to_the_head_is_among_the_logits(patched: bool) -> None:
+    """Also where a library has put another function in the place of the head's forward."""
+    model = tiny("llama")
+    adapted = Adapted(cast(nn.Linear, model.lm_head))
+    if patched:
+        cast(Any, model.lm_head).forward = lambda x: nn.functional.linear(x, adapted.weight) + adapted.low(x)
+    else:
+        model.lm_head = adapted
+    states, some = hidden_states(model, torch.arange(4)[None]), torch.tensor([3, 9])
+    torch.testing.assert_close(logits_at(model, states, some), model(input_ids=torch.arange(4)[None]).logits[..., some])

@@ -62,11 +62,7 @@ def doctor() -> dict[str, Any]:
 
 
 def library(name: str) -> Library:
-    """Return what is known here of a library.
-
-    Args:
-        name: import name of the library, or the dotted name of a class in it.
-    """
+    """Return what is known here of a library, by its import name or the dotted name of a class in it."""
     parts = name.split(".")
     starts = [parts[:n] for n in range(len(parts), 0, -1)]
     known = next((start for start in starts if _normal("-".join(start)) in extras()), parts[:1])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoquant.checkpoint.runtime_choice import Comparison, faster
-from zoquant.errors import BaseMismatchError, NoViewsError, UnsupportedLayoutError
+from zoquant.errors import BaseMismatchError, NoViewsError, UnsupportedLayoutError, one_line
 from zoquant.files.hub import delta_path, local_path
 from zoquant.kernels.out_of_memory import release_memory
 from zoquant.native.activations import pass_activations
@@ -115,7 +115,7 @@ def _choose(found: Format, path: Path, dtype: torch.dtype, place: torch.device, 
     try:
         vendor, comparison = _measured(found, path, dtype, place, native)
     except Exception as error:  # whatever stops a library, such as memory that ran out: the native model is there
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error)
     else:
         return (vendor if comparison.vendor_wins else native), comparison.why
     release_memory()

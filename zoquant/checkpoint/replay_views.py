@@ -24,10 +24,6 @@ def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
     Those of single values are read from the file alone. Where rows and columns moved, the layers have to say how their
     values lie: the model is loaded, and no forward is run.
 
-    Args:
-        path: the checkpoint.
-        trajectory: of a run on it.
-
     Raises:
         BaseMismatchError, NoViewsError: the checkpoint does not hold the keys of the trajectory.
         CheckpointError: the checkpoint is damaged or of an unknown kind, or the trajectory is of several groups.
@@ -46,11 +42,6 @@ def recorded_views(path: str | Path, trajectory: Trajectory) -> Views:
 
 def checkpoint_views(path: str | Path, keys: Iterable[str], *, coupled: bool) -> Views:
     """Return views over copies of a checkpoint's values, to replay a trajectory or load a delta without a model.
-
-    Args:
-        path: the checkpoint, or its name on the Hub.
-        keys: which values.
-        coupled: as in `attach`.
 
     Raises:
         BaseMismatchError: the checkpoint does not hold one of the keys.

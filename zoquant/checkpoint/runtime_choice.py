@@ -37,10 +37,6 @@ class Comparison:
 def faster(native: nn.Module, vendor: nn.Module) -> Comparison:
     """Time the first quantized layer that both models have, taking turns, after the check of `attach`.
 
-    Args:
-        native: the model on zoquant's layers.
-        vendor: the model on the library's layers.
-
     Raises:
         UnsupportedLayoutError: the vendor's layers hide their values, or the models share no quantized layer.
     """

@@ -8,7 +8,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from zoquant.errors import RankError
+from zoquant.errors import RankError, RankMemoryError
+from zoquant.kernels.out_of_memory import is_out_of_memory
+
+FINE, NO_MEMORY, FAILED = range(3)
+
+
+def state_of(failure: BaseException | None) -> int:
+    """Return how a rank fared that failed so."""
+    return FINE if failure is None else NO_MEMORY if is_out_of_memory(failure) else FAILED
+
+
+def refuse_worse(states: Sequence[int], own: int, what: str) -> None:
+    """Name a rank that fared worse than this one; one among the worst has its own error to raise.
+
+    Raises:
+        RankError: there is one; a RankMemoryError if it ran out of memory and none failed otherwise.
+    """
+    worst = max(states)
+    if worst > own:
+        kind, fared = (RankMemoryError, "ran out of memory") if worst == NO_MEMORY else (RankError, "failed")
+        raise kind(
+            f"{what}: rank {states.index(worst)} {fared}; its own log says why. The step was undone on all ranks and "
+            "does not count."
+        )
 
 
 def gathered(row: Sequence[int]) -> list[list[int]]:
@@ -36,13 +59,13 @@ def add_up(tensors: Sequence[Tensor], failure: Exception | None) -> None:
 
     Raises:
         Exception: the failure of this rank.
-        RankError: another rank failed; its number is named. Nothing was added.
+        RankError: see `refuse_worse`. Nothing was added.
     """
-    failed = [rank for rank, (bad,) in enumerate(gathered([int(failure is not None)])) if bad]
+    own = state_of(failure)
+    states = [state for (state,) in gathered([own])]
+    refuse_worse(states, own, "the gradient of a step")
     if failure is not None:
         raise failure
-    if failed:
-        raise RankError(f"rank {failed[0]} could not compute its part of the step; its own error says why.")
     for tensor in tensors:
         dist.all_reduce(tensor)
 

@@ -10,17 +10,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from zoquant.distributed.agreement import Agreement
-from zoquant.distributed.exchange import bits_of, gathered, losses_of
+from zoquant.distributed.exchange import FINE, bits_of, gathered, losses_of, refuse_worse, state_of
 from zoquant.distributed.joining import join
 from zoquant.distributed.sharing import Cell, Sharing
-from zoquant.errors import LossError, RankError, RankMemoryError
-from zoquant.kernels.out_of_memory import is_out_of_memory
+from zoquant.errors import LossError
 from zoquant.optim.closures import AnyClosure, loss_of, mean_loss
 from zoquant.optim.measuring import StepResult
 from zoquant.optim.optimizer import ZOSGD
 
 _HEAD = 3  # numbers of a row before the losses: how this rank fared, and its two marks
-_FINE, _NO_MEMORY, _FAILED = range(3)
 
 log = logging.getLogger("zoquant")
 
@@ -77,7 +75,7 @@ class DistributedZO:
             own = self._measure(closures, shares[self.rank])
         except BaseException as error:
             self.optimizer.restore()
-            self._exchange([], shares, _NO_MEMORY if is_out_of_memory(error) else _FAILED)
+            self._exchange([], shares, state_of(error))
             raise
         try:
             table = self._table(self._exchange(own, shares), shares)
@@ -150,27 +148,14 @@ class DistributedZO:
             log.warning("rank %d: %s", self.rank, error)
             return math.nan
 
-    def _exchange(self, own: Sequence[int], shares: Shares, state: int = _FINE) -> list[list[int]]:
-        """Send this rank's row; return the bits of the losses of all ranks, once it is known that the ranks agree.
-
-        A rank that fared worse than this one is named by an error; one among the worst has its own error to raise.
-        """
+    def _exchange(self, own: Sequence[int], shares: Shares, state: int = FINE) -> list[list[int]]:
+        """Send this rank's row; return the bits of the losses of all ranks, once it is known that the ranks agree."""
         blank = [0] * (max(map(len, shares)) - len(own))
         rows = gathered([state, *self._agreement.marks(), *own, *blank])
-        states = [row[0] for row in rows]
-        if max(states) > state:
-            raise self._told(states.index(max(states)), max(states))
-        if state == _FINE:
+        refuse_worse([row[0] for row in rows], state, f"step {self.optimizer.steps}")
+        if state == FINE:
             self._agreement.check([row[1:_HEAD] for row in rows])
         return [row[_HEAD:] for row in rows]
-
-    def _told(self, rank: int, state: int) -> RankError:
-        """Return the error that says of another rank how it fared."""
-        kind, what = (RankMemoryError, "ran out of memory") if state == _NO_MEMORY else (RankError, "failed")
-        return kind(
-            f"step {self.optimizer.steps}: rank {rank} {what}; its own log says why. The step was undone on all ranks "
-            "and does not count."
-        )
 
     def _table(self, rows: Sequence[Sequence[int]], shares: Shares) -> dict[Cell, float]:
         """Return the loss of each cell; ranks that evaluated the same one have to have found the same bits."""

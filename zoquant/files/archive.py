@@ -30,9 +30,6 @@ Plain = int | float | str | bool | torch.dtype | tuple[Any, ...] | list[Any] | N
 def read_archive(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Plain]]:
     """Return the places of all tensors of a file, and its plain values, by their names joined with dots.
 
-    Args:
-        path: the file: a dict of tensors and plain values, or of such dicts.
-
     Raises:
         CheckpointError: the file is damaged, compressed, or holds anything but tensors and plain values.
     """

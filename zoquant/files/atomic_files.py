@@ -126,11 +126,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file that `save_tensors` wrote. Nothing of it stays mapped, so that it may change afterwards.
+    """Read a file of a kind, `"delta"` or `"trajectory"`, that `save_tensors` wrote.
 
-    Args:
-        path: the file.
-        kind: `"delta"` or `"trajectory"`: what the file must be.
+    Nothing of it stays mapped, so that it may change afterwards.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not of this kind.

@@ -25,11 +25,7 @@ _PATIENCE = 0.02
 
 
 class Lock:
-    """A lock on a file.
-
-    Args:
-        path: the file; it is made, and taken away on release.
-    """
+    """A lock on a file, which is made, and taken away on release."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

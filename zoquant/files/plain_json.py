@@ -9,11 +9,7 @@ MAX_VALUES = 1 << 22
 
 
 def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Parse a text.
-
-    Args:
-        text: the JSON, as text or in UTF-8.
-        pairs: makes an object of its names and values; None makes a dict.
+    """Parse a text; `pairs` makes an object of its names and values, None makes a dict.
 
     Raises:
         ValueError: it is not JSON, not UTF-8, nested too deep, or has more than `MAX_VALUES` values.

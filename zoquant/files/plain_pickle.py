@@ -67,9 +67,6 @@ _MARK = object()
 def read_plain(data: bytes) -> Any:
     """Return what a pickle holds: dicts, lists, tuples, numbers, strings, dtypes, None and `TensorRecord`.
 
-    Args:
-        data: the pickle.
-
     Raises:
         RefusedPickleError: the pickle is damaged, or holds something else.
     """

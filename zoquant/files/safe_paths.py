@@ -10,10 +10,6 @@ def refuse_stray(folder: Path, file: Path) -> None:
 
     Links of the Hugging Face cache stay: they lead from `snapshots/<revision>` to `blobs` beside it.
 
-    Args:
-        folder: the checkpoint's folder.
-        file: a file in it.
-
     Raises:
         CheckpointError: the file exists and is no plain file of the folder.
     """

@@ -1,4 +1,4 @@
-"""Trainers of other libraries over forward passes alone.
+"""Trainers of other libraries; a run in one call.
 
-Each module imports its library, and the core imports none. Begin with `transformers` or `lightning`.
+Each module imports its library, and the core imports none. Begin with `one_call`, `transformers` or `lightning`.
 """

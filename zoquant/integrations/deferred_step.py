@@ -25,9 +25,6 @@ class DeferredStep(torch.optim.Optimizer):
     Attributes:
         zo: the optimizer.
         result: what its last step saw; None before the first.
-
-    Args:
-        zo: the optimizer.
     """
 
     def __init__(self, zo: ZOSGD) -> None:

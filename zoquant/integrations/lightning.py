@@ -20,7 +20,6 @@ from zoquant.optim.measuring import StepResult
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import Delta
 from zoquant.training import Settings
-from zoquant.views.attach import attach
 from zoquant.views.model_views import Views
 
 __all__ = ["Settings", "ZOModule"]
@@ -121,10 +120,7 @@ class ZOModule(pl.LightningModule):  # type: ignore[misc]
         """Attach to the model where it is now, at its base."""
         if self.views is not None:
             self.views.reset()
-        chosen = self.settings
-        self.views = attach(
-            self.model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude, coupled=chosen.coupled
-        )
+        self.views = self.settings.attach(self.model)
         return self.views
 
     def _closure(self, batch: Any) -> Callable[[], Tensor]:

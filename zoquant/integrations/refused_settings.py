@@ -7,12 +7,7 @@ from zoquant.training import Settings
 
 
 def refuse_settings(who: str, settings: Settings, elsewhere: Mapping[str, str]) -> None:
-    """Refuse settings that would have no effect.
-
-    Args:
-        who: the class that was given them.
-        settings: what was given.
-        elsewhere: what to set instead, by the name of the setting.
+    """Refuse settings that would have no effect; `elsewhere` says what to set instead.
 
     Raises:
         ValueError: a setting that is up to the other library is not at its default.

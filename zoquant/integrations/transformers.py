@@ -26,7 +26,6 @@ from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.delta import save_delta
 from zoquant.record.trajectory import Trajectory
 from zoquant.training import Settings
-from zoquant.views.attach import attach
 from zoquant.views.model_views import Views
 
 __all__ = ["Settings", "ZOTrainer"]
@@ -92,7 +91,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
         settings = Settings() if zo is None else zo
         check_subspace(settings)
         self.model = self.model_wrapped = self.callback_handler.model = model
-        self.views: Views = _attach(model, settings) if ready is None else ready.views
+        self.views: Views = settings.attach(model) if ready is None else ready.views
         self.zo: ZOSGD = settings.optimizer(self.views) if ready is None else ready
         self.calibration: Calibration | None = None
         self._missing = settings.missing if ready is None else ()
@@ -215,10 +214,6 @@ class ZOTrainer(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         """Go back to the step of the best checkpoint, trajectory included."""
         self.zo.resume(Trajectory.load(Path(self.state.best_model_checkpoint) / TRAJECTORY))
-
-
-def _attach(model: nn.Module, chosen: Settings) -> Views:
-    return attach(model, roles=chosen.roles, include=chosen.include, exclude=chosen.exclude, coupled=chosen.coupled)
 
 
 def _not_refused(model: Any) -> Any:

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zoquant.errors import UnsupportedLayoutError
 
 SOURCES = tuple(sorted(Path(__file__).parent.rglob("*.cpp")))
@@ -56,11 +58,7 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def kernel(name: str, *arguments: Any) -> Callable[..., None]:
-    """Return a compiled kernel.
-
-    Args:
-        name: the function `zoquant_<name>` of the sources.
-        arguments: ctypes of its arguments.
+    """Return the compiled function `zoquant_<name>`: these ctypes go into it, and torch's threads by themselves.
 
     Raises:
         UnsupportedLayoutError: nothing is compiled here.
@@ -68,7 +66,8 @@ def kernel(name: str, *arguments: Any) -> Callable[..., None]:
     compiled = library()
     if compiled is None:
         raise UnsupportedLayoutError(f"{name}: no compiled kernel here ({status()}), so torch has to compute it.")
-    return ctypes.CFUNCTYPE(None, *arguments)((f"zoquant_{name}", compiled))
+    run = ctypes.CFUNCTYPE(None, *arguments, ctypes.c_int32)((f"zoquant_{name}", compiled))
+    return lambda *given: run(*given, torch.get_num_threads())
 
 
 def status() -> str:

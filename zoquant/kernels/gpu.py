@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 
+from zoquant.errors import one_line
 from zoquant.kernels.build import SWITCH
 from zoquant.kernels.noise.definition import BLOCK, KINDS, gaussian_table, key_hash, reference
 from zoquant.kernels.noise.tables import NoiseTables
@@ -54,7 +55,7 @@ def _found(part: str, device: torch.device) -> tuple[ModuleType | None, str]:
     except _NotUsableError as reason:
         return None, f"torch: {reason}"
     except Exception as error:  # whatever a compiler, a driver or a cache folder may raise
-        return None, f"torch: the Triton kernels failed: {' '.join(str(error).split())[:300]}"
+        return None, f"torch: the Triton kernels failed: {one_line(error)}"
     return kernels, f"triton {import_module('triton').__version__}"
 
 

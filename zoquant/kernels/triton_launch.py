@@ -7,15 +7,7 @@ import torch
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **settings: Any) -> None:
-    """Launch a kernel.
-
-    Args:
-        kernel: what `triton.jit` made.
-        grid: how many programs, along each axis.
-        device: where its tensors lie. Triton itself launches on the current device.
-        arguments: what the kernel takes.
-        settings: what it is compiled for.
-    """
+    """Launch a kernel."""
     with guard(device):
         kernel[grid](*arguments, **settings)
 

@@ -23,14 +23,7 @@ _own = _Own()
 
 
 def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str) -> Tensor:
-    """Return an uninitialized tensor that the next call with the same slot overwrites, in this thread and stream.
-
-    Args:
-        shape: shape of the tensor.
-        dtype: its dtype.
-        device: where it lies.
-        slot: tensors that are needed at the same time take different slots.
-    """
+    """Return an uninitialized tensor that the next call with the same slot overwrites, in this thread and stream."""
     if _own.kept:
         return torch.empty(shape, dtype=dtype, device=device)
     size = 1

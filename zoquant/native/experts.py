@@ -13,6 +13,27 @@ from zoquant.native.packed import TILE
 Activation = Callable[[Tensor], Tensor]
 
 
+def sum_of_experts(
+    expert: Callable[[int, Tensor], Tensor], count: int, x: Tensor, chosen: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the weighted sum of the chosen experts, `[tokens, hidden]`, in the dtype of `x`.
+
+    Args:
+        expert: what the expert of a number makes of some tokens.
+        count: number of experts.
+        x: `[tokens, hidden]`.
+        chosen: experts of each token, int64 `[tokens, k]`; a number of `count` or more stands for none.
+        weights: weight of each of them, `[tokens, k]`.
+    """
+    out = torch.zeros_like(x)
+    for number in torch.unique(chosen).tolist():
+        if number < count:
+            token, place = torch.where(chosen == number)
+            y = expert(number, x[token]) * weights[token, place, None]
+            out.index_add_(0, token, y.to(out.dtype))
+    return out
+
+
 class QuantExperts(nn.Module):
     """`down_e(act(gate_e(x)) · up_e(x))`, weighted and summed over the experts e of every token.
 
@@ -56,20 +77,8 @@ class QuantExperts(nn.Module):
         self.reached: set[int] = set()
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted sum of the chosen experts, `[tokens, hidden]`, in the dtype of `x`.
-
-        Args:
-            x: `[tokens, hidden]`.
-            chosen: experts of each token, int64 `[tokens, k]`; a number of `count` or more stands for none.
-            weights: weight of each of them, `[tokens, k]`.
-        """
-        out = torch.zeros_like(x)
-        for expert in torch.unique(chosen).tolist():
-            if expert < self.count:
-                token, place = torch.where(chosen == expert)
-                y = self.expert(expert, x[token]) * weights[token, place, None]
-                out.index_add_(0, token, y.to(out.dtype))
-        return out
+        """Return the weighted sum of the chosen experts, see `sum_of_experts`."""
+        return sum_of_experts(self.expert, self.count, x, chosen, weights)
 
     def expert(self, number: int, x: Tensor) -> Tensor:
         """Return what one expert makes of `x`, `[tokens, hidden]`."""

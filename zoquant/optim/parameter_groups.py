@@ -54,14 +54,9 @@ def opened(given: Mapping[str, Any], defaults: Mapping[str, Any], run: Trajector
     check("decay", decay, decay >= 0, "at least 0")
     rates = rates_of(group, decay)
     check("space", space, space in SPACES, f"one of {SPACES}")
+    views.check_space(space)
     if space == "absolute" and subspace != "values":
         raise ValueError("ZOSGD: space is 'absolute', expected 'relative': rows and columns scale the values.")
-    if space == "absolute" and views.coupled_keys():
-        first = " and ".join(views.coupled_keys()[0])
-        raise ValueError(
-            f"ZOSGD: space is 'absolute', but {first} share their delta, which is only right in relative space. "
-            "Attach with coupled=False."
-        )
     if space == "relative":
         _warn_of_zeros(views)
     if any(bool(buffer.delta.any()) for buffer in views.buffers):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from zoquant.kernels.noise.definition import Noise
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.record.rules import SGD, Rule
 from zoquant.record.step import Step
-from zoquant.views.noise_source import NoiseSource
 
 
 class Movable(Protocol):

@@ -21,6 +21,7 @@ from torch import Tensor
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.kernels.choice import factor_kernels
 from zoquant.kernels.noise.definition import Noise
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.protocol import Grid, Gridded, ScaleView
 from zoquant.record.mover import Mover
 from zoquant.record.rules import Rule
@@ -28,7 +29,6 @@ from zoquant.record.step import Step
 from zoquant.views.flat_buffer import FlatBuffer
 from zoquant.views.layout import padded, view_count
 from zoquant.views.model_views import AttachedLayer, BoundView, Views
-from zoquant.views.noise_source import NoiseSource
 
 LEAST = 2.0**-10 - 1
 """Least u or v: a factor 1 + u stops at 2⁻¹⁰, so scales keep their sign and a quotient of factors stays finite."""

@@ -12,17 +12,11 @@ def write_greedily(
 ) -> Tensor:
     """Return prompts with what a model writes after them, int64 `[rows, length]`.
 
+    The prompts are filled up before them, where `seen` is 0. One of the tokens `ends` ends a text, or what `stopping`,
+    further criteria of transformers, says.
+
     The generation config of the model counts for nothing but the kind of its cache: neither penalties nor forbidden
     words, least lengths or forms of the result.
-
-    Args:
-        model: a causal language model of transformers.
-        ids: prompts, filled up before them.
-        seen: 1 for a token of a prompt, 0 for what fills it up.
-        most: most tokens to write.
-        ends: tokens that end a text.
-        fill: the token that fills up.
-        stopping: further criteria of transformers, or None.
     """
     from transformers import GenerationConfig
 

@@ -57,15 +57,11 @@ class Encoder:
         return [self._cut(ids, free) for ids, free in zip(found, room, strict=True)]
 
     def continuation(self, text: str, before: str = "") -> list[int]:
-        """Return the token ids of what follows a prompt.
+        """Return the token ids of what follows a prompt, of which `before` is how it ends.
 
         They are those that a text gains when this is added to it, so that a token which a tokenizer puts at the
         beginning of every text is not among them. A new line stands for what differs from row to row. Where the last
         token before would become another one, this follows the new line alone; where that would too, nothing.
-
-        Args:
-            text: what follows.
-            before: how every prompt ends.
 
         Raises:
             DataError: the text has no tokens.

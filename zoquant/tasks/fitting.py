@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from zoquant.errors import DoesNotFitError
+from zoquant.errors import DoesNotFitError, one_line
 from zoquant.kernels.out_of_memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
@@ -19,9 +19,7 @@ log = logging.getLogger("zoquant")
 def in_groups(groups: Iterable[list[int]], measure: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
     """Yield groups of examples with what was measured on each, in their order.
 
-    Args:
-        groups: numbers of examples. Once one did not fit in memory, it and all later ones are cut to the half of it.
-        measure: what is measured on some examples.
+    Once one did not fit in memory, it and all later ones are cut to the half of it.
 
     Raises:
         DoesNotFitError: one example alone does not fit.
@@ -40,7 +38,7 @@ def in_groups(groups: Iterable[list[int]], measure: Callable[[list[int]], T]) ->
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                said = " ".join(str(error).split())[:200] or type(error).__name__
+                said = one_line(error, 200)
             else:
                 yield some, found
                 continue

@@ -23,12 +23,7 @@ OBJECTIVES = ("loss", "accuracy", *METRICS, "reward")
 
 
 class WithObjective:
-    """A task that is trained by another number than its loss; batches and evaluation are the task's own.
-
-    Args:
-        task: the task.
-        objective: the number to make smaller; it need not have a gradient.
-    """
+    """A task that is trained by another number than its loss; batches and evaluation are the task's own."""
 
     def __init__(self, task: Task[Any], objective: Objective) -> None:
         self.task, self.objective = task, objective
@@ -52,11 +47,6 @@ class WithObjective:
 
 def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
     """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
-
-    Args:
-        task: the task.
-        name: one of `OBJECTIVES`.
-        reward: of objective `"reward"`, what scores generations.
 
     Raises:
         DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.

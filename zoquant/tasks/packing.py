@@ -107,13 +107,7 @@ def pack(lengths: Sequence[int], width: int, room_of_row: int | None = None) -> 
 
 
 def packed_states(body: Any, ids: Tensor, packing: Packing) -> Tensor:
-    """Return the last hidden states as of the padded batch, `[batch, length, width]`, zero at its padding.
-
-    Args:
-        body: the model without its head.
-        ids: token ids of the padded batch, int64 `[batch, length]`.
-        packing: where they go.
-    """
+    """Return the last hidden states of ids, int64 `[batch, length]`: `[batch, length, width]`, zero at padding."""
     packing = packing.to(ids.device)
     used = packing.source >= 0
     tokens = ids.reshape(-1)[packing.source.clamp(min=0)]
@@ -137,10 +131,6 @@ def packable(model: nn.Module, length: int) -> bool:
 
     A model that carries a state from token to token, or takes no mask of its own, does not pack; nor does one whose
     attention ends within a row.
-
-    Args:
-        model: a causal language model of transformers.
-        length: of a row.
     """
     if model not in _packable:
         with trial():

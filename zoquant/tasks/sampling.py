@@ -7,13 +7,10 @@ import numpy as np
 
 
 class Draws:
-    """The examples of each training step.
+    """The examples of each training step, of which each is of a group: a number from 0, e.g. its label.
 
     Every group has its share of a batch; each goes through its examples in an order drawn anew each epoch. A batch
     smaller than the number of groups is drawn from all examples alike.
-
-    Args:
-        groups: the group of each example, e.g. its label; numbers from 0. One without an example has no share.
     """
 
     def __init__(self, groups: Sequence[int]) -> None:

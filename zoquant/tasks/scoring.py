@@ -1,7 +1,7 @@
 """Logits of a causal language model, only where they are needed."""
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -61,10 +61,10 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
         logits = head(states)
     elif isinstance(head, QuantLinear):
         logits = head.rows(states, tokens)
-    elif _is_matrix(weight := getattr(head, "weight", None), states.shape[-1]):
+    elif _is_plain(head, states.shape[-1]):
         with as_called(head):
-            logits = nn.functional.linear(states, weight[tokens], None if head.bias is None else head.bias[tokens])
-    else:  # of another library, whose weight is packed
+            logits = nn.functional.linear(states, head.weight[tokens], None if head.bias is None else head.bias[tokens])
+    else:  # of another library, whose weight is packed, or not all that it computes with
         logits = head(states)[..., tokens]
     config = text_config(model)
     scale = (_number(config, "logit_scale") or 1.0) / (_number(config, "logits_scaling") or 1.0)
@@ -73,7 +73,11 @@ def logits_at(model: nn.Module, states: Tensor, tokens: Tensor | None = None) ->
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
-def _is_matrix(weight: Any, columns: int) -> TypeGuard[Tensor]:
+def _is_plain(head: Any, columns: int) -> bool:
+    """Whether a head is a product with its weight and no more: an adapter's has the weight of what it is put around."""
+    if getattr(type(head), "forward", None) is not nn.Linear.forward or "forward" in vars(head):
+        return False
+    weight: Tensor = head.weight
     return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.shape[1:] == (columns,)
 
 

@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from zoquant.errors import DataError, shown
-from zoquant.tasks.rows import Row, has_splits, read_rows
+from zoquant.tasks.rows import DataSource, Row, has_splits, read_rows
 from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.spec import TaskSettings
 
@@ -32,7 +31,7 @@ class Parts:
 
 
 def read_parts(
-    task: TaskSettings, data: str | Path, eval_data: str | Path | None, protocol: str | None, seed: int
+    task: TaskSettings, data: DataSource, eval_data: DataSource | None, protocol: str | None, seed: int
 ) -> Parts:
     """Read the rows of a run, and see that they fit the task, before any model is loaded.
 
@@ -59,7 +58,7 @@ def read_parts(
 
 
 def _parts(
-    task: TaskSettings, data: str | Path, eval_data: str | Path | None, protocol: str | None, seed: int
+    task: TaskSettings, data: DataSource, eval_data: DataSource | None, protocol: str | None, seed: int
 ) -> Parts:
     """Return the rows of a run as they were read."""
     if protocol is None:
@@ -85,7 +84,7 @@ def _parts(
     return Parts(chosen[:cut], chosen[cut:], test)
 
 
-def read_test(task: TaskSettings, data: str | Path, protocol: str | None, seed: int) -> list[Row]:
+def read_test(task: TaskSettings, data: DataSource, protocol: str | None, seed: int) -> list[Row]:
     """Read the rows to test on: all of them, or with protocol `"mezo"` the 1,000 of its experiments.
 
     Raises:
@@ -99,7 +98,7 @@ def read_test(task: TaskSettings, data: str | Path, protocol: str | None, seed: 
     return drawn(rows, _MASKED_TEST_SEED if task.kind == "masked" else seed, _TEST)
 
 
-def read_part(task: TaskSettings, data: str | Path, part: str) -> list[Row]:
+def read_part(task: TaskSettings, data: DataSource, part: str) -> list[Row]:
     """Read the rows to train on or to test on.
 
     Args:
@@ -119,7 +118,7 @@ def read_part(task: TaskSettings, data: str | Path, part: str) -> list[Row]:
     return read_rows(data, split=split, config=known.config if known else None)
 
 
-def parts_differ(task: TaskSettings, data: str | Path) -> bool:
+def parts_differ(task: TaskSettings, data: DataSource) -> bool:
     """Whether `read_part` reads rows to test on from elsewhere than rows to train on."""
     return str(data) == "hub" or has_splits(data, task.definition.config if task.definition else None)
 

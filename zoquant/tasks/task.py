@@ -20,13 +20,7 @@ class Task(Protocol[B]):
         """Return the number of examples."""
 
     def batch_of_step(self, seed: int, step: int, size: int) -> B:
-        """Return the batch of a training step: a pure function of its arguments, so that a run can go on anywhere.
-
-        Args:
-            seed: seed of the run.
-            step: number of the step, from 0.
-            size: number of examples.
-        """
+        """Return the batch of a training step: a pure function of its arguments, so that a run can go on anywhere."""
 
     def loss(self, model: nn.Module, batch: B) -> Tensor | float:
         """Return the number that training makes smaller: a float, or a tensor of one element."""

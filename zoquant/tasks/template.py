@@ -39,10 +39,6 @@ class Fielded:
     def check(self, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
         """See that every row has the fields.
 
-        Args:
-            rows: the data.
-            columns: further columns that it must have.
-
         Raises:
             DataError: there is no row, or one lacks a field, or a field that is shown is no text.
         """

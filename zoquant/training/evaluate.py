@@ -5,21 +5,21 @@ from pathlib import Path
 from zoquant.errors import DataError
 from zoquant.files.hub import delta_path
 from zoquant.tasks import Evaluation, TaskSettings
-from zoquant.tasks.rows import Row
+from zoquant.tasks.rows import DataSource, Row
 from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.splits import drawn, parts_differ, read_part, read_test
-from zoquant.training.source import Source
+from zoquant.training.source import OpenedSource, Source
 
 
 def evaluate(
-    source: Source,
-    data: str | Path,
+    source: Source | OpenedSource,
+    data: DataSource,
     task: TaskSettings,
     delta: str | Path | None = None,
     *,
     protocol: str | None = None,
     shots: int = 0,
-    shots_from: str | Path | None = None,
+    shots_from: DataSource | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Return how well a checkpoint does on data, with a delta on it if one is given.
@@ -51,7 +51,7 @@ def evaluate(
     return built.evaluate(model)
 
 
-def _worked(task: TaskSettings, data: str | Path, shots: int, seed: int) -> list[Row]:
+def _worked(task: TaskSettings, data: DataSource, shots: int, seed: int) -> list[Row]:
     """Return so many rows that stand as worked examples before every prompt."""
     rows = read_part(task, data, "train")
     with naming(data):

@@ -2,8 +2,10 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from zoquant.files.hub import local_path
 from zoquant.registry import format_of
 from zoquant.tasks.objective import Objective, WithObjective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
-from zoquant.tasks.rows import Row
+from zoquant.tasks.rows import Row, RowsInMemory
 from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.tasks.splits import Parts, read_parts
@@ -39,6 +41,8 @@ def finetune(
     *,
     objective: Objective | None = None,
     reward: Reward | None = None,
+    rows: Mapping[str, RowsInMemory] = MappingProxyType({}),
+    opened: Opened | None = None,
     resume: bool = False,
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, Any]:
@@ -53,6 +57,8 @@ def finetune(
         objective: a function to make smaller in place of the config's objective. No config file can say it, so the
             folder gets none.
         reward: a function that scores generations in place of the config's reward; the same holds.
+        rows: rows in place of `data` or `eval_data` of the config, by its name; the same holds.
+        opened: a model in place of the config's, its tokenizer, and its device; the same holds.
         resume: go on in a folder that holds an unfinished run.
         on_progress: called after each step and each evaluation.
 
@@ -67,18 +73,18 @@ def finetune(
     resume = goes_on(resume, folder.path)
     if not resume:
         folder.refuse_existing()
-    made = config.resolved()
-    parts = read_parts(made.asked, made.data, made.eval_data, made.protocol, made.settings.seed)
-    opened = config.source.open()
-    said = objective is None and reward is None
+    made = config.resolved(opened=opened is not None)
+    data, eval_data = rows.get("data", made.data), rows.get("eval_data", made.eval_data)
+    parts = read_parts(made.asked, data, eval_data, made.protocol, made.settings.seed)
+    said = all(each is None for each in (objective, reward, opened)) and not rows
     if reward is None and made.reward is not None:
         reward = OutsideReward(made.reward, made.reward_timeout)
-    job = _job(made, parts, opened, folder, objective or made.objective, reward)
+    job = _job(made, parts, opened or config.source.open(), folder, objective or made.objective, reward)
     job = replace(job, config=made.to_toml() if said else None)
     outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {
         "model": made.model,
-        "format": format_of(local_path(made.model)).name,
+        "format": "in memory" if opened else format_of(local_path(made.model)).name,
         "device": torch.device(made.device).type,
         "compute_dtype": made.compute_dtype,
         **outcome.to_dict(),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from zoquant.distributed.launch import from_first
-from zoquant.errors import CheckpointError, DoesNotFitError
+from zoquant.errors import CheckpointError, DoesNotFitError, one_line
 from zoquant.files.atomic_files import write_text
 from zoquant.files.plain_json import parse_json
 from zoquant.kernels.out_of_memory import is_out_of_memory, release_memory
@@ -81,7 +81,7 @@ class MicroBatches:
             except Exception as error:
                 if not is_out_of_memory(error) or not all(hasattr(batch, "halves") for batch in batches):
                     raise
-                said = " ".join(str(error).split())[:200] or type(error).__name__
+                said = one_line(error, 200)
             # Out here the error is gone, and with it the activations that its frames held.
             release_memory()
             self._halve(step, batches, said)

@@ -17,7 +17,7 @@ from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.group import Subspace
 from zoquant.tasks import PerExample, Task
 from zoquant.training.settings import AUTO, Settings
-from zoquant.views.attach import attach, claimed
+from zoquant.views.attach import claimed
 from zoquant.views.checkpoint_names import kept_names
 from zoquant.views.model_views import AttachedLayer, Views
 
@@ -134,10 +134,7 @@ def _rows_and_columns(settings: Settings, model: nn.Module) -> Settings:
 
 
 def _attached(settings: Settings, model: nn.Module) -> Moving:
-    views = attach(
-        model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
-    )
-    return Moving(settings, settings.optimizer(views), None)
+    return Moving(settings, settings.optimizer(settings.attach(model)), None)
 
 
 def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-import psutil
-
 
 def rss_bytes() -> int:
     """Return the resident memory of this process now, in bytes."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 

@@ -14,6 +14,7 @@ from zoquant.optim.optimizer import ZOSGD
 from zoquant.protocol import Role
 from zoquant.record.group import SUBSPACES
 from zoquant.record.rules import RULES, Rule
+from zoquant.views.attach import attach
 from zoquant.views.flat_buffer import Space
 from zoquant.views.model_views import Views
 
@@ -153,6 +154,10 @@ class Settings:
         rates = [self.rate_at(step) for step in range(self.steps)]
         clip = None if self.clip == math.inf else self.clip
         return by_rule(self.update(), self.batch_size, rates, eps=self.eps, lr=self.lr, clip=clip)
+
+    def attach(self, model: nn.Module) -> Views:
+        """Return the views of a model that these settings name, see `zoquant.attach`."""
+        return attach(model, roles=self.roles, include=self.include, exclude=self.exclude, coupled=self.coupled)
 
     def optimizer(self, views: Views) -> ZOSGD:
         """Return the optimizer; numbers that a calibration has to choose stand at its defaults."""

@@ -73,6 +73,26 @@ class Source:
         return model, tokenizer, device
 
 
+@dataclass(frozen=True)
+class OpenedSource:
+    """A model that is loaded already, in the place of a `Source`."""
+
+    opened: Opened
+
+    def open(self, delta: str | Path | None = None) -> Opened:
+        """Return it.
+
+        Raises:
+            CheckpointError: there is a delta, which goes on a checkpoint as it is loaded.
+        """
+        if delta is not None:
+            raise CheckpointError(
+                f"{delta}: goes on a model as it is loaded. Load it with zoquant.load(..., delta=...), or call "
+                "zoquant.load_delta."
+            )
+        return self.opened
+
+
 def _device(said: str) -> torch.device:
     """Return the device that somebody named.
 

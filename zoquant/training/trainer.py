@@ -23,7 +23,6 @@ from zoquant.training.steps import Steps
 from zoquant.training.trails.states import States, go_on
 from zoquant.training.trails.trail import Trail
 from zoquant.training.trails.trajectories import Trajectories
-from zoquant.views.attach import attach
 from zoquant.views.model_views import Views
 
 _LOSSES_IN_A_ROW = 3
@@ -71,9 +70,7 @@ def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
 def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
     """Return a run whose steps follow the gradient, ready to begin or to go on."""
     folder, settings = job.folder, replace(job.settings, subspace="values")
-    views = attach(
-        job.model, roles=settings.roles, include=settings.include, exclude=settings.exclude, coupled=settings.coupled
-    )
+    views = settings.attach(job.model)
     facts = asdict(settings) | job.identity
     steps = BackwardSteps(job.model, job.train, settings, views, MicroBatches(folder.micro_batches))
     if resume:

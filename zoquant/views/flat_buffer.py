@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from zoquant.kernels.noise.definition import Kind, Noise, as_noise
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.protocol import ScaleView
 from zoquant.views.fused_write import fused_writer
 from zoquant.views.layout import Chunk, Piece, Plane, chunk_of, coupled_key, pieces_of, runs_of, slots_of, view_count
-from zoquant.views.noise_source import NoiseSource
 
 Space = Literal["relative", "absolute"]
 SPACES: tuple[Space, ...] = ("relative", "absolute")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from zoquant.kernels.choice import WriteKernels, write_kernels
 from zoquant.kernels.noise.definition import BLOCK
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.kernels.write.stretch import Stretch
 from zoquant.views.layout import Chunk, Plane, padded
-from zoquant.views.noise_source import NoiseSource
 
 
 class FusedWriter:

@@ -36,11 +36,7 @@ class Gradients(nn.Module):
 
     def __init__(self, model: nn.Module, views: Views, *, space: Space = "relative") -> None:
         super().__init__()
-        if space == "absolute" and views.coupled_keys():
-            raise ValueError(
-                f"Gradients: space is 'absolute', but {' and '.join(views.coupled_keys()[0])} share their delta, which "
-                "is only right in relative space. Attach with coupled=False."
-            )
+        views.check_space(space)
         tensors = TensorPlaces(model)
         refuse_without_backward(model, views, tensors)
         before, views.space = views.space, space

@@ -167,8 +167,7 @@ class Views(Sequence[BoundView]):
 
     @space.setter
     def space(self, space: Space) -> None:
-        if space not in SPACES:
-            raise ValueError(f"space is {space!r}, expected one of {SPACES}.")
+        self.check_space(space)
         if space != self.space and any(bool(buffer.delta.any()) for buffer in self.buffers):
             raise ValueError(
                 f"space is {space!r}, but the views hold a delta of {self.space} space, which means something else "
@@ -176,6 +175,16 @@ class Views(Sequence[BoundView]):
             )
         for buffer in self.buffers:
             buffer.space = space
+
+    def check_space(self, space: Space) -> None:
+        """Refuse with a ValueError a space that does not exist, or in which shared deltas have no meaning."""
+        if space not in SPACES:
+            raise ValueError(f"space is {space!r}, expected one of {SPACES}.")
+        if space == "absolute" and (shared := self.coupled_keys()):
+            raise ValueError(
+                f"space is 'absolute', but {' and '.join(shared[0])} share their delta, which is only right in "
+                "relative space. Attach with coupled=False."
+            )
 
     def base(self, key: str) -> Tensor:
         """Return the float32 values that a view had at attach time, in its shape. A copy."""

@@ -10,8 +10,8 @@ import zoquant
 from tests.backends.bitnet.samples import AUTO, BITLINEAR, auto_bitlinear, bitlinear, ternary, write
 from tests.checkpoint.folder.llama import edit_config, edit_tensors, logits
 from tests.checkpoint.folder.round_trip import check_round_trip
-from zoquant.backends.bitnet.codes import QuarterCodes
 from zoquant.backends.bitnet.format import BitNetFormat
+from zoquant.backends.bitnet.layout import QuarterCodes
 from zoquant.backends.bitnet.live import BitNetBackend
 from zoquant.checkpoint.folder import open_folder
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
@@ -25,10 +25,10 @@ def test_codes() -> None:
     weight, packed = ternary(24, 10)
     codes = QuarterCodes(packed)
     assert (codes.rows, codes.columns) == (24, 10)
-    assert torch.equal(codes.read(slice(0, 24)).double() - 1, weight)
-    assert torch.equal(codes.read(slice(5, 9)).double() - 1, weight[5:9])
+    assert torch.equal(codes.read(slice(0, 24)).double(), weight)
+    assert torch.equal(codes.read(slice(5, 9)).double(), weight[5:9])
     rows = torch.tensor([23, 0, 6, 6])
-    assert torch.equal(codes.read(rows).double() - 1, weight[rows])
+    assert torch.equal(codes.read(rows).double(), weight[rows])
 
 
 def test_codes_are_packed_as_transformers_packs_them() -> None:

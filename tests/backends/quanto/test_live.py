@@ -50,13 +50,13 @@ def test_a_kernel_of_its_own_is_refused() -> None:
     with pytest.raises(UnsupportedLayoutError) as caught:
         attach(nn.ModuleDict({"a": layer}))
     assert str(caught.value).startswith(
-        "a: quanto: the kernel of TinyGemmWeightQBitsTensor keeps scale and shift in an"
+        "a (quanto): the kernel of TinyGemmWeightQBitsTensor keeps scale and shift in an"
     )
     assert "float32, or load it with runtime='native'" in str(caught.value)
 
 
 def test_quantized_activations_are_refused() -> None:
-    with pytest.raises(UnsupportedLayoutError, match="a: quanto: QLinear quantizes activations by scales"):
+    with pytest.raises(UnsupportedLayoutError, match=r"a \(quanto\): QLinear quantizes activations by scales"):
         attach(nn.ModuleDict({"a": qlinear(activations="qint8")}))
 
 
@@ -66,6 +66,6 @@ def test_a_layer_that_is_not_frozen() -> None:
     model = nn.Sequential(nn.Linear(64, 8))
     quantize(model, weights="qint8")
     with pytest.raises(
-        UnsupportedLayoutError, match=r"0: quanto: QLinear is not frozen\. Call optimum\.quanto\.freeze"
+        UnsupportedLayoutError, match=r"0 \(quanto\): QLinear is not frozen\. Call optimum\.quanto\.freeze"
     ):
         attach(model)

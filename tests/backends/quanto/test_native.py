@@ -16,7 +16,7 @@ from tests.backends.quanto import reference
 from tests.backends.quanto.samples import KINDS, quanto_folder
 from tests.checkpoint.folder.llama import edit_config, edit_tensors, logits, write_llama
 from zoquant.backends.quanto.format import QuantoFormat
-from zoquant.backends.quanto.weights import StackedBits, eight_bit, few_bit
+from zoquant.backends.quanto.layout import eight_bit, few_bit
 from zoquant.errors import CheckpointError
 
 FORMAT = QuantoFormat()
@@ -40,12 +40,12 @@ def test_against_the_reference(
     columns = groups * size
     tensors = reference.random_layer("a", rows, columns, kind, size=size, shift=shift, dtype=dtype, seed=seed)
     expected = torch.from_numpy(reference.dequantize(tensors, "a", kind, columns))
-    part = {name.removeprefix("a.weight."): value for name, value in tensors.items()}
+    part = {name.removeprefix("a."): value for name, value in tensors.items()}
     if kind in reference.CODES:
-        packed = eight_bit(part["_data"], part["_scale"])
+        packed = eight_bit(part["weight._data"].dtype).weight(part)
     else:
-        codes = StackedBits(part["_data._data"], reference.BITS[kind], rows, columns)
-        packed = few_bit(codes, part["_scale"], part["_shift"])
+        layout = few_bit(reference.BITS[kind], part["weight._data._data"].shape[1], part["weight._shift"].dtype)
+        packed = layout.weight(part, (rows, columns))
     torch.testing.assert_close(packed.dequantize().double(), expected, rtol=1e-6, atol=1e-6)
     some = torch.tensor([rows - 1, 0])
     torch.testing.assert_close(packed.decode_rows(some).double(), expected[some], rtol=1e-6, atol=1e-6)
@@ -90,16 +90,16 @@ def test_views(tmp_path: Path) -> None:
     ("name", "value", "text"),
     [
         (f"{INT8}.weight._data", None, "expected a tensor of this name, got none"),
-        (f"{INT8}.weight._data", torch.zeros(8, dtype=torch.int8), "expected a matrix, got shape [8]"),
-        (f"{INT8}.weight._data", torch.zeros(128, 64), "expected [128, 64] of int8, got [128, 64] of float32"),
+        (f"{INT8}.weight._data", torch.zeros(8, dtype=torch.int8), "expected a matrix of int8, got [8] of int8"),
+        (f"{INT8}.weight._data", torch.zeros(128, 64), "expected a matrix of int8, got [128, 64] of float32"),
         (
             f"{INT8}.weight._scale",
             torch.ones(64, 1),
-            "expected [128, 1] of float32 or float16 or bfloat16, got [64, 1]",
+            "expected [128, 1] of float32 or float16 or bfloat16, one for each 1 x 64 weights, got [64, 1]",
         ),
         (f"{INT4}.weight._scale", torch.ones(63, 1), "expected [64, 1] of float32"),
         (f"{INT4}.weight._shift", None, "expected a tensor of this name, got none"),
-        (f"{INT4}.weight._shift", torch.ones(64, 1).int(), "or int8 or uint8, got [64, 1] of int32"),
+        (f"{INT4}.weight._shift", torch.ones(64, 1).int(), "one for each 1 x 128 weights, got [64, 1] of int32"),
         (
             f"{INT4}.weight._data._data",
             torch.zeros(32, 100, dtype=torch.uint8),
@@ -110,7 +110,7 @@ def test_views(tmp_path: Path) -> None:
             torch.zeros(31, 128, dtype=torch.uint8),
             "expected codes of 4 bits in groups of",
         ),
-        (f"{INT4}.weight._data._data", torch.zeros(32, 128), "expected [32, 128] of uint8, got [32, 128] of float32"),
+        (f"{INT4}.weight._data._data", torch.zeros(32, 128), "expected a matrix of uint8, got [32, 128] of float32"),
     ],
 )
 def test_tensors_that_lie(tmp_path: Path, name: str, value: Tensor | None, text: str) -> None:

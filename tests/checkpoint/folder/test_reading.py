@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from tests.folders import CONFIG, write_folder
 from zoquant.checkpoint.folder import open_folder
-from zoquant.checkpoint.folder.format import is_installed, quantization_of
+from zoquant.checkpoint.folder.format import quantization_of
+from zoquant.checkpoint.folder.libraries import is_installed
 from zoquant.errors import CheckpointError
 from zoquant.files.safetensors import read_safetensors
 

@@ -12,8 +12,8 @@ from zoquant import kernels
 from zoquant.errors import ShapeError
 from zoquant.kernels.noise.compiled import accumulate, draw
 from zoquant.kernels.noise.definition import BLOCK, Kind, reference
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.kernels.noise.tables import NoiseTables
-from zoquant.views.noise_source import NoiseSource
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("compiled")

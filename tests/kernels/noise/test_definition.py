@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.threads import threads
+from zoquant.kernels.noise import source
 from zoquant.kernels.noise.definition import (
     BLOCK,
     KINDS,
@@ -24,8 +25,7 @@ from zoquant.kernels.noise.definition import (
     step_seed,
     unit_moves,
 )
-from zoquant.views import noise_source as source
-from zoquant.views.noise_source import NoiseSource, philox
+from zoquant.kernels.noise.source import NoiseSource, philox
 
 CPU = torch.device("cpu")
 GOLDEN_RADEMACHER = [-1, 1, 1, -1, -1, 1, -1, 1, 1, 1, -1, -1, -1, -1, -1, 1]

@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import zoquant.kernels.noise.source
 import zoquant.views.fused_write
-import zoquant.views.noise_source
 from tests.kernels.noise.test_definition import GOLDEN_GAUSSIAN, GOLDEN_RADEMACHER
 from tests.views.test_buffer import layouts
 from zoquant.errors import ShapeError
 from zoquant.kernels import gpu
 from zoquant.kernels.noise.definition import BLOCK, Kind, reference
+from zoquant.kernels.noise.source import NoiseSource
 from zoquant.protocol import ScaleView
 from zoquant.testing.tensors import same_bits
 from zoquant.views.flat_buffer import SPACES, FlatBuffer, Space
-from zoquant.views.noise_source import NoiseSource
 from zoquant.views.tensor_views import TensorView
 
 pytest.importorskip("triton", reason="triton is not installed: make test-triton")
@@ -68,7 +68,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     from zoquant.kernels.write import triton as triton_write
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoquant.views.noise_source, "noise_kernels", lambda device: triton_noise)
+        patch.setattr(zoquant.kernels.noise.source, "noise_kernels", lambda device: triton_noise)
         patch.setattr(zoquant.views.fused_write, "write_kernels", lambda device: triton_write)
         yield CPU
 

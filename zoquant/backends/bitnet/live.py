@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.backends.bitnet.codes import unpacked
+from zoquant.backends.bitnet.layout import bitnet_layout
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
 from zoquant.views.tensor_views import TensorView
@@ -51,11 +51,11 @@ class BitNetBackend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight, float32 `[out_features, in_features]`."""
+        if not isinstance(module, nn.Linear):
+            return bitnet_layout(divided=True).weight_of(module).dequantize()
         layer: Any = module
-        scale: Tensor = layer.weight_scale.float()
-        if isinstance(module, nn.Linear):
-            return module.weight.detach().float() * scale
-        return (unpacked(layer.weight, slice(None)).float() - 1) / scale
+        weight: Tensor = layer.weight.detach().float() * layer.weight_scale.float()
+        return weight
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random whole numbers `[2, in_features]` up to 127: the layer rounds its input, and these are exact."""

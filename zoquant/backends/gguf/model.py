@@ -17,6 +17,7 @@ from zoquant.backends.gguf.config import Keys, config_of
 from zoquant.backends.gguf.data import TensorReader
 from zoquant.backends.gguf.header import Header, TensorInfo
 from zoquant.backends.gguf.types import DENSE
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.errors import CheckpointError
 from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights, unfilled
@@ -55,14 +56,10 @@ def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.dev
 def _empty_model(header: Header, architecture: Architecture, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        with WithoutWeights(), torch.device("cpu"):
-            model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
-    except Exception as error:
-        raise CheckpointError(
-            f"{header.path}: transformers cannot build a {architecture.model_type!r} model from the file's metadata: "
-            f"{' '.join(str(error).split())} Update transformers, or convert the checkpoint again."
-        ) from error
+    what = f"transformers cannot build a {architecture.model_type!r} model from the file's metadata"
+    advice = "Update transformers, or convert the checkpoint again."
+    with refusing(header.path, what, advice), WithoutWeights(), torch.device("cpu"):
+        model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.model_type, **config))
     forget_weights(model)
     return model
 

@@ -16,6 +16,7 @@ from torch import nn
 from zoquant.backends.peft.config import peft_arguments
 from zoquant.backends.peft.live import lora_on_native, prompts_on_native
 from zoquant.checkpoint.folder import Folder
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.matrix import DENSE
 from zoquant.checkpoint.folder.reading import ADAPTER_CONFIG as CONFIG
 from zoquant.checkpoint.folder.reading import ADAPTERS as TENSORS
@@ -174,11 +175,8 @@ def _config(folder: Folder) -> Any:
     from peft import LoraConfig, PeftConfig
 
     arguments = peft_arguments(folder)
-    try:
+    with refusing(folder.path, "peft does not take adapter_config.json", "Update peft, or get the adapter again."):
         config: Any = PeftConfig.from_peft_type(**arguments, inference_mode=True)
-    except (ValueError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{folder.path}: peft does not take adapter_config.json: {said}") from error
     return lora_on_native(config) if isinstance(config, LoraConfig) else config
 
 
@@ -186,11 +184,8 @@ def _with_adapter(path: Path, config: Any, loaded: tuple[nn.Module, Any]) -> tup
     from peft import PeftModel
 
     model, tokenizer = loaded
-    try:
+    with refusing(path, "peft cannot put the adapter on its base", "Get the adapter again, or the base it names."):
         tuned: nn.Module = PeftModel.from_pretrained(model, str(path), config=config)
-    except (RuntimeError, ValueError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: peft cannot put the adapter on its base: {said}") from error
     if config.is_prompt_learning:
         prompts_on_native(tuned)
     return tuned.eval().requires_grad_(False), tokenizer

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.backends.quanto.weights import SCALE, SHIFT, StackedBits, eight_bit, few_bit
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
-from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.backends.quanto.layout import PACKED, SHIFT, eight_bit, few_bit
+from zoquant.checkpoint.folder import AffineLayout, Folder, FolderFormat, StoredMatrix, refuse_leftovers
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.model import empty_model
 from zoquant.checkpoint.folder.reading import read_json
 from zoquant.checkpoint.folder.tokenizer import build_tokenizer
-from zoquant.errors import CheckpointError, UnsupportedLayoutError
-from zoquant.native import PackedWeight
-from zoquant.protocol import Role
+from zoquant.errors import UnsupportedLayoutError
 
 QMAP = "quanto_qmap.json"
 _EIGHT_BIT = {
@@ -56,10 +54,7 @@ class QuantoFormat(FolderFormat):
         found = {path: _layer(folder, path, kind, model) for path, kind in kinds.items()}
         if not found:
             raise folder.error(QMAP, "at least one layer with quantized weights", "none")
-        taken = {name for layer in found.values() for name in layer.tensors}
-        for name, tensor in folder.tensors.items():
-            if name not in taken and (tensor.dtype not in DENSE or ".weight._" in name):
-                raise folder.error(name, f"its layer in {QMAP}", "none")
+        refuse_leftovers(folder, found, ".weight._", f"its layer in {QMAP}")
         return found
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
@@ -77,28 +72,9 @@ class QuantoFormat(FolderFormat):
                 f"{path}: the format quanto has no vendor runtime here: optimum-quanto is not installed. Use "
                 "runtime='native'."
             ) from error
-        try:
+        with refusing(path, "quanto cannot load it", "Use runtime='native'."):
             model: nn.Module = QuantizedModelForCausalLM.from_pretrained(path)._wrapped
-        except Exception as error:
-            raise CheckpointError(
-                f"{path}: quanto cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
-            ) from error
         return model.to(device).eval().requires_grad_(False), build_tokenizer(path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantoLayer(StoredMatrix):
-    """A matrix of 8, 4 or 2 bits."""
-
-    bits: int
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read codes, scales and shifts."""
-        at = f"{self.path}.weight."
-        if self.bits == 8:
-            return eight_bit(folder.read(f"{at}_data"), folder.read(f"{at}_scale"))
-        codes = StackedBits(folder.read(f"{at}_data._data"), self.bits, self.rows, self.columns)
-        return few_bit(codes, folder.read(f"{at}_scale"), folder.read(f"{at}_shift"))
 
 
 def _read_map(folder: Folder) -> list[tuple[str, str]]:
@@ -121,38 +97,26 @@ def _read_map(folder: Folder) -> list[tuple[str, str]]:
     return found
 
 
-def _layer(folder: Folder, path: str, kind: str, model: nn.Module | None) -> QuantoLayer:
-    extras = tuple(f"{path}.{name}" for name in ("input_scale", "output_scale") if f"{path}.{name}" in folder.tensors)
+def _layer(folder: Folder, path: str, kind: str, model: nn.Module | None) -> StoredMatrix:
+    beside = folder.held(path, ("input_scale", "output_scale"))
     if kind in _EIGHT_BIT:
-        name = f"{path}.weight._data"
-        rows, columns = _matrix(folder, name)
-        folder.expect(name, (rows, columns), [_EIGHT_BIT[kind]])
-        folder.expect(f"{path}.{SCALE}", (rows, 1), DENSE)
-        names = (name, f"{path}.{SCALE}", *extras)
-        return QuantoLayer(path, rows, columns, f"{kind} rows", names, _fields(path, SCALE), bits=8)
-    bits, name = _FEW_BIT[kind], f"{path}.weight._data._data"
-    rows, columns = _shape(folder, path, model)
-    height, size = _matrix(folder, name)
-    groups = rows * columns // size
-    if columns % size or height != -(-groups * bits // 8):
-        raise folder.error(name, f"codes of {bits} bits in groups of {[rows, columns]}", f"{[height, size]}")
-    folder.expect(name, (height, size), [torch.uint8])
-    folder.expect(f"{path}.{SCALE}", (groups, 1), DENSE)
-    shift = folder.expect(f"{path}.{SHIFT}", (groups, 1), (*DENSE, torch.int8, torch.uint8))
-    fields = _fields(path, SCALE, *([SHIFT] if shift.dtype.is_floating_point else []))
-    tensors = (name, f"{path}.{SCALE}", f"{path}.{SHIFT}", *extras)
-    return QuantoLayer(path, rows, columns, f"{kind} g{size}", tensors, fields, bits=bits)
+        return eight_bit(_EIGHT_BIT[kind], type=f"{kind} rows", beside=beside).matrix(folder, path)
+    shape = _shape(folder, path, model)
+    size = folder.expect_matrix(f"{path}.{PACKED}", (torch.uint8,)).shape[1]
+    layout = few_bit(
+        _FEW_BIT[kind], size, folder.tensor(f"{path}.{SHIFT}").dtype, type=f"{kind} g{size}", beside=beside
+    )
+    return ShapedLayout(**vars(layout), shape=shape).matrix(folder, path)
 
 
-def _fields(path: str, *names: str) -> dict[str, tuple[Role, str]]:
-    return {name: ("scale", f"{path}.{name}") for name in names}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShapedLayout(AffineLayout):
+    """A layout of a matrix whose rows and columns only the model says."""
 
+    shape: tuple[int, int]
 
-def _matrix(folder: Folder, name: str) -> tuple[int, int]:
-    shape = folder.tensor(name).shape
-    if len(shape) != 2 or 0 in shape:
-        raise folder.error(name, "a matrix", f"shape {list(shape)}")
-    return shape[0], shape[1]
+    def size(self, folder: Folder, path: str) -> tuple[int, int]:
+        return self.shape
 
 
 def _shape(folder: Folder, path: str, model: nn.Module | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.backends.quanto.weights import StackedBits, eight_bit, few_bit
+from zoquant.backends.quanto.layout import CODES, PACKED, SCALE, SHIFT, eight_bit, few_bit
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight
 from zoquant.protocol import ScaleView
@@ -68,6 +68,7 @@ def _weight(module: nn.Module) -> Any:
 
 def _packed(weight: Any) -> AffineWeight:
     if type(weight).__name__ == "WeightQBytesTensor":
-        return eight_bit(weight._data, weight._scale)
-    codes = StackedBits(weight._data._data, weight._data._bits, *weight.shape)
-    return few_bit(codes, weight._scale, weight._shift)
+        return eight_bit(weight._data.dtype).weight({CODES: weight._data, SCALE: weight._scale})
+    codes, scale, shift = weight._data._data, weight._scale, weight._shift
+    layout = few_bit(weight._data._bits, codes.shape[1], shift.dtype)
+    return layout.weight({PACKED: codes, SCALE: scale, SHIFT: shift}, tuple(weight.shape))

@@ -10,7 +10,6 @@ Source: torchao 0.18.0, prototype/safetensors/, quantization/quantize_/workflows
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,8 @@ import torch
 from torch import nn
 
 from zoquant.backends.torchao.description import Description, read_description
-from zoquant.backends.torchao.weights import blocks, int4_columns
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
-from zoquant.checkpoint.folder.matrix import DENSE
-from zoquant.native import PackedWeight
-from zoquant.protocol import Role
-
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_BYTES = (torch.int8, torch.uint8)
+from zoquant.backends.torchao.layout import CODES, INT4, SCALE, torchao_layout
+from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, StoredMatrix, open_folder, refuse_leftovers
 
 
 class TorchAOFormat(FolderFormat):
@@ -52,10 +45,7 @@ class TorchAOFormat(FolderFormat):
                 found[path] = _layer(folder, path, description)
         if not found:
             raise folder.error("__metadata__", "torchao's description of at least one weight", "none")
-        taken = {name for layer in found.values() for name in layer.tensors}
-        for name, tensor in folder.tensors.items():
-            if name not in taken and (tensor.dtype not in DENSE or "._weight_" in name):
-                raise folder.error(name, "a description in the metadata of the file", "none")
+        refuse_leftovers(folder, found, "._weight_", "a description in the metadata of the file")
         return found
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
@@ -75,72 +65,32 @@ class TorchAOFormat(FolderFormat):
         return super().open_vendor(path, compute_dtype=dtype, device=device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TorchAOLayer(StoredMatrix):
-    """A matrix of one of torchao's classes."""
-
-    description: Description
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read codes, scales and zero points."""
-        codes, scale = (folder.read(f"{self.path}._weight_{part}") for part in ("qdata", "scale"))
-        has_zero = "zero_point" in self.description.parts
-        zero = folder.read(f"{self.path}._weight_zero_point") if has_zero else None
-        if self.description.type == "Int4Tensor" and zero is not None:
-            return int4_columns(codes, scale, zero)
-        return blocks(codes, scale, zero)
-
-
-def _layer(folder: Folder, path: str, description: Description) -> TorchAOLayer:
-    at = f"{path}._weight_"
-    rows, columns = _shape(folder, path, description)
-    height, width = description.block or (rows, columns)
-    if rows % height or columns % width:
-        raise folder.error(f"{path}.weight: block_size", f"divisors of {[rows, columns]}", f"{[height, width]}")
-    scales = (rows // height, columns // width)
-    int4 = description.type == "Int4Tensor"
-    shape: tuple[int, ...] = scales[::-1] if int4 else scales
-    if scales == (1, 1) and folder.tensor(f"{at}scale").shape == ():
-        shape = ()
-    scale = folder.expect(f"{at}scale", shape, DENSE)
-    fields: dict[str, tuple[Role, str]] = {"weight_scale": ("scale", scale.name)}
-    if int4 or "zero_point" in description.parts:
-        zero = folder.expect(f"{at}zero_point", shape, DENSE if int4 else (*DENSE, torch.int8))
-        if zero.dtype.is_floating_point:
-            fields["weight_zero_point"] = ("scale" if int4 else "zero", zero.name)
-    return TorchAOLayer(
-        path=path,
-        rows=rows,
-        columns=columns,
-        type=f"{_codes(folder, at, description)} {_blocks(rows, columns, height, width)}",
-        tensors=tuple(f"{at}{part}" for part in description.parts),
-        fields=fields,
-        description=description,
-    )
-
-
-def _shape(folder: Folder, path: str, description: Description) -> tuple[int, int]:
-    """Return the shape of the matrix, after checking its codes."""
-    name = f"{path}._weight_qdata"
-    shape = folder.tensor(name).shape
-    if len(shape) != 2 or 0 in shape:
-        raise folder.error(name, "a matrix", f"shape {list(shape)}")
-    int4 = description.type == "Int4Tensor"
-    folder.expect(name, shape, _FLOAT8 if description.type == "Float8Tensor" else _BYTES if int4 else (torch.int8,))
+def _layer(folder: Folder, path: str, description: Description) -> StoredMatrix:
+    """Return a matrix, if the description agrees with itself and with the tensors."""
+    int4, parts = description.type == INT4, description.parts
+    codes = folder.tensor(f"{path}.{CODES}")
     if int4 and (description.block is None or description.block[0] != 1):
         raise folder.error(f"{path}.weight: block_size", "groups of columns, [1, n]", f"{description.block}")
     for part in ("qdata", "scale"):
-        if part not in description.parts:
-            raise folder.error(f"{path}.weight", f"{part!r} in '_tensor_data_names'", f"{list(description.parts)}")
-    for part in description.parts:
+        if part not in parts:
+            raise folder.error(f"{path}.weight", f"{part!r} in '_tensor_data_names'", f"{list(parts)}")
+    for part in parts:
         folder.tensor(f"{path}._weight_{part}")
-    return shape[0], shape[1] * (2 if int4 else 1)
-
-
-def _codes(folder: Folder, at: str, description: Description) -> str:
-    if description.type == "Int4Tensor":
-        return "int4"
-    return description.bits or str(folder.tensor(f"{at}qdata").dtype).removeprefix("torch.")
+    zero = int4 or "zero_point" in parts
+    others = tuple(f"_weight_{part}" for part in parts if part not in ("qdata", "scale", "zero_point"))
+    layout = torchao_layout(description.type, (0, 0), zero=zero)
+    rows, columns = layout.codes.check(folder, path)
+    height, width = description.block or (rows, columns)
+    if rows % height or columns % width:
+        raise folder.error(f"{path}.weight: block_size", f"divisors of {[rows, columns]}", f"{[height, width]}")
+    whole = (height, width) == (rows, columns)
+    dims = 0 if whole and folder.tensor(f"{path}.{SCALE}").shape == () else 2
+    kind = "int4" if int4 else description.bits or str(codes.dtype).removeprefix("torch.")
+    layout = torchao_layout(
+        description.type, (height, width), zero=zero, dims=dims, type=f"{kind} {_blocks(rows, columns, height, width)}",
+        beside=others,
+    )  # fmt: skip
+    return layout.matrix(folder, path)
 
 
 def _blocks(rows: int, columns: int, height: int, width: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.backends.torchao.weights import blocks, int4_columns
+from zoquant.backends.torchao.layout import INT4, torchao_layout
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import AffineWeight
 from zoquant.protocol import ScaleView
@@ -69,6 +69,11 @@ def _weight(module: nn.Module) -> Any:
 
 
 def _packed(weight: Any) -> AffineWeight:
-    if type(weight).__name__ == "Int4Tensor":
-        return int4_columns(weight.qdata, weight.scale, weight.zero_point)
-    return blocks(weight.qdata, weight.scale, getattr(weight, "zero_point", None))
+    parts = {
+        name: part for name in ("qdata", "scale", "zero_point") if (part := getattr(weight, name, None)) is not None
+    }
+    kind, grid = type(weight).__name__, weight.scale.shape or (1, 1)
+    down, across = grid[::-1] if kind == INT4 else grid
+    block = weight.shape[0] // down, weight.shape[1] // across
+    layout = torchao_layout(kind, block, zero="zero_point" in parts, type=kind)
+    return layout.weight({f"_weight_{name}": part for name, part in parts.items()})

@@ -9,7 +9,7 @@ from zoquant.checkpoint.folder.layout import (
     TableLayout,
     layouts_that_fit,
 )
-from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts
+from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts, refuse_leftovers
 from zoquant.checkpoint.folder.reading import Folder, open_folder
 from zoquant.checkpoint.folder.stored_codes import SharedCodes, StoredCodes
 from zoquant.checkpoint.folder.stored_numbers import (
@@ -46,4 +46,5 @@ __all__ = [
     "power_of_two",
     "reciprocal",
     "refuse_experts",
+    "refuse_leftovers",
 ]

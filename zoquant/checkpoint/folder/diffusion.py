@@ -1,17 +1,18 @@
 """A model folder of diffusers, such as the transformer of a pipeline: its config.json names a class of diffusers."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.reading import Folder
-from zoquant.errors import CheckpointError, UnsupportedLayoutError, shown
+from zoquant.errors import UnsupportedLayoutError, shown
 from zoquant.native.meta import WithoutWeights
 
 _CLASS = "_class_name"
+_ADVICE = "Update diffusers, or get the checkpoint again."
 
 
 def is_diffusion(folder: Folder) -> bool:
@@ -28,11 +29,8 @@ def empty_diffusion_model(folder: Folder) -> nn.Module:
     """
     found = _class_of(folder)
     settings = {name: value for name, value in folder.config.items() if name != "quantization_config"}
-    try:
-        with WithoutWeights(), torch.device("cpu"):
-            model: nn.Module = found.from_config(settings)
-    except Exception as error:
-        raise _refused(folder.path, "cannot build the model", error) from error
+    with refusing(folder.path, "diffusers cannot build the model", _ADVICE), WithoutWeights(), torch.device("cpu"):
+        model: nn.Module = found.from_config(settings)
     return model
 
 
@@ -43,14 +41,10 @@ def load_with_diffusers(folder: Folder, *, compute_dtype: torch.dtype, device: t
         UnsupportedLayoutError: diffusers is not installed.
         CheckpointError: diffusers refuses the checkpoint.
     """
-    try:
+    with refusing(folder.path, "diffusers cannot load it", _ADVICE):
         model: nn.Module = _class_of(folder).from_pretrained(
             folder.path, local_files_only=True, torch_dtype=compute_dtype, device_map={"": device}
         )
-    except (CheckpointError, UnsupportedLayoutError):
-        raise
-    except Exception as error:
-        raise _refused(folder.path, "cannot load it", error) from error
     return model.eval().requires_grad_(False)
 
 
@@ -64,8 +58,3 @@ def _class_of(folder: Folder) -> Any:
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise folder.error(_CLASS, "a model class of diffusers in config.json", shown(name))
     return found
-
-
-def _refused(path: Path, what: str, error: Exception) -> CheckpointError:
-    said = " ".join(str(error).split())[:300]
-    return CheckpointError(f"{path}: diffusers {what}: {said} Update diffusers, or get the checkpoint again.")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoquant.native.experts import sum_of_experts
 from zoquant.native.meta import ModuleSlots
 
 _MATRICES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
@@ -39,20 +40,8 @@ class ListedExperts(nn.Module):
             self.add_module(str(number), nn.ModuleDict(linears))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Return the weighted sum of the chosen experts, `[tokens, hidden]`, in the dtype of what comes in.
-
-        Args:
-            hidden_states: `[tokens, hidden]`.
-            top_k_index: experts of each token, int64 `[tokens, k]`; a number of `count` or more stands for none.
-            top_k_weights: weight of each of them, `[tokens, k]`.
-        """
-        out = torch.zeros_like(hidden_states)
-        for expert in torch.unique(top_k_index).tolist():
-            if expert < self.count:
-                token, place = torch.where(top_k_index == expert)
-                y = self._expert(expert, hidden_states[token]) * top_k_weights[token, place, None]
-                out.index_add_(0, token, y.to(out.dtype))
-        return out
+        """Return the weighted sum of the chosen experts, see `zoquant.native.experts.sum_of_experts`."""
+        return sum_of_experts(self._expert, self.count, hidden_states, top_k_index, top_k_weights)
 
     def _expert(self, number: int, x: Tensor) -> Tensor:
         gate, up, down = (self.get_submodule(f"{number}.{name}") for name in self.matrices)
@@ -62,12 +51,7 @@ class ListedExperts(nn.Module):
 
 
 def list_experts(model: nn.Module, held: Set[str]) -> bool:
-    """Put `ListedExperts` in the place of fused experts that a folder holds one by one; return whether there were any.
-
-    Args:
-        model: the empty model of transformers.
-        held: the paths in it of all layers that the folder holds.
-    """
+    """Put `ListedExperts` in the place of fused experts that a folder holds one by one; tell whether there are any."""
     places = ModuleSlots(model)
     found = [(path, module, _matrices(path, module, held)) for path, module in model.named_modules()]
     listed = [(path, module, matrices) for path, module, matrices in found if matrices]

@@ -16,14 +16,7 @@ from zoquant.views.stored_form import StoredForm, keep_form
 
 
 class Filler:
-    """Puts the tensors of a folder into an empty model.
-
-    Args:
-        folder: the checkpoint.
-        model: the empty model. Experts that it fuses and the folder holds one by one become a list.
-        layers: the quantized matrices by their paths in the folder.
-        compute_dtype: dtype of the matrix products.
-    """
+    """Puts the tensors of a folder into an empty model. Fused experts that the folder has one by one become a list."""
 
     def __init__(
         self, folder: Folder, model: nn.Module, layers: Mapping[str, StoredMatrix], compute_dtype: torch.dtype

@@ -3,9 +3,6 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoquant.checkpoint.folder.libraries import is_installed
 from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix
 from zoquant.checkpoint.folder.model import build_model, load_with_transformers
 from zoquant.checkpoint.folder.reading import (
@@ -156,16 +154,6 @@ class FolderFormat(ABC):
         if self.reason or not self.library:
             return self.reason or "no library computes it here"
         return "" if is_installed(self.library) else f"{self.library} is not installed"
-
-
-def is_installed(name: str) -> bool:
-    """Whether a library, perhaps a module of one, could be imported; nothing is."""
-    top, *inner = name.split(".")
-    spec = find_spec(top)
-    for module in accumulate(inner, "{}.{}".format, initial=top):
-        if module != top and spec is not None:
-            spec = PathFinder.find_spec(module, spec.submodule_search_locations)
-    return spec is not None
 
 
 def dense_tensors(folder: Folder, layers: Mapping[str, StoredMatrix]) -> Iterator[str]:

@@ -54,3 +54,21 @@ def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
                 f"{folder.path}: tensor {tensor.name!r}: {tensor.described}: all experts of a layer in one tensor, "
                 "which native layers do not compute. Use a checkpoint that keeps each expert apart."
             )
+
+
+def refuse_leftovers(folder: Folder, layers: Mapping[str, StoredMatrix], mark: str, expected: str) -> None:
+    """Refuse tensors that only a quantized matrix can have and that belong to none.
+
+    Args:
+        folder: the checkpoint.
+        layers: its matrices.
+        mark: what their names hold, for those of plain numbers.
+        expected: what a matrix would have needed.
+
+    Raises:
+        CheckpointError: there is one; it is named.
+    """
+    taken = {name for layer in layers.values() for name in layer.tensors}
+    for name, tensor in folder.tensors.items():
+        if name not in taken and (tensor.dtype not in DENSE or mark in name):
+            raise folder.error(name, expected, "none")

@@ -15,10 +15,11 @@ from torch import nn
 
 from zoquant.checkpoint.folder.diffusion import empty_diffusion_model, is_diffusion, load_with_diffusers
 from zoquant.checkpoint.folder.filler import Filler
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.matrix import StoredMatrix
 from zoquant.checkpoint.folder.model_names import ModelNames
 from zoquant.checkpoint.folder.reading import Folder, open_folder
-from zoquant.errors import CheckpointError, shown
+from zoquant.errors import shown
 from zoquant.native.meta import WithoutWeights, forget_weights, unfilled
 from zoquant.views.checkpoint_names import keep_names
 
@@ -41,12 +42,7 @@ def build_model(
 ) -> nn.Module:
     """Return the model of a folder, in eval mode and without gradients.
 
-    Args:
-        folder: the checkpoint.
-        layers: its quantized matrices.
-        compute_dtype: dtype of the matrix products.
-        device: where the packed words and the values go.
-        prepare: changes the empty model so that it has a Linear or an Embedding for every layer.
+    `prepare` changes the empty model so that it has a Linear or an Embedding for every layer.
 
     Raises:
         CheckpointError: a tensor is missing, or one is there that the model has no place for.
@@ -80,17 +76,11 @@ def empty_model(folder: Folder) -> nn.Module:
         raise folder.error("model_type", "a string in config.json", shown(kind))
     _check_counts(folder, folder.config)
     settings = trusted(folder.config)
-    try:
+    what = f"transformers cannot build a {kind!r} model from config.json"
+    with refusing(folder.path, what, "Update transformers, or get the checkpoint again."):
         config = transformers.AutoConfig.for_model(kind, **settings)
         with WithoutWeights(), torch.device("cpu"):
             model: nn.Module = _class_of(folder)(config)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder.path}: transformers cannot build a {kind!r} model from config.json: "
-            f"{' '.join(str(error).split())[:300]} Update transformers, or get the checkpoint again."
-        ) from error
     return model
 
 
@@ -134,16 +124,10 @@ def load_with_transformers(path: Path, *, compute_dtype: torch.dtype, device: to
     if is_diffusion(folder):
         return load_with_diffusers(folder, compute_dtype=compute_dtype, device=device)
     known = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
-    try:
+    with refusing(path, "transformers cannot load it", "Use runtime='native'."):
         model: nn.Module = _class_of(folder).from_pretrained(
             path, local_files_only=True, device_map={"": device}, **{known: compute_dtype}
         )
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: transformers cannot load it: {' '.join(str(error).split())[:300]} Use runtime='native'."
-        ) from error
     keep_names(model, ModelNames(folder, model).in_checkpoint())
     return model.eval().requires_grad_(False)
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.checkpoint.folder.reading import read_json
-from zoquant.errors import CheckpointError
 
 _RENAMED = ("TokenizersBackend", "TokenizersBackendFast")
 """What transformers 5 calls the class that transformers 4 calls PreTrainedTokenizerFast."""
@@ -24,12 +24,9 @@ def build_tokenizer(path: Path) -> Any:
     kind = transformers.AutoTokenizer
     if read_class(path) in _RENAMED and not hasattr(transformers, "TokenizersBackend"):
         kind = transformers.PreTrainedTokenizerFast
-    try:
-        return kind.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: transformers cannot read the tokenizer: {' '.join(str(error).split())[:300]} Get its files again."
-        ) from error
+    with refusing(path, "transformers cannot read the tokenizer", "Get its files again."):
+        tokenizer: Any = kind.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    return tokenizer
 
 
 def read_class(path: Path) -> str:

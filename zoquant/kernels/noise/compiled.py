@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from zoquant.kernels.build import kernel
@@ -12,8 +11,8 @@ from zoquant.kernels.noise.definition import BLOCK
 from zoquant.kernels.noise.tables import NoiseTables, check_accumulate, check_draw
 
 _P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
-_DRAW = (_I, _P, _P, _L, _L, _L, _U, _P, _F, _P, _I)
-_ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P, _I)
+_DRAW = (_I, _P, _P, _L, _L, _L, _U, _P, _F, _P)
+_ACCUMULATE = (_I, _P, _P, _L, _P, _P, _L, _P)
 
 
 def draw(
@@ -24,7 +23,7 @@ def draw(
     source = None if delta is None else delta.data_ptr()
     place = (noise.blocks, start // BLOCK, out.numel() // BLOCK, seed)
     run, state = kernel("noise", *_DRAW), (noise.kind, noise.quantiles.data_ptr(), noise.counters.data_ptr())
-    run(*state, *place, source, eps, out.data_ptr(), torch.get_num_threads())
+    run(*state, *place, source, eps, out.data_ptr())
     return out
 
 
@@ -35,5 +34,5 @@ def accumulate(noise: NoiseTables, seeds: Sequence[int], amounts: Sequence[float
     factors = (ctypes.c_float * len(amounts))(*amounts)
     state = (noise.kind, noise.quantiles.data_ptr(), noise.counters.data_ptr(), noise.blocks)
     run = kernel("accumulate", *_ACCUMULATE)
-    run(*state, numbers, factors, len(seeds), delta.data_ptr(), torch.get_num_threads())
+    run(*state, numbers, factors, len(seeds), delta.data_ptr())
     return delta

@@ -134,14 +134,7 @@ def sphere_factor(squares: int, count: int) -> float:
 
 
 def reference(seed: int, key: str, count: int, noise: Kind | Noise = "rademacher") -> npt.NDArray[np.float32]:
-    """Return the first `count` elements of the noise of one key, float32: slow, and the definition.
-
-    Args:
-        seed: seed of the direction, 0 ≤ seed < 2⁶⁴.
-        key: key of the view.
-        count: number of elements.
-        noise: distribution.
-    """
+    """Return the first `count` elements of the noise of one key, float32: slow, and the definition. 0 ≤ seed < 2⁶⁴."""
     chosen = as_noise(noise)
     z = _dense(seed, key, count, chosen.kind)
     if chosen.density == 1:

@@ -32,7 +32,7 @@ def row_contractor(layout: str) -> RowContractor | None:
     """
     if layout not in LAYOUTS or library() is None:
         return None
-    run, number = kernel("contract", _I, _P, _P, _L, _L, _P, _P, _I), list(LAYOUTS).index(layout)
+    run, number = kernel("contract", _I, _P, _P, _L, _L, _P, _P), list(LAYOUTS).index(layout)
     block, size, fields = LAYOUTS[layout]
 
     def contract(codes: Tensor, rows: Tensor | None, gradient: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def row_contractor(layout: str) -> RowContractor | None:
         sums = torch.empty(fields, count, codes.shape[1])
         wanted = None if order is None else order.data_ptr()
         places = (wanted, count, codes.shape[1], gradient.data_ptr(), sums.data_ptr())
-        run(number, codes.data_ptr(), *places, torch.get_num_threads())
+        run(number, codes.data_ptr(), *places)
         return sums
 
     return contract

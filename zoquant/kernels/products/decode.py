@@ -27,7 +27,7 @@ FIELDS = (torch.float16, torch.bfloat16, torch.float32)
 """Dtypes that continuous fields are read in."""
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _I)
+_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I)
 
 
 @cache
@@ -45,15 +45,13 @@ def row_decoder(layout: str) -> RowDecoder | None:
     """
     if layout not in LAYOUTS or library() is None:
         return None
-    run, number = kernel("decode", *_ARGUMENTS), list(LAYOUTS).index(layout)
+    run = kernel("decode", *_ARGUMENTS)
 
     def decode(codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, out: Tensor) -> None:
         _check_shapes(layout, codes, values, rows, out)
-        order = None if rows is None else checked_rows(rows, len(codes))
-        fields = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
-        wanted = None if order is None else order.data_ptr()
-        target = (out.data_ptr(), out.dtype == torch.bfloat16)
-        run(number, codes.data_ptr(), *fields, wanted, *out.shape[:2], *target, torch.get_num_threads())
+        matrix, order = block_matrix(layout, codes, values, rows)
+        run(*matrix, out.data_ptr(), out.dtype == torch.bfloat16)
+        del order
 
     return decode
 
@@ -67,11 +65,31 @@ def decodable(codes: Tensor, values: Sequence[Tensor]) -> bool:
     )
 
 
+def block_matrix(
+    layout: str, codes: Tensor, values: Sequence[Tensor], rows: Tensor | None
+) -> tuple[tuple[int | None, ...], Tensor | None]:
+    """Return rows of a matrix as kernels take it: layout, words, two fields and their dtypes, order, rows and groups.
+
+    Beside it stands what has to be kept alive until the kernel is done.
+    """
+    order = None if rows is None else checked_rows(rows, len(codes))
+    fields = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
+    wanted = (None, len(codes)) if order is None else (order.data_ptr(), len(order))
+    return (list(LAYOUTS).index(layout), codes.data_ptr(), *fields, *wanted, codes.shape[1]), order
+
+
+def blocks_fit(layout: str, codes: Tensor, values: Sequence[Tensor]) -> bool:
+    """Whether packed words and fields are those of a layout: `[rows, groups, bytes]` and `[rows, groups]`."""
+    _, size, fields = LAYOUTS[layout]
+    return (
+        codes.shape[2:] == (size,) and len(values) == fields and all(value.shape == codes.shape[:2] for value in values)
+    )
+
+
 def _check_shapes(layout: str, codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, out: Tensor) -> None:
     block, size, fields = LAYOUTS[layout]
     count = len(codes) if rows is None else len(rows)
-    fits = codes.shape[2:] == (size,) and out.shape[1:] == (codes.shape[1], block) and len(out) == count
-    if not (fits and len(values) == fields and all(value.shape == codes.shape[:2] for value in values)):
+    if not blocks_fit(layout, codes, values) or out.shape != (count, codes.shape[1], block):
         raise ShapeError(
             f"{layout}: expected packed words [rows, groups, {size}], {fields} fields [rows, groups] and an output "
             f"[{count}, groups, {block}], got {tuple(codes.shape)}, {[tuple(value.shape) for value in values]} and "

@@ -7,7 +7,6 @@ bit.
 import ctypes
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from zoquant.errors import ShapeError
@@ -17,8 +16,8 @@ from zoquant.kernels.noise.definition import BLOCK
 from zoquant.kernels.noise.tables import NoiseTables
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-_RATIOS = (_I, _P, _P, _L, _P, _P, _P, _L, _P, _F, _P, _I)
-_COMPOSE = (_P, _L, _P, _F, _P, _I)
+_RATIOS = (_I, _P, _P, _L, _P, _P, _P, _L, _P, _F, _P)
+_COMPOSE = (_P, _L, _P, _F, _P)
 
 
 def ratios(
@@ -51,7 +50,7 @@ def ratios(
     place = noise.kind, noise.quantiles.data_ptr(), noise.counters.data_ptr(), noise.blocks
     each = seeds, lengths, rows, len(by_seed)
     run = kernel("ratios", *_RATIOS)
-    run(*place, *each, vectors.data_ptr(), least, out.data_ptr(), torch.get_num_threads())
+    run(*place, *each, vectors.data_ptr(), least, out.data_ptr())
     return out
 
 
@@ -75,4 +74,4 @@ def compose(places: Tensor, vectors: Tensor, least: float, delta: Tensor) -> Non
     if places.numel() and (int(places.min()) < 0 or any(int(end.max()) > len(tensor) for end, tensor in ends)):
         raise ShapeError(f"places: expected such within {len(vectors)} numbers and {len(delta)} deltas, got {places}.")
     table, run = places.contiguous(), kernel("compose", *_COMPOSE)
-    run(table.data_ptr(), len(table), vectors.data_ptr(), least, delta.data_ptr(), torch.get_num_threads())
+    run(table.data_ptr(), len(table), vectors.data_ptr(), least, delta.data_ptr())

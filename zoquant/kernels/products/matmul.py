@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from zoquant.errors import ShapeError, UnsupportedLayoutError
 from zoquant.kernels.build import kernel, library
-from zoquant.kernels.products.decode import FIELDS, LAYOUTS, checked_rows
+from zoquant.kernels.products.decode import LAYOUTS, block_matrix, blocks_fit
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ INPUTS = (torch.float32, torch.bfloat16)
 """Dtypes of x."""
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _L, _L, _P, _L, _P, _L, _I)
+_ARGUMENTS = (_I, _P, _P, _I, _P, _I, _P, _L, _L, _P, _I, _L, _L, _P, _I, _P, _L, _L, _P, _L, _P, _L)
 _PLAIN = len(LAYOUTS)
 
 
@@ -80,23 +80,19 @@ def row_multiplier(layout: str) -> RowMultiplier | None:
     """
     if layout not in LAYOUTS or not _ready():
         return None
-    number, (block, size, fields) = list(LAYOUTS).index(layout), LAYOUTS[layout]
+    block, size, fields = LAYOUTS[layout]
 
     def multiply(
         x: Tensor, codes: Tensor, values: Sequence[Tensor], rows: Tensor | None, factors: Factors | None
     ) -> Tensor:
-        fits = codes.shape[2:] == (size,) and x.dim() == 2 and x.shape[-1] == codes.shape[1] * block
-        if not (fits and len(values) == fields and all(value.shape == codes.shape[:2] for value in values)):
+        if not blocks_fit(layout, codes, values) or x.dim() != 2 or x.shape[-1] != codes.shape[1] * block:
             raise ShapeError(
                 f"{layout}: expected packed words [rows, groups, {size}], {fields} fields [rows, groups] and x "
                 f"[tokens, {block} * groups], got {tuple(codes.shape)}, {[tuple(value.shape) for value in values]} and "
                 f"{tuple(x.shape)}. Split words and fields from the same blocks."
             )
-        order = None if rows is None else checked_rows(rows, len(codes))
-        parts = [part for value in (*values, *values)[:2] for part in (value.data_ptr(), FIELDS.index(value.dtype))]
-        place = None if order is None else order.data_ptr()
-        count = len(codes) if order is None else len(order)
-        return _run(x, count, factors, number, codes.data_ptr(), *parts, place, count, codes.shape[1])
+        matrix, order = block_matrix(layout, codes, values, rows)
+        return _run(x, len(codes) if order is None else len(order), factors, *matrix)
 
     return multiply
 
@@ -132,7 +128,7 @@ def _run(x: Tensor, rows: int, factors: Factors | None, *weights: Any) -> Tensor
     half = x.dtype == torch.bfloat16
     scaling, kept = _scaling(x, rows, factors)
     run, place = kernel("matmul", *_ARGUMENTS), (x.data_ptr(), half, len(x), x.stride(0), y.data_ptr(), half)
-    run(*weights, *place, *scaling, torch.get_num_threads())
+    run(*weights, *place, *scaling)
     del kept
     return y
 

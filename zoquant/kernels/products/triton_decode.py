@@ -204,12 +204,7 @@ def decode(operands: Operands, start: int, out: Tensor) -> Tensor:
 
 
 def pointers(operands: Operands, start: int = 0) -> tuple[Any, ...]:
-    """Return codes, numbers and table as the kernels take them.
-
-    Args:
-        operands: the matrix.
-        start: the first row that is wanted, which numbers that were picked begin with.
-    """
+    """Return codes, numbers and table as the kernels take them."""
     codes = operands.codes
     words = (codes.data, codes.row, codes.step) if isinstance(codes, Words) else (codes.data,)
     first = next(filter(None, operands.numbers))
@@ -227,12 +222,7 @@ def _form(numbers: Numbers | None) -> tuple[int, int, bool]:
 
 
 def settings(operands: Operands, block: int) -> dict[str, Any]:
-    """Return what a launch is compiled for: the layout, and no fused multiply-add.
-
-    Args:
-        operands: the matrix.
-        block: codes of a row that a tile has.
-    """
+    """Return what a launch is compiled for: the layout, and no fused multiply-add."""
     return {
         "UNPACK": _UNPACKS[operands.kind], "DECODE": _DECODERS[operands.kind], "FORM": _form_of_codes(operands.codes),
         "FORMS": tuple(_form(numbers) for numbers in operands.numbers),

@@ -4,8 +4,8 @@
 
 // Rows `order[0]` and so on of a matrix, or those from `start` on. See zoquant/kernels/words.py for the arguments.
 extern "C" void zoquant_decode_words(const Matrix* matrix, const int64_t* order, int64_t start, int64_t rows, void* out,
-                                     int64_t bfloat16, int64_t threads) {
-#pragma omp parallel num_threads(int(threads))
+                                     int64_t bfloat16, int32_t threads) {
+#pragma omp parallel num_threads(threads)
     {
         Rows decoder(*matrix);
 #pragma omp for schedule(static)

@@ -22,7 +22,7 @@ READ = (*FIELDS, torch.int32, torch.int16, torch.int8, torch.uint8)
 SUBTRACT, MULTIPLY, ADD = range(3)
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _P, _L = ctypes.c_void_p, ctypes.c_int64
-_ARGUMENTS = (_P, _P, _L, _L, _P, _L, _L)
+_ARGUMENTS = (_P, _P, _L, _L, _P, _L)
 _Integers = _L * 32
 _IN_ORDER = _Integers(*range(32))
 
@@ -81,7 +81,7 @@ def decode(operands: Operands, rows: slice | Tensor, out: Tensor) -> None:
     wanted = None if order is None else order.data_ptr()
     half = out.dtype == torch.bfloat16
     run = kernel("decode_words", *_ARGUMENTS)
-    run(ctypes.byref(matrix), wanted, start, len(out), out.data_ptr(), half, torch.get_num_threads())
+    run(ctypes.byref(matrix), wanted, start, len(out), out.data_ptr(), half)
 
 
 def _plain(tensors: Sequence[Tensor]) -> bool:

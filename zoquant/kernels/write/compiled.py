@@ -20,7 +20,7 @@ _TOGETHER = 16
 """Blocks whose noise is drawn at a time."""
 
 _P, _I, _L, _U, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
-_ARGUMENTS = (_P, _P, _L, _P, _I, _P, _I, _I, _P, _P, _L, _U, _F, _I)
+_ARGUMENTS = (_P, _P, _L, _P, _I, _P, _I, _I, _P, _P, _L, _U, _F)
 _LIMITS = (ctypes.c_float * 3)(*(torch.finfo(dtype).max for dtype in DTYPES))
 
 
@@ -87,5 +87,4 @@ def write(
     kernel("write", *_ARGUMENTS)(
         table.rows.data_ptr(), table.runs.data_ptr(), len(table.runs) - 1, delta.data_ptr(), relative, _LIMITS,
         noise is not None, kind, quantiles.data_ptr(), counters.data_ptr(), counters.shape[-1], seed, eps,
-        torch.get_num_threads(),
     )  # fmt: skip

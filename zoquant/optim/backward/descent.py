@@ -173,13 +173,13 @@ class GradientDescent:
         try:
             for closure, share in zip(closures, shares, strict=True):
                 total += self._backward(closure, share)
+            for parameter in self._parameters.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         except Exception as error:
             if self._reduce is None:
                 raise
             failure = error
-        for parameter in self._parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         if self._reduce is not None:
             self._reduce([total, *gradients], failure)

@@ -74,12 +74,7 @@ class MultipleChoice(SequenceExamples[Sequences]):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
-        """Return accuracy, and the loss of the right options.
-
-        Args:
-            model: a causal language model.
-            batch_size: most options a forward.
-        """
+        """Return accuracy, and the loss of the right options."""
         sums = self._sums(model, self.options, batch_size)
         free = self._sums(model, self.empty, batch_size) if self.empty else None
         right, losses, counts = [], [], []

@@ -3,7 +3,7 @@
 Source: MeZO (arXiv 2305.17333, appendix E.2): the loss is the cross-entropy over the label words' scores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from zoquant.errors import DataError
 from zoquant.tasks.encoding import Encoder, padded
 from zoquant.tasks.kinds.examples import WordChoices
 from zoquant.tasks.rows import Row
-from zoquant.tasks.sampling import by_length
 from zoquant.tasks.scoring import hidden_states, logits_at
 from zoquant.tasks.template import Prompt, Template, label_numbers
 
@@ -109,11 +108,6 @@ class Classification(WordChoices[Batch]):
     def batch(self, examples: Sequence[int]) -> Batch:
         """Return some examples as a batch."""
         return self._batch([self.prompts[i] for i in examples], [self.labels[i] for i in examples])
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yield all examples, sorted by length so that little is padded."""
-        for examples in by_length([len(prompt) for prompt in self.prompts], size):
-            yield self.batch(examples)
 
     def scores(self, model: nn.Module, batch: Batch, *, summed: bool = False) -> Tensor:
         """Return the log-probability of every label word, up to a constant a row: float32 `[examples, labels]`.

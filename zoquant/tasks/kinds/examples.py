@@ -25,12 +25,7 @@ L = TypeVar("L", bound=Labelled)
 
 
 class Examples(ABC, Generic[B]):
-    """Examples that batches are drawn from.
-
-    Args:
-        groups: the group of each example, see `Draws`.
-        device: where batches go.
-    """
+    """Examples that batches are drawn from."""
 
     def __init__(self, groups: Sequence[int], device: torch.device) -> None:
         self.device = device

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.errors import DataError, shown
+from zoquant.errors import DataError, one_line, shown
 from zoquant.tasks.evaluation import Evaluation, Metric
 from zoquant.tasks.kinds.sequences import Scored, SequenceExamples, Sequences, log_probs_of
 from zoquant.tasks.rows import Row
@@ -19,10 +19,6 @@ log = logging.getLogger("zoquant")
 
 class LanguageModeling(SequenceExamples[Sequences]):
     """Texts for a causal language model to predict.
-
-    Args:
-        texts: the sequences, e.g. of `text_sequences` or `chat_sequences`.
-        device: where batches go.
 
     Raises:
         DataError: there is no sequence.
@@ -48,12 +44,6 @@ class LanguageModeling(SequenceExamples[Sequences]):
 
 def text_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length: int | None = None) -> list[Scored]:
     """Return plain texts as sequences; one longer than the model becomes several.
-
-    Args:
-        rows: the data.
-        column: the column with the text.
-        tokenizer: a transformers tokenizer.
-        max_length: most tokens of a sequence; None for no bound.
 
     Raises:
         DataError: a row has no such column, or something else than text in it.
@@ -175,11 +165,6 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
     """Return messages as the template lays them out.
 
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        messages: the messages.
-        prompt: add what the template puts before an answer.
-
     Raises:
         DataError: it refuses them, or cannot write what they hold.
     """
@@ -190,7 +175,7 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = F
     except (TemplateError, TypeError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise DataError(
-            f"the chat template refuses messages of {roles:.100}: {' '.join(str(error).split())!r:.200}. Change the "
+            f"the chat template refuses messages of {roles:.100}: {one_line(error)!r:.200}. Change the "
             "messages, or take a model whose template has room for them."
         ) from error
     return text

@@ -91,14 +91,7 @@ class SequenceExamples(Examples[S]):
 
 
 def log_probs_of(model: nn.Module, sequences: Sequence[Scored], device: torch.device, size: int) -> list[float]:
-    """Return the summed log-probability of each sequence's scored tokens, those of like length together in a forward.
-
-    Args:
-        model: a causal language model.
-        sequences: any number of them.
-        device: where batches go.
-        size: most sequences a forward.
-    """
+    """Return the summed log-probability of each sequence's scored tokens, those of like length in a forward."""
     sums = [0.0] * len(sequences)
 
     def measure(some: list[int]) -> list[float]:

@@ -81,13 +81,7 @@ def _jsonl(file: Path, text: str) -> list[Row]:
 
 
 def _object(where: str, row: Any, escaped: bool) -> Row:
-    """Return an object as a row.
-
-    Args:
-        where: file and line.
-        row: what stands there.
-        escaped: whether characters are escaped: JSON lets half of a pair of surrogates through, and UTF-8 does not.
-    """
+    """Return an object as a row; escaped, as JSON lets it be, is half of a pair of surrogates, which UTF-8 has not."""
     if not isinstance(row, dict):
         got = next((said for kind, said in _KINDS.items() if isinstance(row, kind)), "null")
         raise DataError(

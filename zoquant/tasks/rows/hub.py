@@ -12,11 +12,6 @@ HUB = "hub:"
 def read_hub(source: str, *, split: str, config: str | None) -> list[Row]:
     """Read a split from the Hub, or from where `datasets` has cached it.
 
-    Args:
-        source: `hub:owner/name`, `hub:owner/name:split` or `hub:owner/name:config:split`.
-        split: which part, unless the source names one.
-        config: which configuration, unless the source names one.
-
     Raises:
         DataError: `datasets` is not installed, or what it raised.
     """

@@ -5,17 +5,18 @@ from pathlib import Path
 from zoquant.errors import DataError
 from zoquant.tasks.rows.files import ENDINGS, read_file
 from zoquant.tasks.rows.hub import HUB, read_hub, read_saved
+from zoquant.tasks.rows.in_memory import DataSource, RowsInMemory
 from zoquant.tasks.rows.row import Row
 
 _TABLE = "state.json"
 _SAVED = ("dataset_dict.json", _TABLE)
 
 
-def read_rows(source: str | Path, *, split: str = "train", config: str | None = None) -> list[Row]:
+def read_rows(source: DataSource, *, split: str = "train", config: str | None = None) -> list[Row]:
     """Read data.
 
     Args:
-        source: a file; a folder with a file or files for each split, as on the Hub (`train.jsonl`,
+        source: rows in memory; a file; a folder with a file or files for each split, as on the Hub (`train.jsonl`,
             `train-00000-of-00001.parquet`, `data/train-*.parquet`); a folder that `datasets` saved; or
             `hub:owner/name`, `hub:owner/name:split`, `hub:owner/name:config:split`, which is downloaded by `datasets`.
         split: which part of a folder or of the Hub, unless the source names one.
@@ -27,6 +28,8 @@ def read_rows(source: str | Path, *, split: str = "train", config: str | None = 
     Raises:
         DataError: there is nothing to read, or it cannot be read; what is wrong is named.
     """
+    if isinstance(source, RowsInMemory):
+        return source.rows
     if str(source).startswith(HUB):
         return read_hub(str(source), split=split, config=config)
     path = Path(source)
@@ -38,11 +41,14 @@ def read_rows(source: str | Path, *, split: str = "train", config: str | None = 
     return [row for file in _files_of(inner, split) for row in read_file(file)]
 
 
-def has_splits(source: str | Path, config: str | None = None) -> bool:
+def has_splits(source: DataSource, config: str | None = None) -> bool:
     """Whether a source, as `read_rows` has it, has other rows for another split; of a name on the Hub its form tells.
 
-    A file has no splits, nor has a source that names its split, nor a folder to which `datasets` saved a single table.
+    A file and rows in memory have no splits, nor has a source that names its split, nor a folder to which `datasets`
+    saved a single table.
     """
+    if isinstance(source, RowsInMemory):
+        return False
     if str(source).startswith(HUB):
         return ":" not in str(source).removeprefix(HUB)
     path = Path(source)

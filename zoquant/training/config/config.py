@@ -149,9 +149,10 @@ class Config:
         """The model and how its forward is computed."""
         return Source(self.model, self.runtime, self.compute_dtype, self.activation_dtype, self.device)
 
-    def resolved(self) -> "Config":
+    def resolved(self, *, opened: bool = False) -> "Config":
         """Return the config with what `auto` means here, and with the sha256 of every file.
 
+        Of a model that is opened already no file is looked for.
         `auto` stays for lr, eps and clip, which a rerun calibrates to the same numbers, and for the runtime on a GPU
         and what passes between its layers.
         Data that is a folder or on the Hub has no sha256.
@@ -160,7 +161,7 @@ class Config:
             ConfigError: a file is not the one that `sha256` names.
         """
         device, dtype = self.source.resolve()
-        found = {"model": checkpoint_sha256(self.model)}
+        found = {} if opened else {"model": checkpoint_sha256(self.model)}
         data = {name: Path(path) for name in _DATA if (path := getattr(self, name))}
         found |= {name: file_sha256(path) for name, path in data.items() if path.is_file()}
         for name, expected in self.sha256.items():
