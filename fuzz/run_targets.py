@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from zoquant import Noise, Trajectory
+from zoquant.files.json_lines import read_lines
 from zoquant.record.delta import Delta, read_delta
 from zoquant.record.group import Group
 from zoquant.record.rules import Adam
@@ -71,7 +72,7 @@ def _read_run(path: Path, everything: bool) -> None:
     folder = RunFolder(path)
     folder.read_calibration()
     folder.evaluations()
-    folder.read_samples()
+    read_lines(folder.samples)
     if folder.settings.exists():
         folder.read_settings()
     MicroBatches(folder.micro_batches).halvings(1)

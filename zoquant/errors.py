@@ -4,7 +4,7 @@ A message names the key or file, what was expected, what came, and what to do.
 After any of them nothing has changed: no view, no file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -114,11 +114,13 @@ def shown(value: object, depth: int = 2) -> str:
     return f"{value!r:.80}"
 
 
-def listed(names: Sequence[str], one: str, several: str) -> str:
-    """Return `a is` or `a, b and c are`, with these words for one and several."""
-    return f"{names[0]} {one}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} {several}"
-
-
 def one_line(error: object, most: int = 300) -> str:
     """Return what another library says, in one line of at most so many letters; its kind where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def reason_of(error: Exception) -> str:
+    """Return why something failed, on one line and without what Python adds."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return one_line(error.strerror if isinstance(error, OSError) and error.strerror else error, 200)

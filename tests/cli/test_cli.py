@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ import zoquant
 from tests.folders import save_folder, tiny_llama
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.cli.app import COMMANDS, main
+from zoquant.cli.flags import MOST, PANELS
 from zoquant.optim.measuring import StepResult
+from zoquant.training import Config
+from zoquant.training.config import keys
 from zoquant.training.steps import Steps
 
 
@@ -110,7 +114,7 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
     shell.json("export", "base.gguf", "--delta", "again.safetensors", "--out", "tuned.gguf")
     assert shell.json("eval", "tuned.gguf", *TASK) == after
     assert "calibrated with" in shell.text(*FREE, "--out", "values", "--subspace", "values")
-    assert "subspace values: lr is 0.01." in shell.text(*TRAIN, "--out", "given")
+    assert "subspace values, since lr is 0.01." in shell.text(*TRAIN, "--out", "given")
     assert "expected one of auto, values, rows-columns" in shell.error(*FREE, "--out", "bad", "--subspace", "rows")
 
 
@@ -173,9 +177,7 @@ def test_resume_refuses_another_way_to_compute(shell: Shell, folder: Path) -> No
     other = "begun with activation_dtype float32, now it is bfloat16"
     assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
     settings = json.loads(Path("run/settings.json").read_text())
-    assert [settings.pop(name) for name in ("runtime", "activation_dtype")] == ["native", "float32"]
-    Path("run/settings.json").write_text(json.dumps(settings))  # as versions wrote it that named neither
-    assert other in shell.error(*TRAIN, "--out", "run", "--resume", "--activation-dtype", "bfloat16")
+    assert [settings[name] for name in ("runtime", "activation_dtype")] == ["native", "float32"]
     chosen = ("--runtime", "native", "--activation-dtype", "float32")
     assert shell.json(*TRAIN, "--out", "run", "--resume", *chosen)["steps"] == 4
     Path("run/settings.json").write_text(json.dumps(settings | {"runtime": "vendor"}))
@@ -240,7 +242,7 @@ def test_errors_are_one_line_and_json_when_asked(
         (("--role", "bias"), "roles is 'bias', expected one of scale, zero, codebook, dense, adapter"),
         (("--lr", "fast"), "lr is 'fast', expected a number"),
         (("--include", "nothing*"), "leave nothing of them. Keys are such as "),
-        (("--compute-dtype", "int3"), "compute dtype is 'int3'"),
+        (("--compute-dtype", "int3"), "compute_dtype is 'int3', expected one of auto, float32, bfloat16, float16."),
         (("--runtime", "fast"), "runtime is 'fast', expected one of auto, native, vendor"),
         (("--data", "gone.csv"), "gone.csv: no such file or folder. Check the path."),
     ],
@@ -273,6 +275,84 @@ def test_what_is_given_for_something_else_is_named(shell: Shell, folder: Path) -
     assert "the folder nowhere does not exist" in said
 
 
+@pytest.mark.parametrize("more", [(), ("--rule", "momentum")], ids=["rows and columns", "calibrated"])
+def test_the_config_of_a_run_says_what_it_chose(shell: Shell, folder: Path, more: tuple[str, ...]) -> None:
+    """A rerun takes the numbers as they stand, and comes to the same bytes; the run itself may go on with them."""
+    shell.json(*FREE, *more, "--out", "run")
+    found = json.loads((folder / "run" / "calibration.json").read_text())
+    chosen = Config.read(folder / "run" / "config.toml").settings
+    assert (chosen.lr, chosen.eps, chosen.clip) == (found["lr"], found["eps"], found["clip"])
+    expected = ("values", "two-point") if more else ("rows-columns", "group-relative")
+    assert (chosen.subspace, chosen.estimator) == expected
+    shell.json("train", "--config", "run/config.toml", "--out", "again")
+    for name in ("delta.safetensors", "trajectory.safetensors", "config.toml"):
+        assert (folder / "again" / name).read_bytes() == (folder / "run" / name).read_bytes()
+    assert not (folder / "again" / "calibration.json").exists()
+    assert shell.json("train", "--config", "run/config.toml", "--out", "run", "--resume")["steps"] == 4
+    assert "was begun with lr not given, now it is 0.5" in shell.error(
+        "train", "--config", "run/config.toml", "--lr", "0.5", "--out", "run", "--resume"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--lr", "-1"), "error: lr is -1.0, expected at least 0."),
+        (("--decay", "400", "--lr", "0.1"), "lr is 0.1, expected at most 1 / decay = 0.0025"),
+        (("--probes", "0"), "probes is 0, expected at least 1"),
+        (("--estimator", "group-relative"), "probes is 1, expected at least 2"),
+        (("--density", "2"), "density of the noise is 2.0"),
+        (("--objective", "speed"), "objective is 'speed', expected one of loss, accuracy"),
+        (("--objective", "f1"), "objective f1 scores generated texts"),
+        (("--objective", "accuracy", "--subspace", "rows-columns"), "with objective accuracy does not tell the loss"),
+        (("--reward", "echo 1", "--reward-timeout", "-1", "--objective", "reward"), "reward_timeout is -1.0"),
+    ],
+)
+def test_settings_are_checked_before_the_model_is_loaded(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr("zoquant.training.source.load", pytest.fail)
+    assert said in shell.error(*FREE, "--out", "run", *more)
+    assert not (folder / "run").exists()
+
+
+def test_a_run_is_compared_before_the_model_is_loaded(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.json(*FREE, "--out", "run")
+    monkeypatch.setattr("zoquant.training.source.load", pytest.fail)
+    assert "was begun with batch_size 4, now it is 2" in shell.error(
+        *FREE, "--batch-size", "2", "--out", "run", "--resume"
+    )
+    assert "was begun with lr not given" in shell.error(*FREE, "--lr", "0.5", "--out", "run", "--resume")
+    assert "rows.jsonl/a/run: rows.jsonl is a file, so no folder can lie in it" in shell.error(
+        *FREE, "--out", "rows.jsonl/a/run"
+    )
+    assert "gone: holds no run to resume" in shell.error(*FREE, "--out", "gone", "--resume")
+
+
+def test_a_pattern_that_matches_nothing_is_named(shell: Shell, folder: Path) -> None:
+    patterns = ("--include", "model.layers.0.*", "--include", "model.layer.1.*", "--exclude", "*.up_project.*")
+    _, _, err = call(*shell.tools, *TRAIN, "--out", "run", *patterns)
+    warned = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 2
+    assert warned[0].startswith("warning: include model.layer.1.* matches no key of base.gguf, where keys are such as ")
+    assert warned[1].startswith("warning: exclude *.up_project.* matches no key of base.gguf")
+
+
+def test_the_help_of_train_has_parts(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    parts = shell.text("train", "--help").split("\n╭─ ")[1:]
+    flags = {part.split(" ─")[0]: re.findall(r"^│ *(--[a-z-]+)", part, re.MULTILINE) for part in parts}
+    assert list(flags)[2:] == list(PANELS)
+    assert flags[MOST] == [
+        "--data", "--eval-data", "--template", "--labels", "--steps", "--batch-size", "--lr", "--out", "--config",
+        "--resume",
+    ]  # fmt: skip
+    assert max(map(len, flags.values())) < 20
+    assert {f"--{key.replace('_', '-')}" for key in keys()} - {"--model", "--roles"} <= set().union(*flags.values())
+
+
 def test_a_warning_is_a_line_of_plain_words(shell: Shell, folder: Path) -> None:
     """Without the path, the class and the line of source that Python shows of one."""
     shell.json(*FREE, "--lr", "1e-9", "--eps", "0.03", "--out", "run")
@@ -283,13 +363,16 @@ def test_a_warning_is_a_line_of_plain_words(shell: Shell, folder: Path) -> None:
 
 
 def test_all_that_a_command_lacks_is_told_at_once(shell: Shell, folder: Path) -> None:
-    assert shell.error("export") == "error: base, --delta and --out are missing. See `zoquant export --help`."
-    assert shell.error("export", "base.gguf", "--delta", "run").startswith("error: --out is missing.")
-    assert shell.error("report").startswith("error: runs is missing.")
+    assert shell.error("export") == "error: not given: base, --delta, --out. See `zoquant export --help`."
+    assert shell.error("export", "base.gguf", "--delta", "run").startswith("error: not given: --out.")
+    assert shell.error("report").startswith("error: not given: runs.")
+    assert shell.error("bench") == "error: not given: model. Write e.g. model.gguf"
+    assert shell.error("eval", "base.gguf").startswith("error: not given: data, template, labels. Write e.g. --data")
+    assert "not given: model, data, template, labels, out. Write e.g. model.gguf --data" in shell.error("train")
     assert "No such option: --sead" in shell.error("inspect", "base.gguf", "--sead")
     assert "No such command 'trian'. Did you mean 'train'? See `zoquant --help`." in shell.error("trian")
     _, out, _ = call(*shell.tools, "export", "--json")
-    assert json.loads(out)["message"].startswith("base, --delta and --out are missing")
+    assert json.loads(out)["message"].startswith("not given: base, --delta, --out.")
 
 
 def test_replay_takes_the_folder_of_a_run_and_no_step_that_was_not_done(shell: Shell, folder: Path) -> None:
@@ -298,6 +381,8 @@ def test_replay_takes_the_folder_of_a_run_and_no_step_that_was_not_done(shell: S
     assert (folder / "again.safetensors").read_bytes() == (folder / "run" / "delta.safetensors").read_bytes()
     said = shell.error("replay", "base.gguf", "run", "--out", "more.safetensors", "--steps", "50")
     assert "--steps is 50, but run holds 4" in said
+    said = shell.error("replay", "base.gguf", "rows.jsonl", "--out", "more.safetensors")
+    assert "rows.jsonl: is a .jsonl file, and no trajectory: expected one such as trajectory.safetensors." in said
     assert not (folder / "more.safetensors").exists()
 
 

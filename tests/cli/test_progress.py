@@ -3,14 +3,16 @@
 import io
 import logging
 import math
+import time
 from dataclasses import replace
+from queue import SimpleQueue
 
 import pytest
 from rich.console import Console
 
 from zoquant.cli import progress as shown
 from zoquant.cli import show
-from zoquant.cli.progress import LiveTable, reporting
+from zoquant.cli.progress import LiveTable, PlainLines, reporting, waiting
 from zoquant.optim.calibration import Calibration
 from zoquant.optim.measuring import StepResult
 from zoquant.tasks import Evaluation, Metric
@@ -130,10 +132,12 @@ def test_who_sees_what(
     monkeypatch.setattr(shown, "console", screen)
     with reporting(quiet=quiet, silent=silent) as report:
         report(replace(STEP, step=25))
+        report(replace(STEP, step=26))
         report(EVALUATION)
         assert isinstance(report, LiveTable) == (expected == "live")
     plain = capsys.readouterr().out
-    assert ("step 25/40  loss 0.700  derivative -1.25  2.00 steps/s" in plain) == (expected == "plain")
+    assert "step 26/40" not in plain
+    assert ("step 25/40  loss 0.700  derivative -1.25  0.50 s a step  8 s left" in plain) == (expected == "plain")
     assert ("step 0/40  held-out accuracy 50.0 % (95 %: 40.0 % to 60.0 %), loss 0.690 on 100 examples" in plain) == (
         expected == "plain"
     )
@@ -162,3 +166,44 @@ def test_a_task_without_accuracy_shows_its_loss() -> None:
     with LiveTable(terminal()) as table:
         table(Progress(0, 40, None, Evaluation("loss", {"loss": Metric(2.5, (2.0, 3.0))}, 8), 1.0, 0.0))
     assert rows_of(table)[1] == "0 2.500"
+
+
+def test_lines_without_a_terminal_are_neither_many_nor_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a step every so often, and of the last one; what goes on is told where nothing else is."""
+    now, said = [100.0], []  # type: list[float], list[str]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    lines = PlainLines("loading base.gguf", said.append)
+    for second, step in enumerate((1, 2, 3, 39, 40)):
+        now[0] = 100.0 + 12 * second
+        lines(replace(STEP, step=step))
+    assert [line.split()[1] for line in said] == ["1/40", "3/40", "40/40"]
+
+
+def test_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "_SILENCE", 0.01)
+    said: SimpleQueue[str] = SimpleQueue()
+    with PlainLines("loading base.gguf", said.put) as lines:
+        assert said.get(timeout=20) == "still loading base.gguf: 0 s so far"
+        lines(replace(STEP, step=3))
+        lines(Progress(3, 40, doing="evaluating on held-out data"))
+        while (line := said.get(timeout=20)).startswith(("still loading", "step 3/40", "still at step 4 of 40, loss")):
+            pass
+        assert line == "still evaluating on held-out data: 0 s so far"
+    assert not lines._watcher.is_alive()
+
+
+def test_what_takes_long_is_told_in_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(shown, "_SILENCE", 0.01)
+    with caplog.at_level(logging.INFO, "zoquant"), waiting("replaying run"):
+        while not caplog.records:
+            time.sleep(0.01)
+    assert caplog.records[0].getMessage() == "still replaying run: 0 s so far"
+    caplog.clear()
+    with waiting("replaying run", silent=True):
+        time.sleep(0.03)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(59.6, "60 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_times_are_told_as_people_say_them(seconds: float, said: str) -> None:
+    assert shown._time(seconds) == said

@@ -338,13 +338,13 @@ def test_rates_are_checked_at_every_step(model: ToyModel, name: str, value: floa
         ({"estimator": FZOO()}, "ZOSGD: probes is 1, expected at least 2."),
         (
             {"estimator": "two-point"},
-            "ZOSGD: estimator is 'two-point', expected one of ['two-point', 'one-sided', 'fzoo', 'group-relative'].",
+            "ZOSGD: estimator is 'two-point', expected one of two-point, one-sided, fzoo, group-relative.",
         ),
         ({"rule": "sgd"}, "rule is 'sgd', expected one of sgd, momentum, sign, adam."),
         ({"decay": -1.0}, "ZOSGD: decay is -1.0, expected at least 0."),
         ({"lr": 0.5, "decay": 4.0}, "ZOSGD: lr is 0.5, expected at most 1 / decay = 0.25: more leaps over the base."),
-        ({"noise": "uniform"}, "noise is 'uniform', expected one of ('rademacher', 'gaussian', 'sphere')."),
-        ({"space": "log"}, "ZOSGD: space is 'log', expected one of ('relative', 'absolute')."),
+        ({"noise": "uniform"}, "noise is 'uniform', expected one of rademacher, gaussian, sphere."),
+        ({"space": "log"}, "ZOSGD: space is 'log', expected one of relative, absolute."),
         ({"lr": float("inf")}, "ZOSGD: lr is inf, expected at least 0."),
     ],
 )

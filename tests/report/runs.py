@@ -23,7 +23,8 @@ def make_run(
     settings = {
         "steps": steps, "batch_size": 4, "lr": None, "eps": 0.03, "clip": None, "seed": 0, "roles": ["scale", text],
         "space": "relative", "estimator": text, "rule": text, "model": text, "data": text, "eval_data": text,
-        "task": text, "template": text, "labels": {text: text}, "include": None, "coupled": True, text: text,
+        "task": text, "template": text, "labels": {text: text}, "include": None, "coupled": True, "gradient": "forward",
+        text: text,
     }  # fmt: skip
     folder.settings.write_text(json.dumps(settings))
     folder.calibration.write_text(json.dumps({"lr": 0.01, "eps": 0.03, "clip": None, "reasons": [text]}))

@@ -38,9 +38,9 @@ def test_every_kind_is_built(settings: TaskSettings, row: dict[str, Any], kind: 
     ("given", "message"),
     [
         ({"task": "sst3"}, "task is 'sst3', expected one of classification, choice"),
-        ({"template": TEMPLATE}, "labels are missing"),
-        ({"labels": WORDS}, "the template is missing"),
-        ({"task": "generation"}, "the template is missing"),
+        ({"template": TEMPLATE}, "task classification: not given: labels. Write e.g. --labels"),
+        ({"labels": WORDS}, "not given: template."),
+        ({"task": "generation"}, "not given: template."),
         ({"task": "squad", "sfc": True}, "sfc is for classification and choice, not for generation"),
         ({"task": "masked", "template": "x", "labels": WORDS}, "has no {label}"),
         ({"task": "squad", "max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),

@@ -59,7 +59,7 @@ def files(work: Job) -> tuple[bytes, bytes]:
 def test_layers_that_are_excluded_leave_values(opened: tuple[nn.Module, Classification]) -> None:
     resolved = Moving.choose(Settings(exclude=("model.layers.1.*",)), *opened)
     assert resolved.settings.subspace == "values"
-    assert resolved.why == "subspace values: exclude leaves nothing of the layers that would move."
+    assert resolved.why == "subspace values, since exclude leaves nothing of the layers that would move."
     assert not any(key.startswith("model.layers.1.") for key in resolved.views.keys)
 
 
@@ -83,7 +83,7 @@ def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Cl
         ({"estimator": "one-sided"}, "estimator is 'one-sided'"), ({"probes": 2}, "probes is 2"),
         ({"noise": "gaussian"}, "noise is 'gaussian'"), ({"density": 0.5}, "density is 0.5"),
         ({"rule": "sign"}, "rule is 'sign'"), ({"decay": 0.1}, "decay is 0.1"),
-        ({"coupled": False}, "coupled is False"),
+        ({"coupled": False}, "coupled is false"),
         ({"space": "absolute", "coupled": False}, "space is 'absolute'"),
         ({"roles": ("scale", "dense")}, "roles is"), ({"batch_size": 1}, "batch_size is 1"),
         ({"include": ("*embed_tokens*",)}, "model.embed_tokens"),
@@ -95,7 +95,7 @@ def test_what_speaks_for_values(given: dict[str, Any], why: str, opened: tuple[n
     resolved = Moving.choose(settings, *opened)
     assert resolved.settings == replace(settings, subspace="values")
     assert resolved.why is not None
-    assert resolved.why.startswith("subspace values: ")
+    assert resolved.why.startswith("subspace values, since ")
     assert why in resolved.why
 
 
@@ -111,7 +111,7 @@ def test_a_task_without_a_loss_of_each_example(opened: tuple[nn.Module, Classifi
     model, task = opened
     other = WithObjective(task, lambda model, batch: -task.accuracy(model, batch))
     assert Moving.choose(Settings(), model, other).why == (
-        "subspace values: WithObjective does not tell the loss of each example."
+        "subspace values, since this task with this objective does not tell the loss of each example."
     )
     with pytest.raises(DataError, match="subspace is 'rows-columns', but WithObjective does not tell the loss of each"):
         Moving.choose(Settings(subspace="rows-columns"), model, other)
@@ -234,7 +234,7 @@ def test_with_all_numbers_given_the_choice_is_still_said(job: Callable[..., Job]
     seen: list[Progress] = []
     work = job(settings=replace(FREE, lr=1e-3, eps=1e-2))
     run(work, on_progress=seen.append)
-    assert [progress.notice for progress in seen if progress.notice] == ["subspace values: lr is 0.001."]
+    assert [progress.notice for progress in seen if progress.notice] == ["subspace values, since lr is 0.001."]
     assert json.loads(work.folder.settings.read_text())["subspace"] == "values"
 
 

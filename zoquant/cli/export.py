@@ -19,8 +19,10 @@ def export_command(
     Example: `zoquant export model.gguf --delta run/delta.safetensors --out tuned.gguf`
     """
     from zoquant.checkpoint.exporting import export_counted
+    from zoquant.cli.progress import waiting
 
-    path, values, changed = export_counted(base, delta=delta, out=out)
+    with waiting(f"exporting to {out}", silent=json):
+        path, values, changed = export_counted(base, delta=delta, out=out)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     if json:

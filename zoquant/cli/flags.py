@@ -1,14 +1,16 @@
 """Flags from the keys of the config: one for each, with its help text and its default."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from zoquant.errors import ConfigError
 from zoquant.tasks import TaskSettings
+from zoquant.tasks.spec import told_missing
 from zoquant.training import Config, Source
 from zoquant.training.config import AUTO, Key, convert, key_of
 
@@ -16,6 +18,16 @@ TASK = tuple(each.name for each in fields(TaskSettings))
 """The keys that say what a task is."""
 SOURCE = ("runtime", "compute_dtype", "activation_dtype", "device")
 """The keys that say how a model is computed."""
+MOST = "What most runs need"
+_STEPS = "The steps"
+PANELS = {
+    MOST: ("model", "data", "eval_data", "template", "labels", "steps", "batch_size", "lr"),
+    "The task": (*TASK, "batches", "protocol", "objective", "reward", "reward_timeout"),
+    "What moves": ("subspace", "roles", "include", "exclude", "coupled", "space"),
+    "How it is computed": SOURCE,
+    _STEPS: (),
+}
+"""In which part of the help a key stands: the first that names it, else the last."""
 
 _ARGUMENT = "model"
 _SINGULAR = {"roles": "--role"}
@@ -24,6 +36,11 @@ _ESCAPED = ("template", "stop")
 r"""Flags in whose text \n is a new line."""
 
 Command = Callable[..., None]
+
+
+def panel_of(name: str) -> str:
+    """Return the part of the help that a key stands in."""
+    return next((panel for panel, names in PANELS.items() if name in names), _STEPS)
 
 
 def with_flags(*names: str) -> Callable[[Command], Command]:
@@ -49,23 +66,30 @@ def with_flags(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def config_of(given: Mapping[str, Any], path: Path | None = None) -> Config:
+def config_of(given: Mapping[str, Any], path: Path | None = None, lacks: Sequence[str] = ()) -> Config:
     """Return the config that the command line stands for, and a file where one is named.
+
+    Args:
+        given: values by key.
+        path: the file.
+        lacks: what else is missing on the command line, to be told together.
 
     Raises:
         ConfigError, DataError, ValueError: see `Config.read`.
     """
     said = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     said |= {name: said[name].replace("\\n", "\n") for name in _ESCAPED if name in said}
-    return Config.read(path, said)
+    return Config.read(path, said, lacks)
 
 
 def source_of(given: Mapping[str, Any]) -> Source:
     """Return the model of some values by key, and how it is computed.
 
     Raises:
-        ConfigError: a value is not one of the choices.
+        ConfigError: there is no model, or a value is not one of the choices.
     """
+    if _ARGUMENT not in given:
+        raise ConfigError(told_missing([_ARGUMENT]))
     return Source(**{name: convert(name, value, key_of(name).kind) for name, value in given.items()})
 
 
@@ -87,7 +111,7 @@ def _option(key: Key) -> Any:
         return typer.Argument(help=key.help)
     name = f"--{key.name.replace('_', '-')}"
     flag = f"{name}/--no-{name[2:]}" if key.kind is bool else _SINGULAR.get(key.name, name)
-    return typer.Option(flag, help=key.help, show_default=_shown(key))
+    return typer.Option(flag, help=key.help, show_default=_shown(key), rich_help_panel=panel_of(key.name))
 
 
 def _shown(key: Key) -> str | bool:

@@ -1,8 +1,13 @@
 """The progress of a run: a live table in a terminal, a plain line now and then elsewhere."""
 
+import logging
+import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from threading import Event, Thread
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -16,7 +21,8 @@ from zoquant.optim.choosing import Numbers
 from zoquant.tasks import Evaluation
 from zoquant.training import OnProgress, Progress
 
-_PLAIN_EVERY = 25
+_APART, _SILENCE = 20.0, 60.0
+"""Seconds: between two lines of steps at least, and without any line at most."""
 _SMOOTHING = 0.95
 _EVALUATIONS = 8
 COLUMNS = ("step", "loss", "derivative", "clipped", "moved", "lr", "s/step", "x fwd", "held-out")
@@ -36,7 +42,13 @@ def reporting(*, quiet: bool = False, silent: bool = False) -> Iterator[OnProgre
         with LiveTable(console) as table:
             yield table
     else:
-        yield _plain
+        with PlainLines("reading data", partial(print, flush=True)) as lines:
+            yield lines
+
+
+def waiting(doing: str, *, silent: bool = False) -> AbstractContextManager[object]:
+    """Return a context that tells now and then, in the log, that something which takes long goes on."""
+    return nullcontext() if silent else PlainLines(doing, logging.getLogger("zoquant").info)
 
 
 class LiveTable:
@@ -67,12 +79,8 @@ class LiveTable:
 
     def __call__(self, progress: Progress) -> None:
         """Take in what a run reports."""
-        if progress.notice is not None:
-            self._live.console.print(progress.notice, highlight=False, markup=False)
-        if progress.calibration is not None:
-            self._live.console.print(_calibration_lines(progress.calibration), highlight=False, markup=False)
-        if progress.skipped is not None:
-            self._live.console.print(_skipped_line(progress), highlight=False, markup=False)
+        for line in _lines(replace(progress, evaluation=None)):
+            self._live.console.print(line, highlight=False, markup=False)
         if progress.result is not None:
             self._now = self._step(progress)
             self._bar.update(self._task, completed=progress.step, total=progress.steps)
@@ -110,22 +118,75 @@ def _held_out(found: Evaluation) -> str:
     return ", ".join(number(name, found[name]) for name in names if name in found.metrics)
 
 
-def _plain(progress: Progress) -> None:
+class PlainLines:
+    """Lines for people and logs without a terminal: seldom in a row, and never silent for long.
+
+    Args:
+        doing: what takes time at first, e.g. `"loading model.gguf"`.
+        say: prints a line.
+    """
+
+    def __init__(self, doing: str, say: Callable[[str], object]) -> None:
+        self._say, self._ended, self._begun = say, Event(), False
+        self._doing = doing
+        self._since = self._said = time.monotonic()
+        self._watcher = Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PlainLines":
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._watcher.join()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take in what a run reports."""
+        self._doing = progress.doing or f"at step {min(progress.step + 1, progress.steps)} of {progress.steps}"
+        self._since = time.monotonic()
+        for line in _lines(progress):
+            self._print(line)
+        if progress.result is not None:
+            left = _time((progress.steps - progress.step) * progress.seconds)
+            self._doing += f", loss {progress.result.loss:.3f}, {left} left"
+            if not self._begun or progress.step == progress.steps or self._silent_for() >= _APART:
+                self._begun = True
+                self._print(
+                    f"step {progress.step}/{progress.steps}  loss {progress.result.loss:.3f}  "
+                    f"derivative {progress.result.derivative:+.2f}  {progress.seconds:.2f} s a step  {left} left"
+                )
+
+    def _print(self, line: str) -> None:
+        self._say(line)
+        self._said = time.monotonic()
+
+    def _silent_for(self) -> float:
+        return time.monotonic() - self._said
+
+    def _watch(self) -> None:
+        """Say what goes on whenever nothing was said for a while."""
+        while not self._ended.wait(max(_SILENCE - self._silent_for(), 0.01)):
+            if self._silent_for() >= _SILENCE:
+                self._print(f"still {self._doing}: {_time(time.monotonic() - self._since)} so far")
+
+
+def _time(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _lines(progress: Progress) -> Iterator[str]:
+    """Yield what a run tells beside its steps."""
     if progress.notice is not None:
-        print(progress.notice, flush=True)
+        yield progress.notice
     if progress.calibration is not None:
-        print(_calibration_lines(progress.calibration), flush=True)
-    if progress.evaluation is not None:
-        print(_evaluation_line(progress.step, progress.steps, progress.evaluation), flush=True)
+        yield _calibration_lines(progress.calibration)
     if progress.skipped is not None:
-        print(_skipped_line(progress), flush=True)
-    if progress.result is not None and progress.step % _PLAIN_EVERY == 0:
-        left = (progress.steps - progress.step) * progress.seconds
-        print(
-            f"step {progress.step}/{progress.steps}  loss {progress.result.loss:.3f}  "
-            f"derivative {progress.result.derivative:+.2f}  {1 / progress.seconds:.2f} steps/s  left {left:.0f} s",
-            flush=True,
-        )
+        yield _skipped_line(progress)
+    if progress.evaluation is not None:
+        yield _evaluation_line(progress.step, progress.steps, progress.evaluation)
 
 
 def _calibration_lines(found: Numbers) -> str:

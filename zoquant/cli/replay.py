@@ -20,19 +20,23 @@ def replay_command(
     Example: `zoquant replay model.gguf run/trajectory.safetensors --out delta.safetensors --steps 200`
     """
     from zoquant.checkpoint.replay_views import recorded_views
+    from zoquant.cli.progress import waiting
     from zoquant.files.atomic_files import refuse_place
+    from zoquant.files.hub import refuse_text
     from zoquant.record.delta import save_delta
     from zoquant.record.replay import replay
     from zoquant.record.trajectory import Trajectory
     from zoquant.training.run_folder import RunFolder
 
     refuse_place(out)
+    refuse_text(trajectory, "trajectory", "trajectory.safetensors")
     recorded = Trajectory.load(RunFolder(trajectory).recorded if trajectory.is_dir() else trajectory)
     if steps is not None and steps > len(recorded.steps):
         raise ValueError(f"--steps is {steps}, but {trajectory} holds {len(recorded.steps)}. Leave it out to do all.")
-    views = recorded_views(base, recorded)
-    done = len(replay(recorded, views, steps=steps))
-    save_delta(out, views)
+    with waiting(f"replaying {trajectory}", silent=json):
+        views = recorded_views(base, recorded)
+        done = len(replay(recorded, views, steps=steps))
+        save_delta(out, views)
     result = {"delta": str(out), "steps": done, "bytes": out.stat().st_size}
     if json:
         show_json(result)

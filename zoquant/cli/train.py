@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoquant.cli.flags import config_of, with_flags
+from zoquant.cli.flags import MOST, PANELS, config_of, panel_of, with_flags
 from zoquant.cli.progress import reporting
 from zoquant.cli.show import JSON, mebibytes, percent, score, show_json, show_pairs
 from zoquant.training import finetune
@@ -16,12 +16,18 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C, as of any command: `train ... && export ...` exports no part of a run."""
 
 
-@with_flags(*keys())
+@with_flags(*sorted(keys(), key=lambda name: list(PANELS).index(panel_of(name))))
 def train_command(
     given: dict[str, Any],
-    out: Annotated[Path, typer.Option(help="The folder of the run; must not exist, unless --resume.")],
-    config: Annotated[Path | None, typer.Option(help="A TOML or YAML file that says what flags say.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same end.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the run; must not exist, unless --resume.", rich_help_panel=MOST)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML or YAML file that says what flags say.", rich_help_panel=MOST)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, to the same end.", rich_help_panel=MOST)
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a live table.")] = False,
     json: JSON = False,
 ) -> None:
@@ -34,7 +40,7 @@ def train_command(
     """
     from zoquant.distributed.launch import is_first
 
-    chosen = config_of(given, config)
+    chosen, out = config_of(given, config, [] if out else ["out"]), out or Path()
     with reporting(quiet=quiet, silent=json or not is_first()) as on_progress:
         summary = finetune(chosen, out, resume=resume, on_progress=on_progress)
     if is_first():

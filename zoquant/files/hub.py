@@ -45,9 +45,18 @@ def delta_path(path_or_repo: str | Path) -> Path:
     found = path / _DELTA if path.is_dir() else path
     if not found.is_file():
         raise CheckpointError(f"{found}: no such delta. Pass a delta file, the folder of a run, or owner/name.")
-    if found.suffix in _TEXTS:
-        raise CheckpointError(f"{found}: is a {found.suffix} file, and no delta: expected one such as {_DELTA}.")
+    refuse_text(found, "delta", _DELTA)
     return found
+
+
+def refuse_text(path: Path, what: str, such_as: str) -> None:
+    """Refuse a file whose name says that it is text, where one of tensors is expected.
+
+    Raises:
+        CheckpointError: the name ends so.
+    """
+    if path.suffix in _TEXTS:
+        raise CheckpointError(f"{path}: is a {path.suffix} file, and no {what}: expected one such as {such_as}.")
 
 
 def _delta_from(repo: str, file: str) -> Path:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, reason_of
 from zoquant.files.atomic_files import writing
 from zoquant.files.plain_json import parse_json
 
@@ -25,7 +25,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise CheckpointError(f"{path}: expected at most {_MOST} bytes. Begin a new run.")
         lines = [_object(text) for text in path.read_bytes().split(b"\n")[:-1]]
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Begin a new run.") from error
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}. Begin a new run.") from error
     good = lines.index(None) if None in lines else len(lines)
     if any(line is not None for line in lines[good:]):
         raise CheckpointError(f"{path}, line {good + 1}: is damaged, but a later one is whole. Begin a new run.")

@@ -53,7 +53,7 @@ def opened(given: Mapping[str, Any], defaults: Mapping[str, Any], run: Trajector
         raise ValueError(f"ZOSGD: {min(twice)} is in two groups. Attach each role once, or use include.")
     check("decay", decay, decay >= 0, "at least 0")
     rates = rates_of(group, decay)
-    check("space", space, space in SPACES, f"one of {SPACES}")
+    check("space", space, space in SPACES, f"one of {', '.join(SPACES)}")
     views.check_space(space)
     if space == "absolute" and subspace != "values":
         raise ValueError("ZOSGD: space is 'absolute', expected 'relative': rows and columns scale the values.")
@@ -82,9 +82,9 @@ def rates_of(group: Mapping[str, Any], decay: float) -> Rates:
 
 def check_run(estimator: Estimator, probes: int, subspace: Subspace, split: bool | None) -> None:
     """Refuse settings of a run that are out of their range, or do not fit together, with a ValueError."""
-    check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {[*ESTIMATORS]}")
+    check("estimator", estimator, type(estimator) in ESTIMATORS.values(), f"one of {', '.join(ESTIMATORS)}")
     check("probes", probes, probes >= estimator.least_probes, f"at least {estimator.least_probes}")
-    check("subspace", subspace, subspace in SUBSPACES, f"one of {SUBSPACES}")
+    check("subspace", subspace, subspace in SUBSPACES, f"one of {', '.join(SUBSPACES)}")
     check("split", split, split is None or subspace == "rows-columns", "None: values are no rows of a batch")
     one_sided = any(point.probe is None for point in estimator.points(max(probes, 2)))
     if subspace == "rows-columns" and split is not False and one_sided:

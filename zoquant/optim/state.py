@@ -61,7 +61,7 @@ def read_state(state: Mapping[str, Any]) -> State:
     moved, groups = _part(state, "moved", float | list | None), _part(state, "param_groups", list)
     split = _part(state, "split", bool) if trajectory.subspace == "rows-columns" else False
     if trajectory.estimator not in ESTIMATORS:
-        check("estimator", trajectory.estimator, False, f"one of {[*ESTIMATORS]}")
+        check("estimator", trajectory.estimator, False, f"one of {', '.join(ESTIMATORS)}")
     each = moved if isinstance(moved, list) or moved is None else [moved]
     if len(groups) != count or (each is not None and len(each) != count):
         raise CheckpointError(

@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, reason_of
 from zoquant.files.atomic_files import replacing, writing
 from zoquant.files.plain_json import parse_json
 from zoquant.record.step import Step
@@ -144,7 +144,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Step]]:
             raise CheckpointError(f"{path}: expected a journal of at most {MAX_BYTES} bytes. Check the path.")
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}. Check the path.") from error
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}. Check the path.") from error
     header, start = _decode_header(path, data)
     layout = _layout(path, header)
     record = layout.record

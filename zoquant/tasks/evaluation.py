@@ -131,7 +131,7 @@ class Evaluation:
                 raise ValueError(f"{name} is NaN, expected a number")
             metrics[name] = Metric(value, None if pair is None else (_plain(pair, 0), _plain(pair, 1)))
         if found["primary"] not in metrics:
-            raise ValueError(f"primary is {shown(found['primary'])}, expected one of {', '.join(metrics):.60}")
+            raise ValueError(f"no metric stands there by the name of its primary, {shown(found['primary'])}")
         return cls(found["primary"], metrics, int(_plain(found, "examples")))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -45,11 +45,16 @@ class WithObjective:
         return self.task.evaluate(model)
 
 
-def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
-    """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
+def check_objective(kind: str, name: str, reward: object | None = None) -> None:
+    """See that a kind of task can be trained by an objective.
+
+    Args:
+    kind: as `TaskSettings.kind`.
+    name: one of `OBJECTIVES`.
+    reward: of objective `"reward"`, what scores generations.
 
     Raises:
-        DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.
+    DataError: the name is unknown, or the task has no such metric, or the reward is missing or not asked for.
     """
     if name not in OBJECTIVES:
         raise DataError(f"objective is {name!r}, expected {one_of(OBJECTIVES, name)}")
@@ -59,19 +64,30 @@ def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> 
         raise DataError(
             f"a reward is given, but objective is {name!r}. Say --objective reward, or leave the reward out."
         )
+    if name == "accuracy" and kind not in ("classification", "masked"):
+        raise DataError("objective accuracy is for classification and masked. Take loss, or a metric of generation.")
+    if name not in ("loss", "accuracy") and kind != "generation":
+        raise DataError(f"objective {name} scores generated texts. Take --task generation, squad or drop.")
+
+
+def with_objective(task: Task[Any], name: str, reward: Reward | None = None) -> Task[Any]:
+    """Return a task that is trained by an objective; the higher a metric or a reward, the smaller its objective.
+
+    Raises:
+        DataError: see `check_objective`.
+    """
+    labelled = isinstance(task, Classification | MaskedClassification)
+    kind = "classification" if labelled else "generation" if isinstance(task, Generation) else "language"
+    check_objective(kind, name, reward)
     if name == "loss":
         return task
     if name == "accuracy":
-        if not isinstance(task, Classification | MaskedClassification):
-            raise DataError(
-                "objective accuracy is for classification and masked. Take loss, or a metric of generation."
-            )
-        return WithObjective(task, lambda model, batch: -task.accuracy(model, batch))
-    if not isinstance(task, Generation):
-        raise DataError(f"objective {name} scores generated texts. Take --task generation, squad or drop.")
+        scored = cast(Classification | MaskedClassification, task)
+        return WithObjective(task, lambda model, batch: -scored.accuracy(model, batch))
+    writer = cast(Generation, task)
 
     def lost(model: nn.Module, batch: Questions) -> float:
-        written = _generated(task, model, batch)
+        written = _generated(writer, model, batch)
         if reward is not None:
             return -reward(written)
         return -sum(METRICS[name](each.text, each.references) for each in written) / len(written)

@@ -23,6 +23,32 @@ from zoquant.tasks.template import LABEL, Prompt, Template, label_numbers, refus
 _BETWEEN = "\n\n"
 
 
+EXAMPLES = {
+    "model": "model.gguf",
+    "data": "--data rows.jsonl",
+    "template": "--template '{sentence} It was {label}'",
+    "labels": "--labels '0=terrible,1=great'",
+    "out": "--out run",
+}
+"""What may be written on the command line for that which must be given."""
+
+
+def lacking(task: str, template: object, labels: object) -> list[str]:
+    """Return which of template and labels a task needs and was not given."""
+    known = CATALOG.get(task)
+    kind = known.kind if known else task
+    needed = {
+        "template": kind not in ("text", "chat") and not template and not (known and known.template),
+        "labels": kind in ("classification", "masked") and labels is None and not (known and known.words),
+    }
+    return [name for name, lacks in needed.items() if lacks]
+
+
+def told_missing(names: Sequence[str]) -> str:
+    """Return that these keys are not given, and what to write."""
+    return f"not given: {', '.join(names)}. Write e.g. {' '.join(EXAMPLES[name] for name in names)}"
+
+
 @dataclass(frozen=True)
 class TaskSettings:
     """What decides a task, together with model and data. The text beside a field says what it means."""
@@ -52,10 +78,8 @@ class TaskSettings:
     def __post_init__(self) -> None:
         if self.task not in (*get_args(Kind), *CATALOG):
             raise DataError(f"task is {self.task!r}, expected {one_of([*get_args(Kind), *CATALOG], self.task)}")
-        if self.kind in ("classification", "masked") and self._words is None:
-            raise DataError(f"task {self.task}: labels are missing. Write e.g. --labels '0=terrible,1=great'.")
-        if self.kind not in ("text", "chat") and self._text is None:
-            raise DataError(f"task {self.task}: the template is missing. Write e.g. '{{sentence}} It was {{label}}'.")
+        if missing := lacking(self.task, self.template, self.labels):
+            raise DataError(f"task {self.task}: {told_missing(missing)}")
         if self.sfc and self.kind not in ("classification", "choice"):
             raise DataError(f"task {self.task}: sfc is for classification and choice, not for {self.kind}.")
         if self.max_new_tokens < 1:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, reason_of
 from zoquant.files.atomic_files import write_text
 from zoquant.registry import own_package
 from zoquant.tasks.rows.hub import HUB
@@ -39,7 +39,7 @@ def write_card(folder: RunFolder) -> Path:
         text = _card(folder, settings, summary)
     except (AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder.path}: settings or summary hold something else than a run writes: {error!r:.120}."
+            f"{folder.path}: settings or summary hold something else than a run writes: {reason_of(error)}."
         ) from error
     write_text(folder.card, text)
     return folder.card
@@ -93,8 +93,8 @@ def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _by_forwards(settings: Mapping[str, Any]) -> bool:
-    """Whether the steps of the run were made of losses alone; folders did not name it at first."""
-    return bool(settings.get("gradient", "forward") == "forward")
+    """Whether the steps of the run were made of losses alone."""
+    return bool(settings["gradient"] == "forward")
 
 
 def _measured(summary: Mapping[str, Any]) -> str:

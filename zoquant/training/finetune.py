@@ -1,20 +1,23 @@
 """A whole fine-tuning job in one call: read, load, train, save, summarize. Command line and demo stand on it."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from zoquant.checkpoint.inspection import list_keys
 from zoquant.distributed.launch import folder_of_rank, goes_on, is_first, process_group
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
-from zoquant.tasks.objective import Objective, WithObjective, with_objective
+from zoquant.tasks.objective import Objective, WithObjective, check_objective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
 from zoquant.tasks.rows import Row, RowsInMemory
 from zoquant.tasks.rows.naming import naming
@@ -25,10 +28,14 @@ from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
 from zoquant.training.job import Job
-from zoquant.training.progress import OnProgress
+from zoquant.training.moving import CHOSEN, check_rows_columns
+from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.run_folder import SHA256, RunFolder
+from zoquant.training.settings import AUTO
 from zoquant.training.source import Opened
 from zoquant.training.trainer import run
+
+log = logging.getLogger("zoquant")
 
 _LABELS_TOLD = 5
 """How many labels of the data are named."""
@@ -77,10 +84,19 @@ def finetune(
     data, eval_data = rows.get("data", made.data), rows.get("eval_data", made.eval_data)
     parts = read_parts(made.asked, data, eval_data, made.protocol, made.settings.seed)
     said = all(each is None for each in (objective, reward, opened)) and not rows
+    chosen = objective or made.objective
     if reward is None and made.reward is not None:
         reward = OutsideReward(made.reward, made.reward_timeout)
-    job = _job(made, parts, opened or config.source.open(), folder, objective or made.objective, reward)
-    job = replace(job, config=made.to_toml() if said else None)
+    _check(made, chosen, reward)
+    identity = _identity(made, parts, chosen, reward)
+    if resume:
+        folder.check(asdict(made.settings) | identity, CHOSEN if made.settings.subspace == AUTO else ())
+    if opened is None:
+        _name_patterns(made)
+        on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
+        opened = config.source.open()
+    job = _job(made, parts, opened, folder, chosen, reward)
+    job = replace(job, identity=identity, config=made if said else None)
     outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {
         "model": made.model,
@@ -94,6 +110,32 @@ def finetune(
     write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_card(folder)
     return summary
+
+
+def _check(config: Config, objective: str | Objective, reward: Reward | None) -> None:
+    """Refuse what cannot be learned so, before the model is loaded.
+
+    Raises:
+        DataError, ValueError: the task has no such objective, or rows and columns cannot be.
+    """
+    if isinstance(objective, str):
+        check_objective(config.asked.kind, objective, reward)
+    if config.settings.subspace == "rows-columns":
+        per_example = objective == "loss" and config.asked.kind == "classification"
+        check_rows_columns(per_example, f"task {config.asked.task} with objective {_name(objective)}")
+
+
+def _name_patterns(config: Config) -> None:
+    """Warn of a pattern that matches no key of the checkpoint: others may, so that the run would not show it."""
+    given = {name: getattr(config.settings, name) or () for name in ("include", "exclude")}
+    keys = [each["key"] for each in list_keys(config.model)] if any(given.values()) else []
+    for name, patterns in given.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(key, pattern) for key in keys):
+                log.warning(
+                    "%s %s matches no key of %s, where keys are such as %s. `zoquant inspect --keys` lists all.",
+                    name, pattern, config.model, next(iter(keys), "none"),
+                )  # fmt: skip
 
 
 def _job(
@@ -121,7 +163,6 @@ def _job(
         held_out=held_out,
         settings=config.settings,
         folder=folder,
-        identity=_identity(config, parts, objective, reward),
         eval_every=config.eval_every or (best.every(config.settings.steps) if config.protocol else 0),
         test=test,
         best=best,

@@ -1,12 +1,13 @@
 """A run to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from zoquant.tasks import Task
 from zoquant.training.best_step import CAUSAL, BestStep
+from zoquant.training.config import Config
 from zoquant.training.run_folder import RunFolder
 from zoquant.training.settings import Settings
 
@@ -23,7 +24,7 @@ class Job:
         folder: where the files go.
         identity: further facts that must be the same to resume, such as model and data.
         eval_every: steps between evaluations; 0 evaluates at the start and the end only.
-        config: text of the folder's config file, or None.
+        config: what the folder's config file says beside the settings that the run uses, or None for no such file.
         test: the examples to measure the best step on, or None.
         best: how that step is found among the evaluations.
         notice: what else is told at the start, or None.
@@ -34,9 +35,13 @@ class Job:
     held_out: Task[Any] | None
     settings: Settings
     folder: RunFolder
-    identity: dict[str, Any]
+    identity: dict[str, Any] = field(default_factory=dict)
     eval_every: int = 0
-    config: str | None = None
+    config: Config | None = None
     test: Task[Any] | None = None
     best: BestStep = CAUSAL
     notice: str | None = None
+
+    def config_text(self, settings: Settings) -> str | None:
+        """Return the text of the folder's config file for a run of these settings."""
+        return None if self.config is None else replace(self.config, settings=settings).to_toml()

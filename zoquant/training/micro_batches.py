@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from zoquant.distributed.launch import from_first
-from zoquant.errors import CheckpointError, DoesNotFitError, one_line
+from zoquant.errors import CheckpointError, DoesNotFitError, one_line, reason_of
 from zoquant.files.atomic_files import write_text
 from zoquant.files.plain_json import parse_json
 from zoquant.kernels.out_of_memory import is_out_of_memory, release_memory
@@ -122,7 +122,7 @@ def _read(path: Path) -> list[int]:
     try:
         found = parse_json(path.read_bytes()) if path.stat().st_size < 1 << 16 else None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {str(error)[:120]}. Begin a new run.") from error
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}. Begin a new run.") from error
     steps = found.get("halved_at") if isinstance(found, dict) else None
     if not isinstance(steps, list) or len(steps) > _MOST or not all(type(n) is int and n >= 0 for n in steps):
         raise CheckpointError(f"{path}: expected the steps of the halvings, got something else. Begin a new run.")

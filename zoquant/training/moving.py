@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError
+from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError, shown
 from zoquant.optim.default_layers import upper_middle
 from zoquant.optim.optimizer import ZOSGD
 from zoquant.record.group import Subspace
@@ -24,6 +24,8 @@ from zoquant.views.model_views import AttachedLayer, Views
 _DECIDING = (
     "lr", "eps", "clip", "estimator", "probes", "noise", "density", "rule", "decay", "space", "coupled", "roles",
 )  # fmt: skip
+CHOSEN = ("subspace", "include", "estimator")
+"""The settings that `"auto"` chooses."""
 _TRIED = 2
 _EXCLUDED = "exclude leaves nothing of the layers that would move"
 
@@ -68,10 +70,10 @@ class Moving:
         given = settings.subspace != AUTO
         subspace, against = (settings.subspace, None) if given else (begun, _against(settings, task))
         tried = subspace is None and against is None
-        values = replace(settings, subspace="values")
         if subspace == "rows-columns":
-            _check(task)
-        chosen = _rows_and_columns(settings, model) if tried or subspace == "rows-columns" else values
+            check_rows_columns(isinstance(task, PerExample), type(task).__name__)
+        probed = tried or subspace == "rows-columns"
+        chosen = _rows_and_columns(settings, model) if probed else replace(settings, subspace="values")
         try:
             found = _attached(chosen, model)
             if tried:
@@ -80,7 +82,7 @@ class Moving:
             if not tried:
                 raise
             against = _EXCLUDED if isinstance(error, NoViewsError) else str(error)
-            found = _attached(values, model)
+            found = _attached(replace(settings, subspace="values"), model)
         return found if given else replace(found, why=_told(found, against))
 
 
@@ -89,28 +91,32 @@ def _against(settings: Settings, task: Task[Any]) -> str | None:
     usual = Settings()
     for name in _DECIDING:
         if (given := getattr(settings, name)) != getattr(usual, name):
-            return f"{name} is {given!r}"
+            return f"{name} is {shown(given)}"
     if dist.is_available() and dist.is_initialized():
         return "several processes share the losses of a step"
     if settings.batch_size < _TRIED:
         return f"batch_size is {settings.batch_size}, and a direction for each example needs {_TRIED}"
     if not isinstance(task, PerExample):
-        return f"{type(task).__name__} does not tell the loss of each example"
+        return "this task with this objective does not tell the loss of each example"
     return None
 
 
-def _check(task: Task[Any]) -> None:
+def check_rows_columns(per_example: bool, task: str) -> None:
     """Refuse rows and columns where they cannot be.
 
+    Args:
+        per_example: whether the task tells the loss of each example.
+        task: what messages call it.
+
     Raises:
-        DataError: the task does not tell the loss of each example.
+        DataError: it does not.
         ValueError: several processes share a step.
     """
     if dist.is_available() and dist.is_initialized():
         raise ValueError("subspace is 'rows-columns', but several processes share a step. Take subspace values.")
-    if not isinstance(task, PerExample):
+    if not per_example:
         raise DataError(
-            f"subspace is 'rows-columns', but {type(task).__name__} does not tell the loss of each example. "
+            f"subspace is 'rows-columns', but {task} does not tell the loss of each example. "
             "Take subspace values, or a task of classification with objective loss."
         )
 
@@ -154,7 +160,7 @@ def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
 def _told(found: Moving, against: str | None) -> str:
     """Return what `"auto"` came to and why, for people."""
     if found.settings.subspace == "values":
-        return f"subspace values: {(against or 'the run was begun with them').rstrip('.')}."
+        return f"subspace values, since {(against or 'the run was begun with them').rstrip('.')}."
     layers = list(dict.fromkeys(view.layer.path for view in found.views if view.layer is not None))
     moved = f"{len(layers)} layers move, {layers[0]} to {layers[-1]}"
     return f"subspace rows-columns, with a direction for each example: {moved}."

@@ -24,6 +24,7 @@ class Progress:
         skipped: why the step was undone and counts for nothing; None for one that was done.
         overhead: time of the step ÷ time of its forwards.
         notice: what the run has chosen by itself, and why.
+        doing: what begins now and may take long; None for the next step.
     """
 
     step: int
@@ -36,6 +37,7 @@ class Progress:
     skipped: str | None = None
     overhead: float = math.nan
     notice: str | None = None
+    doing: str | None = None
 
 
 OnProgress = Callable[[Progress], None]

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from zoquant.errors import CheckpointError, OutputExistsError
+from zoquant.errors import CheckpointError, OutputExistsError, WriteError, reason_of, shown
 from zoquant.files.atomic_files import refuse_existing, replacing_folder, write_text, writing
 from zoquant.files.json_lines import append_line, read_lines
 from zoquant.files.lock import Lock
@@ -15,6 +15,7 @@ from zoquant.files.plain_json import parse_json
 from zoquant.record.group import SUBSPACES, Subspace
 from zoquant.record.trajectory import Trajectory
 from zoquant.tasks import Evaluation
+from zoquant.training.config.value import told
 from zoquant.training.progress import Progress
 
 _MOST = 1 << 24
@@ -79,11 +80,15 @@ class RunFolder:
         self.lock.acquire()
 
     def refuse_existing(self) -> None:
-        """Refuse a folder that is there already.
+        """Refuse a folder that is there already, and one that cannot be.
 
         Raises:
             OutputExistsError: it holds a run, or something else.
+            WriteError: it would lie in a file.
         """
+        above = next(place for place in (self.path.parent, *self.path.parents) if place.exists())
+        if not above.is_dir():
+            raise WriteError(f"{self.path}: {above} is a file, so no folder can lie in it. Choose another place.")
         if self.settings.exists():
             raise OutputExistsError(
                 f"{self.path}: already exists and holds a run; nothing is overwritten. Go on with it by --resume, "
@@ -121,16 +126,31 @@ class RunFolder:
         self._check_begun()
         self.lock.acquire()
         try:
-            before, after = _complete(self.read_settings()), _complete(json.loads(json.dumps(settings)))
-            for name in after | before:
-                if before.get(name) != after.get(name):
-                    raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
+            self.check(settings)
             for left in self.path.glob(".*.tmp"):  # of a process that was killed as it wrote
                 if left.is_file():
                     left.unlink(missing_ok=True)
         except BaseException:
             self.release()
             raise
+
+    def check(self, settings: dict[str, Any], but: Collection[str] = ()) -> None:
+        """See that the folder holds a run of these settings; a number that the run found by itself may be given.
+
+        Args:
+            settings: what decides the bytes, by name.
+            but: names of settings that are not known yet.
+
+        Raises:
+            CheckpointError: it holds no run, or one of other settings; the first one is named.
+        """
+        self._check_begun()
+        before, after = self.read_settings(), json.loads(json.dumps(settings))
+        found = {name: value for name, value in (self.read_calibration() or {}).items() if before.get(name) is None}
+        for name in after | before:
+            given = after.get(name)
+            if name not in but and given != before.get(name) and (given is None or given != found.get(name)):
+                raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
 
     def forget_after(self, done: int) -> None:
         """Forget what metrics and samples tell of steps after the first `done`."""
@@ -146,12 +166,12 @@ class RunFolder:
             CheckpointError: the folder holds no run, or its settings are damaged.
         """
         self._check_begun()
-        found: Subspace = self.read_settings().get("subspace", "values")
+        found = self.read_settings().get("subspace")
         if found not in SUBSPACES:
             raise CheckpointError(
-                f"{self.settings}: subspace is {found!r}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
+                f"{self.settings}: subspace is {shown(found)}, expected one of {', '.join(SUBSPACES)}. Begin a new run."
             )
-        return found
+        return cast(Subspace, found)
 
     def _check_begun(self) -> None:
         if not self.settings.exists():
@@ -197,10 +217,10 @@ class RunFolder:
             size = path.stat().st_size
             found = parse_json(path.read_bytes()) if size <= _MOST else f"{size} bytes"
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}. Begin a new run.") from error
+            raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}. Begin a new run.") from error
         if not isinstance(found, dict):
             raise CheckpointError(
-                f"{path}: cannot be read: expected a JSON object, got {found!r:.80}. Begin a new run."
+                f"{path}: cannot be read: expected a JSON object, got {shown(found)}. Begin a new run."
             )
         return found
 
@@ -216,14 +236,10 @@ class RunFolder:
             wrong = [name for name in names if not _is_number(line.get(name))]
             if wrong:
                 raise CheckpointError(
-                    f"{self.metrics}, line {number}: {wrong[0]} is {line.get(wrong[0])!r:.40}, expected a number. "
-                    "Begin a new run."
+                    f"{self.metrics}, line {number}: {wrong[0]} is {shown(line.get(wrong[0]))}, expected a "
+                    "number. Begin a new run."
                 )
         return lines
-
-    def read_samples(self) -> list[dict[str, Any]]:
-        """Return the lines of the samples file: generations of each evaluation, with its step."""
-        return read_lines(self.samples)
 
     def append_metrics(self, progress: Progress) -> None:
         """Add one line to the metrics file."""
@@ -252,7 +268,7 @@ class RunFolder:
                 found.append((line["step"], Evaluation.from_dict(values)))
             except (LookupError, TypeError, ValueError, OverflowError) as error:
                 raise CheckpointError(
-                    f"{self.metrics}, line {number}: the evaluation is damaged: {error!r:.120}. Begin a new run."
+                    f"{self.metrics}, line {number}: the evaluation is damaged: {reason_of(error)}. Begin a new run."
                 ) from error
         return found
 
@@ -261,17 +277,11 @@ class RunFolder:
             append_line(self.samples, {"step": step, **asdict(sample)})
 
 
-def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with the defaults of those that folders did not name at first."""
-    runtime = "native" if settings.get("device") == "cpu" else "auto"
-    return {"runtime": runtime, "activation_dtype": "float32"} | settings
-
-
 def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return what to say of a setting that is another one than that of the run."""
     if not name.endswith(SHA256):
         return (
-            f"was begun with {name} {_told(before.get(name))}, now it is {_told(after.get(name))}. Resume with the "
+            f"was begun with {name} {told(before.get(name))}, now it is {told(after.get(name))}. Resume with the "
             "settings of the run."
         )
     part = name.removesuffix(SHA256)
@@ -279,13 +289,6 @@ def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "
         f"Has {after.get(part) or after.get('data')} changed? Bring the rows of the run back, or begin a new one."
     )
-
-
-def _told(value: Any) -> str:
-    """Return the value of a setting as people write it."""
-    if value is None:
-        return "not given"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_rate(value: Any) -> bool:

@@ -1,16 +1,18 @@
 """What decides the bytes of a training run. Every field is a flag of `zoquant train` and a key of its config file."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
 
+from zoquant.errors import one_of
 from zoquant.kernels.noise.definition import Kind, Noise, Unit
 from zoquant.optim.backward.descent import GradientDescent, Reduce
 from zoquant.optim.choosing import Numbers, by_rule
 from zoquant.optim.estimators import ESTIMATORS, GroupRelative
 from zoquant.optim.optimizer import ZOSGD
+from zoquant.optim.parameter_groups import check, check_run, rates_of
 from zoquant.protocol import Role
 from zoquant.record.group import SUBSPACES
 from zoquant.record.rules import RULES, Rule
@@ -76,21 +78,20 @@ class Settings:
         if not (1 <= self.micro_batches <= self.batch_size and self.micro_batches.bit_count() == 1):
             most = f"expected a power of 2 of at most batch_size, {self.batch_size}"
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Schedule))}.")
-        if self.gradient not in ("forward", "backward"):
-            raise ValueError(f"gradient is {self.gradient!r}, expected one of forward, backward.")
-        if self.subspace not in (AUTO, *SUBSPACES):
-            raise ValueError(f"subspace is {self.subspace!r}, expected one of {', '.join((AUTO, *SUBSPACES))}.")
-        for name, value, known in (("estimator", self.estimator, ESTIMATORS), ("rule", self.rule, RULES)):
-            if value is not None and value not in known:
-                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
+        known = {
+            "schedule": get_args(Schedule), "gradient": ("forward", "backward"), "subspace": (AUTO, *SUBSPACES),
+            "estimator": ESTIMATORS, "rule": (None, *RULES),
+        }  # fmt: skip
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} is {value!r}, expected {one_of(filter(None, choices), value)}")
         if self.gradient == "backward":
             self._check_backward()
         elif self.checkpoint:
             raise ValueError("checkpoint is for gradient backward: forwards keep nothing. Leave it out.")
         elif self.subspace == "rows-columns":
             self._check_rows_columns()
+        self._check_numbers()
 
     def _check_backward(self) -> None:
         """Refuse what is said of directions: a backward has none."""
@@ -117,6 +118,26 @@ class Settings:
                     f"{name} is {getattr(self, name)!r}, with subspace rows-columns expected {expected}. Or take "
                     "subspace values."
                 )
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that are out of their range, before any model is loaded."""
+        unset: dict[str, float | None] = {"lr": 0.0, "eps": 1.0, "clip": None}
+        given = {name: getattr(self, name) for name in unset if getattr(self, name) is not None}
+        clip = None if self.clip == math.inf else self.clip
+        try:
+            check("decay", self.decay, self.decay >= 0, "at least 0")
+            rates_of({**unset, **given, "clip": clip}, self.decay)
+            if self.subspace != "rows-columns" and self.gradient == "forward":
+                check_run(ESTIMATORS[self.estimator](), self.probes, "values", None)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("ZOSGD: ")) from error
+        Noise(self.noise, self.density, self.unit)
+
+    def resolved(self) -> "Settings":
+        """Return the settings with what a run by backwards takes where nothing is given; forwards choose later."""
+        if self.gradient == "forward":
+            return self
+        return replace(self, subspace="values", lr=LR if self.lr is None else self.lr, rule=self.rule or "adam")
 
     @property
     def missing(self) -> tuple[str, ...]:

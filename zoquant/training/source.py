@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoquant.checkpoint.loading import Runtime, default_compute_dtype, default_device, load
-from zoquant.errors import CheckpointError
+from zoquant.errors import CheckpointError, one_of
 
 Opened = tuple[nn.Module, Any, torch.device]
 """A model, its tokenizer and its device."""
@@ -41,7 +41,7 @@ class Source:
             ValueError: the dtype is unknown, or the device is none of this machine.
         """
         device = default_device() if self.device == "auto" else _device(self.device)
-        return device, _dtype("compute", self.compute_dtype) or default_compute_dtype(device)
+        return device, _dtype("compute_dtype", self.compute_dtype) or default_compute_dtype(device)
 
     def resolve_runtime(self) -> Runtime:
         """Return the runtime that `"auto"` means here; on a GPU it is measured at each load and stays `"auto"`.
@@ -60,7 +60,7 @@ class Source:
             ValueError: a dtype is unknown, or one of activations is asked of a vendor's runtime.
         """
         device, dtype = self.resolve()
-        activations = _dtype("activation", self.activation_dtype)
+        activations = _dtype("activation_dtype", self.activation_dtype)
         model, tokenizer = load(
             self.model, runtime=self.runtime, compute_dtype=dtype, activation_dtype=activations, device=device,
             delta=delta,
@@ -112,5 +112,5 @@ def _device(said: str) -> torch.device:
 def _dtype(name: str, said: str) -> torch.dtype | None:
     """Return the dtype that somebody named; None for `"auto"`."""
     if said not in ("auto", *_DTYPES):
-        raise ValueError(f"{name} dtype is {said!r}, expected auto or one of {list(_DTYPES)}.")
+        raise ValueError(f"{name} is {said!r}, expected {one_of(('auto', *_DTYPES), said)}")
     return _DTYPES.get(said)

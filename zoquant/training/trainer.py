@@ -6,6 +6,7 @@ from typing import Any
 
 from zoquant.distributed.launch import from_first, is_first, waiting
 from zoquant.errors import LossError, RewardError
+from zoquant.files.atomic_files import write_text
 from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
 from zoquant.record.delta import save_delta
@@ -21,7 +22,6 @@ from zoquant.training.resident_memory import rss_bytes
 from zoquant.training.settings import AUTO, Settings
 from zoquant.training.steps import Steps
 from zoquant.training.trails.states import States, go_on
-from zoquant.training.trails.trail import Trail
 from zoquant.training.trails.trajectories import Trajectories
 from zoquant.views.model_views import Views
 
@@ -59,7 +59,7 @@ def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
     moving = Moving.choose(settings, job.model, job.train, begun)
     facts = asdict(moving.settings) | job.identity
     if not resume:
-        folder.begin(facts, job.config)
+        folder.begin(facts, job.config_text(moving.settings))
     elif (trajectory := folder.resume(facts)) is not None:
         moving.optimizer.resume(trajectory)
     steps = Steps(job.model, job.train, moving, MicroBatches(folder.micro_batches))
@@ -76,7 +76,7 @@ def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "_Run":
     if resume:
         go_on(folder, facts, steps.descent)
     else:
-        folder.begin(facts, job.config)
+        folder.begin(facts, job.config_text(settings))
     return _Run(job, settings, views, steps, States(folder, steps.descent), on_progress)
 
 
@@ -89,7 +89,7 @@ class _Run:
         settings: Settings,
         views: Views,
         steps: Steps | BackwardSteps,
-        trail: Trail,
+        trail: Trajectories | States,
         on_progress: OnProgress,
         why: str | None = None,
     ) -> None:
@@ -140,11 +140,19 @@ class _Run:
             return None
         found = self.folder.read_calibration()
         if found is None and is_first():
+            self._say(doing="choosing lr, eps and clip")
             numbers = self._chosen()
             found = numbers.to_dict()
             self.folder.save_calibration(found)
+            self._tell_config(found)
             self._say(calibration=numbers)
         return found
+
+    def _tell_config(self, found: dict[str, Any]) -> None:
+        """Write down what the run chose, so that its config makes the same run again."""
+        used = replace(self.settings, **{name: found[name] for name in self.settings.missing})
+        if (text := self.job.config_text(used)) is not None:
+            write_text(self.folder.config, text)
 
     def _chosen(self) -> Numbers:
         numbers = self.settings.by_rule() if self.settings.subspace == "rows-columns" else self.steps.measure()
@@ -203,6 +211,7 @@ class _Run:
     def _evaluate(self) -> None:
         if self.job.held_out is None:
             return
+        self._say(doing="evaluating on held-out data")
         start = time.perf_counter()
         found = self.job.held_out.evaluate(self.job.model)
         steps, before = self.steps.done, self.folder.evaluations()
@@ -219,6 +228,7 @@ class _Run:
         if self.job.test is None or best is None:
             return
         delta = self.trail.best(best)
+        self._say(doing=f"testing step {best}")
         with holding(self.views, delta):
             self.test = self.job.test.evaluate(self.job.model)
             self.changed = self.views.share_changed()

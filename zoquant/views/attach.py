@@ -166,7 +166,7 @@ def _named(layer: AttachedLayer) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error) if isinstance(error, ZoquantError) else f"raised {type(error).__name__}: {error}"
-        if text.startswith(name):
+        if text.startswith((f"{name} (", f"{name}.", f"{name}: ")):
             raise
         raise UnsupportedLayoutError(f"{name} ({backend}): {text.removeprefix(f'{backend}: ')}") from error
 

@@ -179,7 +179,7 @@ class Views(Sequence[BoundView]):
     def check_space(self, space: Space) -> None:
         """Refuse with a ValueError a space that does not exist, or in which shared deltas have no meaning."""
         if space not in SPACES:
-            raise ValueError(f"space is {space!r}, expected one of {SPACES}.")
+            raise ValueError(f"space is {space!r}, expected one of {', '.join(SPACES)}.")
         if space == "absolute" and (shared := self.coupled_keys()):
             raise ValueError(
                 f"space is 'absolute', but {' and '.join(shared[0])} share their delta, which is only right in "

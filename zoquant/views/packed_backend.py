@@ -34,8 +34,8 @@ class PackedBackend(ABC):
         ]
 
     def grids(self, module: nn.Module) -> Mapping[str, Grid]:
-        """Return the grids of the fields that together scale the weights."""
-        return self.packed(module).grids()
+        """Return the grids of the fields that together scale the weights; a lookup table multiplies no input."""
+        return {} if isinstance(module, nn.Embedding) else self.packed(module).grids()
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight, float32 `[out_features, in_features]`."""
@@ -43,7 +43,9 @@ class PackedBackend(ABC):
             return self.packed(module).dequantize()
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype and on the device of the first field."""
+        """Return random numbers `[2, in_features]` in the dtype of the first field; of a lookup table some rows."""
         packed = self.packed(module)
+        if isinstance(module, nn.Embedding):
+            return torch.arange(min(4, packed.rows), device=packed.device)
         x = torch.randn(2, packed.columns, generator=torch.Generator().manual_seed(0))
         return x.to(packed.value(packed.fields[0].name))

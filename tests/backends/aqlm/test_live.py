@@ -39,7 +39,8 @@ def test_codes_that_a_forward_turned_around_are_turned_back(rows: int) -> None:
     layer: Any = aqlm_linear(rows=rows, columns=16, numba=True)
     before = layer.codes.detach().clone()
     x = AQLMBackend().sample_input(layer)
-    expected = layer(x)
+    expected = x @ AQLMBackend().dequantize(layer).t() + (0 if layer.bias is None else layer.bias)
+    layer(x)  # not compared: that kernel's threads add to one vector at once
     assert not same_bits(layer.codes, before)
     views = zoquant.attach(nn.ModuleDict({"a": layer}), roles=BOTH)
     assert [(view.name, view.role) for view in views] == [("a.scales", "scale"), ("a.codebooks", "codebook")]

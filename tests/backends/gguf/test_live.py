@@ -78,7 +78,7 @@ def test_what_is_no_packed_weight_is_refused() -> None:
     layer = gguf_linear()
     layer.weight = nn.Parameter(torch.zeros(12, 64))
     with pytest.raises(
-        UnsupportedLayoutError, match=r"a: gguf: the weight of GGUFLinear is a Parameter of torch\.float32"
+        UnsupportedLayoutError, match=r"a \(gguf-diffusers\): the weight of GGUFLinear is a Parameter of torch\.float32"
     ):
         attach(nn.ModuleDict({"a": layer}))
 
@@ -86,5 +86,7 @@ def test_what_is_no_packed_weight_is_refused() -> None:
 def test_an_unknown_type_is_refused() -> None:
     layer = gguf_linear()
     layer.weight.quant_type = gguf.GGMLQuantizationType.Q8_K
-    with pytest.raises(UnsupportedLayoutError, match="a: gguf: blocks of type Q8_K, expected one of Q4_0"):
+    with pytest.raises(
+        UnsupportedLayoutError, match=r"a \(gguf-diffusers\): blocks of type Q8_K, expected one of Q4_0"
+    ):
         attach(nn.ModuleDict({"a": layer}))

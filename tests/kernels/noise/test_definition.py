@@ -218,12 +218,12 @@ def test_the_square_table_sums_exactly() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        (("uniform",), "noise is 'uniform', expected one of ('rademacher', 'gaussian', 'sphere')."),
+        (("uniform",), "noise is 'uniform', expected one of rademacher, gaussian, sphere."),
         (("gaussian", 0.0), "density of the noise is 0.0, expected from 1/65536 to 1."),
         (("gaussian", 1e-9), "density of the noise is 1e-09, expected from 1/65536 to 1."),
         (("gaussian", 1.5), "density of the noise is 1.5, expected from 1/65536 to 1."),
         (("gaussian", float("nan")), "density of the noise is nan, expected from 1/65536 to 1."),
-        (("gaussian", 0.5, "row"), "unit of the noise is 'row', expected one of ('element', 'view', 'layer')."),
+        (("gaussian", 0.5, "row"), "unit of the noise is 'row', expected one of element, view, layer."),
     ],
 )
 def test_bad_noise_is_refused(fields: tuple[Any, ...], text: str) -> None:

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoquant.backends.aqlm.live import AQLMBackend
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
-from zoquant.checkpoint.folder.matrix import DENSE
-from zoquant.native import FieldSpec, PackedWeight, Values, VectorWeight
-from zoquant.native.values import per_row
+from zoquant.backends.aqlm.live import PARTS, AQLMBackend, aqlm_weight
+from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, MadeMatrix, StoredMatrix, open_folder
+from zoquant.protocol import Role
 
 _SETTINGS = {"num_codebooks": 64, "nbits_per_codebook": 24, "out_group_size": 4096, "in_group_size": 4096}
 """The settings of a checkpoint, in the order of the codebooks' shape, and the most that is believed of each."""
@@ -32,16 +30,11 @@ class AQLMFormat(FolderFormat):
     library = "aqlm"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix with codes.
-
-        Raises:
-            CheckpointError: a tensor is missing, or of another shape or dtype than the config says.
-        """
         settings = [_setting(folder, name, most) for name, most in _SETTINGS.items()]
-        paths = [name.removesuffix(".codes") for name in folder.tensors if name.endswith(".codes")]
-        if not paths:
+        found = {path: _matrix(folder, path, *settings) for path in folder.paths("codes")}
+        if not found:
             raise folder.error("codes", "at least one matrix with codes", "none")
-        return {path: _layer(folder, path, *settings) for path in paths}
+        return found
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return the model on aqlm's own layers, on a CPU with its plain torch product, and its tokenizer.
@@ -63,20 +56,6 @@ class AQLMFormat(FolderFormat):
         return model, tokenizer
 
 
-class AQLMLayer(StoredMatrix):
-    """One matrix of AQLM."""
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read codes, codebooks and scales."""
-        codebooks, scales = folder.read(f"{self.path}.codebooks"), folder.read(f"{self.path}.scales")
-        return VectorWeight(
-            f"AQLM {self.type}",
-            folder.read(f"{self.path}.codes"),
-            (FieldSpec("codebooks", "codebook", codebooks.dtype), codebooks),
-            Values(FieldSpec("scales", "scale", scales.dtype), scales, per_row),
-        )
-
-
 def _setting(folder: Folder, name: str, most: int) -> int:
     value = folder.quantization.get(name)
     if type(value) is not int or not 1 <= value <= most:
@@ -84,23 +63,17 @@ def _setting(folder: Folder, name: str, most: int) -> int:
     return value
 
 
-def _layer(folder: Folder, path: str, books: int, nbits: int, height: int, width: int) -> StoredMatrix:
-    names = tuple(f"{path}.{part}" for part in ("codes", "codebooks", "scales"))
-    shape = folder.tensor(names[0]).shape
+def _matrix(folder: Folder, path: str, books: int, nbits: int, height: int, width: int) -> StoredMatrix:
+    codes, codebooks, scales = names = tuple(f"{path}.{part}" for part in PARTS)
+    shape = folder.tensor(codes).shape
     if len(shape) != 3 or 0 in shape:
-        raise folder.error(names[0], f"[rows / {height}, columns / {width}, {books}]", f"{list(shape)}")
-    folder.expect(names[0], (*shape[:2], books), [_code_dtype(nbits)])
-    folder.expect(names[1], (books, 1 << nbits, height, width), DENSE)
-    folder.expect(names[2], (shape[0], 1, 1, 1), DENSE)
+        raise folder.error(codes, f"[rows / {height}, columns / {width}, {books}]", f"{list(shape)}")
+    folder.expect(codes, (*shape[:2], books), [_code_dtype(nbits)])
+    folder.expect(codebooks, (books, 1 << nbits, height, width), DENSE)
+    folder.expect(scales, (shape[0], 1, 1, 1), DENSE)
     kind = f"{books}x{nbits} g{width}" if height == 1 else f"{books}x{nbits} g{height}x{width}"
-    return AQLMLayer(
-        path=path,
-        rows=shape[0] * height,
-        columns=shape[1] * width,
-        type=kind,
-        tensors=names,
-        fields={"scales": ("scale", names[2]), "codebooks": ("codebook", names[1])},
-    )
+    fields: Mapping[str, tuple[Role, str]] = {"scales": ("scale", scales), "codebooks": ("codebook", codebooks)}
+    return MadeMatrix(path, shape[0] * height, shape[1] * width, kind, names, fields, make=aqlm_weight)
 
 
 def _code_dtype(nbits: int) -> torch.dtype:

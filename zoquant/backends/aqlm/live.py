@@ -5,20 +5,22 @@
 Source: aqlm 1.1.7, aqlm/inference.py (`QuantizedLinear`), aqlm/utils.py (`_dequantize_weight`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import FieldSpec, PackedWeight, Values, VectorWeight
+from zoquant.native.values import per_row
 from zoquant.protocol import ScaleView
-from zoquant.views.tensor_views import TensorView
+from zoquant.views.packed_backend import PackedBackend
 
+PARTS = ("codes", "codebooks", "scales")
 _OURS = "_zoquant_matmul"
 
 
-class AQLMBackend:
+class AQLMBackend(PackedBackend):
     """Serves `QuantizedLinear` of every shape: views `scales` and `codebooks`.
 
     On a CPU `open` changes the layer in two ways. Its product becomes aqlm's own plain torch one: the numba kernel adds
@@ -36,36 +38,27 @@ class AQLMBackend:
         """
         layer: Any = module
         if layer.codes.is_meta or layer.codebooks.is_meta:
-            raise UnsupportedLayoutError("aqlm: QuantizedLinear has no weights yet. Load them before attach.")
+            raise UnsupportedLayoutError("QuantizedLinear has no weights yet. Load them before attach.")
         if layer.codes.device.type == "cpu":
             _compute_with_torch(layer)
         groups = (layer.out_features // layer.out_group_size, layer.in_features // layer.in_group_size)
         if tuple(layer.codes.shape) != (*groups, layer.num_codebooks):
             raise UnsupportedLayoutError(
-                f"aqlm: codes of shape {tuple(layer.codes.shape)}, expected {(*groups, layer.num_codebooks)}. Load the "
+                f"codes of shape {tuple(layer.codes.shape)}, expected {(*groups, layer.num_codebooks)}. Load the "
                 "model again."
             )
-        return [
-            TensorView("scales", "scale", layer.scales),
-            TensorView("codebooks", "codebook", layer.codebooks),
-        ]
+        return super().open(module)
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return aqlm's own dequantized weight, float32."""
-        from aqlm.utils import _dequantize_weight, unpack_int_data
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the layer's own tensors."""
+        return aqlm_weight({name: getattr(module, name).detach() for name in PARTS})
 
-        layer: Any = module
-        with torch.no_grad():
-            codes = unpack_int_data(layer.codes, layer.nbits_per_codebook)
-            weight: Tensor = _dequantize_weight(codes, layer.codebooks, layer.scales)
-        return weight.float()
 
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the codebooks."""
-        layer: Any = module
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, layer.in_features, generator=generator)
-        return x.to(layer.codebooks.device, layer.codebooks.dtype)
+def aqlm_weight(tensors: Mapping[str, Tensor]) -> PackedWeight:
+    """Return the matrix of `codes`, `codebooks` and `scales`, of a file or a layer."""
+    codes, codebooks, scales = (tensors[name] for name in PARTS)
+    scale = Values(FieldSpec("scales", "scale", scales.dtype), scales, per_row)
+    return VectorWeight("AQLM", codes, (FieldSpec("codebooks", "codebook", codebooks.dtype), codebooks), scale)
 
 
 def _compute_with_torch(layer: Any) -> None:

@@ -18,32 +18,28 @@ Field = Literal["weight", "bias"]
 _NAME = re.compile(r"(?:blk\.(0|[1-9]\d{0,5})\.)?(\w+)\.(weight|bias)")
 _TOP: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _ATTENTION: Mapping[str, str] = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-}
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+}  # fmt: skip
 _MLP: Mapping[str, str] = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _EXPERTS: Mapping[str, str] = {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_exps": "mlp.experts.gate_proj",
-    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
-}
+}  # fmt: skip
 _SHARED_EXPERT: Mapping[str, str] = {
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-}
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}  # fmt: skip
 _QK_NORM: Mapping[str, str] = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _POST_NORM: Mapping[str, str] = {"ffn_norm": "post_attention_layernorm"}
 _FOUR_NORMS: Mapping[str, str] = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
-}
+}  # fmt: skip
+_FUSED: Mapping[str, str] = {
+    "attn_norm": "input_layernorm", "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,42 +105,24 @@ class Architecture:
         return self.norm_offset if target.part.endswith("norm") else 0.0
 
 
+_LLAMA_ORDER = {"attn_q", "attn_k"}
+_LLAMA_ROPE, _PHI_ROPE = {"rope_freqs.weight"}, {"rope_factors_long.weight", "rope_factors_short.weight"}
 ARCHITECTURES: Mapping[str, Architecture] = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture(
-            "llama",
-            "llama",
-            {**_ATTENTION, **_MLP, **_POST_NORM},
-            permuted=frozenset({"attn_q", "attn_k"}),
-            rope_tensors=frozenset({"rope_freqs.weight"}),
-        ),
+    each.name: each
+    for each in (
+        Architecture("llama", "llama", {**_ATTENTION, **_MLP, **_POST_NORM}, _LLAMA_ORDER, rope_tensors=_LLAMA_ROPE),
         Architecture("qwen2", "qwen2", {**_ATTENTION, **_MLP, **_POST_NORM}),
         Architecture("qwen3", "qwen3", {**_ATTENTION, **_MLP, **_POST_NORM, **_QK_NORM}),
         Architecture("qwen2moe", "qwen2_moe", {**_ATTENTION, **_EXPERTS, **_SHARED_EXPERT, **_POST_NORM}),
         Architecture("qwen3moe", "qwen3_moe", {**_ATTENTION, **_EXPERTS, **_POST_NORM, **_QK_NORM}),
         Architecture("gemma2", "gemma2", {**_ATTENTION, **_MLP, **_FOUR_NORMS}, norm_offset=1.0),
         Architecture("gemma3", "gemma3_text", {**_ATTENTION, **_MLP, **_FOUR_NORMS, **_QK_NORM}, norm_offset=1.0),
-        Architecture(
-            "phi3",
-            "phi3",
-            {
-                "attn_norm": "input_layernorm",
-                "attn_qkv": "self_attn.qkv_proj",
-                "attn_output": "self_attn.o_proj",
-                "ffn_up": "mlp.gate_up_proj",
-                "ffn_down": "mlp.down_proj",
-                **_POST_NORM,
-            },
-            rope_tensors=frozenset({"rope_factors_long.weight", "rope_factors_short.weight"}),
-        ),
+        Architecture("phi3", "phi3", {**_FUSED, **_POST_NORM}, rope_tensors=_PHI_ROPE),
     )
 }
 """`general.architecture` -> what zoquant knows of it."""
 
-_MIXTRAL = Architecture(
-    "mixtral", "mixtral", {**_ATTENTION, **_EXPERTS, **_POST_NORM}, permuted=frozenset({"attn_q", "attn_k"})
-)
+_MIXTRAL = Architecture("mixtral", "mixtral", {**_ATTENTION, **_EXPERTS, **_POST_NORM}, _LLAMA_ORDER)
 """What the architecture `llama` is in a file with experts."""
 
 

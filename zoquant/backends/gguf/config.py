@@ -9,6 +9,7 @@ configuration classes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zoquant.backends.gguf.architectures import Architecture
@@ -71,7 +72,10 @@ def config_of(header: Header, architecture: Architecture, rope_factors: Mapping[
         if keys.get(key):
             raise keys.error(key, "no such key, for zoquant cannot run such a model", repr(keys.get(key)))
     config = _common(keys)
-    config |= _EXTRAS[architecture.name](keys, config, rope_factors)
+    if architecture.name in _EXTRAS:
+        config |= _EXTRAS[architecture.name](keys, config)
+    if architecture.name == "phi3" and rope_factors:
+        config |= _long_rope(header.path, rope_factors)
     _check_heads(keys, config)
     return config
 
@@ -163,7 +167,7 @@ def _rope_scaling(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _llama(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _llama(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     tensors, width = keys.header.tensors, config["head_dim"]
     return {
         "head_dim": keys.integer("attention.key_length", keys.integer("rope.dimension_count", width)),
@@ -172,15 +176,11 @@ def _llama(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[f
     }
 
 
-def _qwen2(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
-    return {}
-
-
-def _qwen3(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _qwen3(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     return {"attention_bias": "blk.0.attn_q.bias" in keys.header.tensors}
 
 
-def _qwen2moe(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _qwen2moe(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     return {
         **_experts(keys),
         "shared_expert_intermediate_size": keys.integer("expert_shared_feed_forward_length"),
@@ -188,7 +188,7 @@ def _qwen2moe(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, lis
     }
 
 
-def _qwen3moe(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _qwen3moe(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     bias = "blk.0.attn_q.bias" in keys.header.tensors
     return {**_experts(keys), "attention_bias": bias, "norm_topk_prob": True}
 
@@ -204,7 +204,7 @@ def _experts(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _mixtral(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _mixtral(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     width = keys.integer("attention.key_length", keys.integer("rope.dimension_count", config["head_dim"]))
     experts = {"num_local_experts": keys.integer("expert_count"), "num_experts_per_tok": _experts_used(keys)}
     return {"head_dim": width, "sliding_window": None, **experts}
@@ -221,7 +221,7 @@ def _experts_used(keys: Keys) -> int:
     return used
 
 
-def _gemma2(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _gemma2(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "query_pre_attn_scalar": _query_scale(keys, config),
         "sliding_window": keys.integer("attention.sliding_window", 4096),
@@ -230,7 +230,7 @@ def _gemma2(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[
     }
 
 
-def _gemma3(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _gemma3(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     pattern = keys.get("attention.sliding_window_pattern")
     if pattern not in (None, 6):
         raise keys.error("attention.sliding_window_pattern", "6", repr(pattern)[:80])
@@ -249,37 +249,30 @@ def _query_scale(keys: Keys, config: dict[str, Any]) -> int:
     return int(config["head_dim"])
 
 
-def _phi3(keys: Keys, config: dict[str, Any], rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def _phi3(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     rotated = keys.integer("rope.dimension_count", config["head_dim"])
     context = config["max_position_embeddings"]
-    extras: dict[str, Any] = {
+    return {
         "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length", context),
         "partial_rotary_factor": rotated / config["head_dim"],
         "sliding_window": keys.number("attention.sliding_window", 0) or None,
     }
-    if rope_factors:
-        missing = {"rope_factors_long.weight", "rope_factors_short.weight"} - rope_factors.keys()
-        if missing:
-            raise CheckpointError(
-                f"{keys.header.path}: tensor {min(missing)!r}: expected long and short rope factors, got one of them. "
-                "Convert the checkpoint again."
-            )
-        extras["rope_scaling"] = {
-            "type": "longrope",
-            "short_factor": rope_factors["rope_factors_short.weight"],
-            "long_factor": rope_factors["rope_factors_long.weight"],
-        }
-    return extras
 
 
-_EXTRAS: Mapping[str, Callable[[Keys, dict[str, Any], Mapping[str, list[float]]], dict[str, Any]]] = {
-    "llama": _llama,
-    "qwen2": _qwen2,
-    "qwen3": _qwen3,
-    "qwen2moe": _qwen2moe,
-    "qwen3moe": _qwen3moe,
-    "mixtral": _mixtral,
-    "gemma2": _gemma2,
-    "gemma3": _gemma3,
-    "phi3": _phi3,
-}
+def _long_rope(path: Path, factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return the scaling that the rope tensors of Phi-3 ask for."""
+    missing = {"rope_factors_long.weight", "rope_factors_short.weight"} - factors.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path}: tensor {min(missing)!r}: expected long and short rope factors, got one of them. "
+            "Convert the checkpoint again."
+        )
+    short, long = (factors[f"rope_factors_{which}.weight"] for which in ("short", "long"))
+    return {"rope_scaling": {"type": "longrope", "short_factor": short, "long_factor": long}}
+
+
+_EXTRAS: Mapping[str, Callable[[Keys, dict[str, Any]], dict[str, Any]]] = {
+    "llama": _llama, "qwen3": _qwen3, "qwen2moe": _qwen2moe, "qwen3moe": _qwen3moe, "mixtral": _mixtral,
+    "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3,
+}  # fmt: skip
+"""What a kind of model asks for besides."""

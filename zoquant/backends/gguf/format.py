@@ -42,9 +42,6 @@ class GGUFFormat:
         Values are those of the file, also where the model holds them in another form: the norms of Gemma, to which the
         file adds 1, weights and biases in llama.cpp's rope order, and numbers of 16 bits, some of which become float32.
 
-        Args:
-            path: the file, or any shard.
-
         Raises:
             CheckpointError: a header is broken, a shard is missing, or zoquant does not know the kind of model.
         """
@@ -70,11 +67,6 @@ class GGUFFormat:
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return the model on native layers and its tokenizer, or None for a file without one.
-
-        Args:
-            path: the file, or any shard.
-            compute_dtype: dtype of the matrix products.
-            device: where the packed words and the values go.
 
         Raises:
             CheckpointError: the file is broken, or asks for what zoquant cannot do.
@@ -133,18 +125,9 @@ def _block_spans(module: str, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:
     codec = CODECS[tensor.type.name]
     groups = tensor.shape[-1] // codec.block
     for field, start in zip(codec.fields, codec.offsets, strict=True):
-        yield (
-            f"{module}.{field.name}",
-            Span(
-                role=field.role,
-                file=tensor.file.name,
-                offset=tensor.offset + start,
-                shape=(prod(tensor.shape[:-1]), groups),
-                strides=(groups * codec.nbytes, codec.nbytes),
-                dtype=field.dtype,
-                tensor=tensor.name,
-            ),
-        )
+        shape, strides = (prod(tensor.shape[:-1]), groups), (groups * codec.nbytes, codec.nbytes)
+        place = (tensor.file.name, tensor.offset + start, shape, strides, field.dtype, tensor.name)
+        yield f"{module}.{field.name}", Span(field.role, *place)
 
 
 def _numbers(tensor: TensorInfo) -> int:

@@ -6,7 +6,7 @@ every forward, so there is no cache to refresh.
 Source: diffusers 0.42.1, quantizers/gguf/utils.py (`GGUFParameter`, `GGUFLinear`, `dequantize_gguf_tensor`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native import QuantWeight
-from zoquant.protocol import Grid, ScaleView
+from zoquant.native import DenseWeight, PackedWeight, QuantWeight
+from zoquant.protocol import ScaleView
+from zoquant.views.packed_backend import PackedBackend
 from zoquant.views.tensor_views import BytesView
 
 
-class GGUFLinearBackend:
+class GGUFLinearBackend(PackedBackend):
     """Serves `GGUFLinear`: one view for each continuous field of a block, such as `d` and `dmin`."""
 
     name = "gguf-diffusers"
@@ -30,36 +31,34 @@ class GGUFLinearBackend:
         Raises:
             UnsupportedLayoutError: the weight is not the packed blocks of a type that zoquant knows.
         """
-        packed = _packed(module)
+        blocks = _blocks(module)
         if _type(module) == "BF16":
-            rows, columns = packed.shape[0], packed.shape[1] // 2
-            return [_view("weight", "dense", packed, 0, (rows, columns), 2, torch.bfloat16)]
+            rows, columns = blocks.shape[0], blocks.shape[1] // 2
+            return [_view("weight", "dense", blocks, 0, (rows, columns), 2, torch.bfloat16)]
         codec = _codec(module)
-        shape = packed.shape[0], packed.shape[1] // codec.nbytes
+        shape = blocks.shape[0], blocks.shape[1] // codec.nbytes
         return [
-            _view(field.name, field.role, packed, start, shape, codec.nbytes, field.dtype)
+            _view(field.name, field.role, blocks, start, shape, codec.nbytes, field.dtype)
             for field, start in zip(codec.fields, codec.offsets, strict=True)
         ]
 
-    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
-        """Return the grids of the fields: a row for every output, a column for every block."""
-        return {} if _type(module) == "BF16" else _matrix(module).grids()
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight by the layout of the file, float32 `[out_features, in_features]`."""
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix on zoquant's own codec: a copy of the blocks."""
+        blocks = _blocks(module)
         if _type(module) == "BF16":
-            return _packed(module).view(torch.bfloat16).float()
-        return _matrix(module).dequantize()
+            return DenseWeight(blocks.view(torch.bfloat16))
+        codec = _codec(module)
+        return QuantWeight(codec, *codec.split(blocks.view(blocks.shape[0], -1, codec.nbytes)))
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype that the layer multiplies in."""
         layer: Any = module
         x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
-        return x.to(_packed(module).device, layer.compute_dtype)
+        return x.to(_blocks(module).device, layer.compute_dtype)
 
 
-def _view(name: str, role: Any, packed: Tensor, start: int, shape: Any, step: int, dtype: torch.dtype) -> BytesView:
-    return BytesView(name, role, packed, offset=start, shape=shape, strides=(packed.shape[1], step), dtype=dtype)
+def _view(name: str, role: Any, blocks: Tensor, start: int, shape: Any, step: int, dtype: torch.dtype) -> BytesView:
+    return BytesView(name, role, blocks, offset=start, shape=shape, strides=(blocks.shape[1], step), dtype=dtype)
 
 
 def _type(module: nn.Module) -> str:
@@ -68,29 +67,23 @@ def _type(module: nn.Module) -> str:
     return "none" if kind is None else str(kind.name)
 
 
-def _packed(module: nn.Module) -> Tensor:
+def _blocks(module: nn.Module) -> Tensor:
     """Return the packed blocks as a plain tensor that shares their memory, uint8 `[rows, bytes]`."""
     weight: Any = module.weight
     if _type(module) == "none" or weight.dtype != torch.uint8 or weight.dim() != 2 or not weight.is_contiguous():
         raise UnsupportedLayoutError(
-            f"gguf: the weight of {type(module).__name__} is a {type(weight).__name__} of {weight.dtype}, expected the "
+            f"the weight of {type(module).__name__} is a {type(weight).__name__} of {weight.dtype}, expected the "
             "packed blocks of a GGUF file. Load the model with from_single_file and a GGUFQuantizationConfig."
         )
-    packed: Tensor = weight.as_tensor().detach()
-    return packed
+    blocks: Tensor = weight.as_tensor().detach()
+    return blocks
 
 
 def _codec(module: nn.Module) -> BlockCodec:
     codec = CODECS.get(_type(module))
     if codec is None:
         raise UnsupportedLayoutError(
-            f"gguf: blocks of type {_type(module)}, expected one of {', '.join(CODECS)}. Leave the layer out of attach "
+            f"blocks of type {_type(module)}, expected one of {', '.join(CODECS)}. Leave the layer out of attach "
             "with exclude=, or quantize the file to another type."
         )
     return codec
-
-
-def _matrix(module: nn.Module) -> QuantWeight:
-    """Return the matrix on zoquant's own codec: a copy of the blocks."""
-    packed, codec = _packed(module), _codec(module)
-    return QuantWeight(codec, *codec.split(packed.view(packed.shape[0], -1, codec.nbytes)))

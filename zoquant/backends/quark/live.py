@@ -57,4 +57,4 @@ def _scale(module: nn.Module) -> tuple[str, Tensor]:
 
 
 def _refusal(why: str) -> UnsupportedLayoutError:
-    return UnsupportedLayoutError(f"quark: QParamsLinear {why}. Load the checkpoint with runtime='native'.")
+    return UnsupportedLayoutError(f"QParamsLinear {why}. Load the checkpoint with runtime='native'.")

@@ -14,18 +14,16 @@ Source: VPTQ 0.0.5, vptq/layers/vqlinear.py, vptq/layers/model_base.py, vptq/uti
 `VptqConfig`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from zoquant.backends.vptq.settings import parts_of
 from zoquant.backends.vptq.weights import ROLES, Part, VPTQWeight
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
-from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, MadeMatrix, StoredMatrix
 from zoquant.errors import CheckpointError
-from zoquant.native import PackedWeight
 
 
 class VPTQFormat(FolderFormat):
@@ -37,58 +35,31 @@ class VPTQFormat(FolderFormat):
     reason = "transformers loads it on a GPU alone"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix with indices and centroids.
-
-        Raises:
-            CheckpointError: a tensor or setting is missing, or a tensor of another shape or dtype than they say.
-        """
-        paths = [
-            name.removesuffix(".centroids.weight") for name in folder.tensors if name.endswith(".centroids.weight")
-        ]
-        if not paths:
+        found = {path: _matrix(folder, path) for path in folder.paths("centroids.weight")}
+        if not found:
             raise folder.error("centroids.weight", "at least one matrix with centroids", "none")
-        return {path: _layer(folder, path) for path in paths}
+        return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class VPTQLayer(StoredMatrix):
-    """One matrix of VPTQ."""
-
-    parts: tuple[Part, ...]
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read all tensors of the layer."""
-        tensors = {name.removeprefix(f"{self.path}."): folder.read(name) for name in self.tensors}
-        return VPTQWeight(self.rows, self.columns, self.parts, tensors)
-
-
-def _layer(folder: Folder, path: str) -> StoredMatrix:
+def _matrix(folder: Folder, path: str) -> StoredMatrix:
     settings = _settings(folder, path)
 
     def fail(name: str, expected: str, got: str) -> CheckpointError:
         return folder.error(f"quantization_config, {path}: {name}", expected, got)
 
     parts = parts_of(settings, fail)
-    columns = sum(part.groups * part.size for part in parts)
-    shape = folder.tensor(f"{path}.indices").shape
-    length = parts[-1].length
-    rows = settings.get("out_features", -1)
+    columns, length = sum(part.groups * part.size for part in parts), parts[-1].length
+    shape, rows = folder.tensor(f"{path}.indices").shape, settings.get("out_features", -1)
     rows = shape[1] * length if rows == -1 and len(shape) == 3 else rows
     if type(rows) is not int or not 0 < rows < 1 << 31:
         raise fail("out_features", "a number of rows", repr(rows)[:80])
     if settings.get("in_features", -1) not in (-1, columns):
         raise fail("in_features", f"{columns}, the columns of all groups", repr(settings["in_features"])[:80])
-    names = [name for part in parts for name in _check_part(folder, path, part, rows)]
-    names += _check_rest(folder, path, settings, columns)
-    return VPTQLayer(
-        path=path,
-        rows=rows,
-        columns=columns,
-        type=f"v{length} " + "+".join(str(book.entries) for book in parts[-1].books),
-        tensors=tuple(f"{path}.{name}" for name in names),
-        fields={name: (ROLES[name], f"{path}.{name}") for name in names if name in ROLES},
-        parts=parts,
-    )
+    names = [*_checked(folder, path, parts, rows), *_checked_rest(folder, path, settings, columns)]
+    fields = {name: (ROLES[name], f"{path}.{name}") for name in names if name in ROLES}
+    kind = f"v{length} " + "+".join(str(book.entries) for book in parts[-1].books)
+    tensors = tuple(f"{path}.{name}" for name in names)
+    return MadeMatrix(path, rows, columns, kind, tensors, fields, make=partial(VPTQWeight, rows, columns, parts))
 
 
 def _settings(folder: Folder, path: str) -> Mapping[str, Any]:
@@ -100,23 +71,21 @@ def _settings(folder: Folder, path: str) -> Mapping[str, Any]:
     raise folder.error("quantization_config", f"the settings of {path} in config_for_layers", "none")
 
 
-def _check_part(folder: Folder, path: str, part: Part, rows: int) -> Iterator[str]:
-    """Yield the tensors of a part, each checked."""
-    dtype, width = (torch.int16, 16) if part.codes == "outlier_indices" else (torch.int32, 32)
-    shape = (part.groups, -(-rows // part.length), -(-part.size * part.bits // width))
-    folder.expect(f"{path}.{part.codes}", shape, [dtype])
-    yield part.codes
-    for book in part.books:
-        folder.expect(f"{path}.{book.name}", (part.groups, book.entries * part.length), DENSE)
-        yield book.name
+def _checked(folder: Folder, path: str, parts: Sequence[Part], rows: int) -> Iterator[str]:
+    """Yield the tensors of indices and centroids, each checked."""
+    for part in parts:
+        dtype, width = (torch.int16, 16) if part.codes == "outlier_indices" else (torch.int32, 32)
+        shape = (part.groups, -(-rows // part.length), -(-part.size * part.bits // width))
+        folder.expect(f"{path}.{part.codes}", shape, [dtype])
+        yield part.codes
+        for book in part.books:
+            folder.expect(f"{path}.{book.name}", (part.groups, book.entries * part.length), DENSE)
+            yield book.name
 
 
-def _check_rest(folder: Folder, path: str, settings: Mapping[str, Any], columns: int) -> Iterator[str]:
+def _checked_rest(folder: Folder, path: str, settings: Mapping[str, Any], columns: int) -> Iterator[str]:
     """Yield the tensors of the permutation and the norm, each checked."""
-    if settings.get("enable_perm"):
-        folder.expect(f"{path}.perm", (columns,), [torch.int16])
-        yield "perm"
-    if settings.get("enable_norm"):
-        for name in ("weight_scale", "weight_bias"):
-            folder.expect(f"{path}.{name}", (columns,), DENSE)
-            yield name
+    perm = ["perm"] if settings.get("enable_perm") else []
+    for name in (*perm, *(["weight_scale", "weight_bias"] if settings.get("enable_norm") else [])):
+        folder.expect(f"{path}.{name}", (columns,), [torch.int16] if name == "perm" else DENSE)
+        yield name

@@ -9,7 +9,7 @@ from zoquant.checkpoint.folder.layout import (
     TableLayout,
     layouts_that_fit,
 )
-from zoquant.checkpoint.folder.matrix import DENSE, StoredMatrix, refuse_experts, refuse_leftovers
+from zoquant.checkpoint.folder.matrix import DENSE, MadeMatrix, StoredMatrix, refuse_experts, refuse_leftovers
 from zoquant.checkpoint.folder.reading import Folder, open_folder
 from zoquant.checkpoint.folder.stored_codes import SharedCodes, StoredCodes
 from zoquant.checkpoint.folder.stored_numbers import (
@@ -34,6 +34,7 @@ __all__ = [
     "FolderFormat",
     "LaidMatrix",
     "Layout",
+    "MadeMatrix",
     "PackedZeros",
     "SharedCodes",
     "StoredCodes",

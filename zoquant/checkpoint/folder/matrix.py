@@ -1,10 +1,11 @@
 """One quantized matrix of a folder, as its headers describe it; a format adds how its words are read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from zoquant.checkpoint.folder.reading import Folder
 from zoquant.errors import UnsupportedLayoutError
@@ -40,6 +41,21 @@ class StoredMatrix(ABC):
     @abstractmethod
     def packed(self, folder: Folder) -> PackedWeight:
         """Read the matrix. Shapes and dtypes were checked when the layer was made."""
+
+
+@dataclass(frozen=True)
+class MadeMatrix(StoredMatrix):
+    """One matrix that is no `Layout`.
+
+    Attributes:
+        make: takes the tensors by their local names; returns the matrix.
+    """
+
+    make: Callable[[Mapping[str, Tensor]], PackedWeight] = field(repr=False, kw_only=True)
+
+    def packed(self, folder: Folder) -> PackedWeight:
+        """Read the matrix."""
+        return self.make({name.removeprefix(f"{self.path}."): folder.read(name) for name in self.tensors})
 
 
 def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from zoquant.cli.flags import SOURCE, source_of, with_flags
+from zoquant.cli.progress import waiting
 from zoquant.cli.show import JSON, mebibytes, show_json, show_pairs, show_rows
 
 
@@ -29,7 +30,9 @@ def bench_command(
     for name, value, least in (("--batch-size", batch_size, 1), ("--length", length, 1), ("--rounds", rounds, 2)):
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}.")
-    found = measure(source_of(given), batch_size, length, rounds)
+    source = source_of(given)
+    with waiting(f"measuring {source.model}", silent=json):
+        found = measure(source, batch_size, length, rounds)
     if json:
         show_json(found)
         return

@@ -62,9 +62,9 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"noise is {self.kind!r}, expected one of {KINDS}.")
+            raise ValueError(f"noise is {self.kind!r}, expected one of {', '.join(KINDS)}.")
         if self.unit not in UNITS:
-            raise ValueError(f"unit of the noise is {self.unit!r}, expected one of {UNITS}.")
+            raise ValueError(f"unit of the noise is {self.unit!r}, expected one of {', '.join(UNITS)}.")
         if not (0 < self.density <= 1 and self.threshold):
             raise ValueError(f"density of the noise is {self.density!r}, expected from 1/65536 to 1.")
 

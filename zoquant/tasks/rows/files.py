@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoquant.errors import DataError
+from zoquant.errors import DataError, reason_of
 from zoquant.files.plain_json import parse_json
 from zoquant.tasks.rows.row import Row, row_of
 
@@ -45,8 +45,7 @@ def _text(file: Path) -> list[Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        said = (error.strerror if isinstance(error, OSError) else None) or error
-        raise DataError(f"{file}: cannot be read: {said}. Pass a text file in UTF-8.") from error
+        raise DataError(f"{file}: cannot be read: {reason_of(error)}. Pass a text file in UTF-8.") from error
     if file.suffix == ".txt":
         return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
     if file.suffix not in (".jsonl", ".json"):
@@ -145,5 +144,5 @@ def _parquet(file: Path) -> list[Row]:
     try:
         rows: list[Row] = parquet.read_table(file).to_pylist()
     except (OSError, ArrowException, UnicodeDecodeError) as error:  # the last for text and names that are no UTF-8
-        raise DataError(f"{file}: cannot be read: {error}. Is it a whole Parquet file?") from error
+        raise DataError(f"{file}: cannot be read: {reason_of(error)}. Is it a whole Parquet file?") from error
     return [row_of(row) for row in rows]

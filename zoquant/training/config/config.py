@@ -4,7 +4,7 @@ A new flag is one line: a field `name: Annotated[type, "what it means"] = defaul
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 
 from zoquant.checkpoint.loading import Runtime
 from zoquant.checkpoint.sha256 import checkpoint_sha256
-from zoquant.errors import ConfigError, DataError
+from zoquant.errors import ConfigError, DataError, shown
 from zoquant.files.sha256 import file_sha256
 from zoquant.registry import own_package
 from zoquant.tasks import TaskSettings
+from zoquant.tasks.spec import lacking, told_missing
 from zoquant.training.config.file import ConfigFile, toml_text
 from zoquant.training.config.value import AUTO, convert
 from zoquant.training.settings import Settings
@@ -94,32 +95,40 @@ class Config:
             raise DataError(f"batches is 'balanced', but task {self.asked.task} has no labels. Take shuffled.")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> "Config":
+    def of(
+        cls, values: Mapping[str, Any], sha256: Mapping[str, str] | None = None, lacks: Sequence[str] = ()
+    ) -> "Config":
         """Return the config that some values by key make, with defaults for the others.
 
         Args:
             values: text, numbers, lists and tables, as a file or the command line has them.
             sha256: what the files must hash to.
+            lacks: what else is missing, to be told together with keys that are.
 
         Raises:
             ConfigError: a key is unknown, a value is of another type, or one that must be given is missing.
             ValueError: a setting is out of its range.
         """
-        known = keys()
-        for name, key in known.items():
-            if name not in values and key.default is MISSING:
-                raise ConfigError(f"{name} is missing: {key.help} Give it on the command line or in the config file.")
+        for name in values:
+            key_of(name)
+        missing = [name for name, key in keys().items() if name not in values and key.default is MISSING]
+        missing += lacking(str(values.get("task", TaskSettings.task)), values.get("template"), values.get("labels"))
+        if missing or lacks:
+            raise ConfigError(told_missing([*missing, *lacks]))
         taken = {name: convert(name, value, key_of(name).kind) for name, value in values.items()}
         asked, settings = _made(TaskSettings, taken), _made(Settings, taken)
         return cls(**taken, asked=asked, settings=settings, sha256=dict(sha256 or {}))
 
     @classmethod
-    def read(cls, path: str | Path | None, changes: Mapping[str, Any] | None = None) -> "Config":
+    def read(
+        cls, path: str | Path | None, changes: Mapping[str, Any] | None = None, lacks: Sequence[str] = ()
+    ) -> "Config":
         """Return the config of a TOML or YAML file.
 
         Args:
             path: a file whose name ends in .toml, .yaml or .yml; None for none.
             changes: values by key that go before those of the file; a reward must be among them, since it is run.
+            lacks: what else is missing, to be told together with keys that are.
 
         Raises:
             ConfigError: the file cannot be read, or says something that cannot be; the key and the line are named.
@@ -127,7 +136,7 @@ class Config:
         """
         changes = changes or {}
         if path is None:
-            return cls.of(changes)
+            return cls.of(changes, lacks=lacks)
         file = ConfigFile.read(path)
         values = dict(file.values)
         sha256 = values.pop(_SHA256, {})
@@ -137,12 +146,12 @@ class Config:
                 convert(name, value, key_of(name).kind)
             if values.get("reward") is not None and "reward" not in changes:
                 raise ConfigError(
-                    f"reward is {values['reward']!r}: a file alone runs no command, and sends nothing to a URL. If you "
-                    "trust it, say it on the command line as well: --reward.",
+                    f"reward is {shown(values['reward'])}: a file alone runs no command, and sends nothing to a URL. "
+                    "If you trust it, say it on the command line as well: --reward.",
                     "reward",
                 )
         kept = {name: text for name, text in sha256.items() if name not in changes}
-        return cls.of(values | dict(changes), kept)
+        return cls.of(values | dict(changes), kept, lacks)
 
     @property
     def source(self) -> Source:
@@ -152,10 +161,8 @@ class Config:
     def resolved(self, *, opened: bool = False) -> "Config":
         """Return the config with what `auto` means here, and with the sha256 of every file.
 
-        Of a model that is opened already no file is looked for.
-        `auto` stays for lr, eps and clip, which a rerun calibrates to the same numbers, and for the runtime on a GPU
-        and what passes between its layers.
-        Data that is a folder or on the Hub has no sha256.
+        Of a model that is opened already no file is looked for. `auto` stays for what the run itself will choose, for
+        the runtime on a GPU and what passes between its layers. Data that is a folder or on the Hub has no sha256.
 
         Raises:
             ConfigError: a file is not the one that `sha256` names.
@@ -175,8 +182,9 @@ class Config:
         balanced = self.protocol is None and self.asked.has_labels
         batches: Batches = self.batches if self.batches != AUTO else "balanced" if balanced else "shuffled"
         return replace(
-            self, batches=batches, device=str(device), compute_dtype=str(dtype).removeprefix("torch."),
-            runtime=runtime, activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
+            self, settings=self.settings.resolved(), batches=batches, device=str(device),
+            compute_dtype=str(dtype).removeprefix("torch."), runtime=runtime,
+            activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
         )  # fmt: skip
 
     def to_toml(self) -> str:
@@ -231,7 +239,7 @@ def _keys_of(owner: Any) -> Iterator[Key]:
 
 def _check_sha256(found: Any) -> None:
     if not isinstance(found, dict):
-        raise ConfigError(f"{_SHA256} is {found!r}, expected a table of {', '.join(_FILES)}.", _SHA256)
+        raise ConfigError(f"{_SHA256} is {shown(found)}, expected a table of {', '.join(_FILES)}.", _SHA256)
     for name in found:
         if name not in _FILES:
             key = f"{_SHA256}.{name}"

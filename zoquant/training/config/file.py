@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from zoquant.errors import ConfigError
+from zoquant.errors import ConfigError, reason_of
 from zoquant.training.config.lines import toml_lines, yaml_lines
 
 if sys.version_info >= (3, 11):
@@ -53,7 +53,7 @@ class ConfigFile:
                 data = opened.read(_MOST + 1)
             text = data.decode("utf-8").replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: cannot be read: {error}. Check the path.") from error
+            raise ConfigError(f"{file}: cannot be read: {reason_of(error)}. Check the path.") from error
         if len(data) > _MOST:
             raise ConfigError(f"{file}: expected at most {_MOST} bytes. Is it the right file?")
         values = _toml(file, text) if file.suffix == ".toml" else _yaml(file, text)

@@ -4,7 +4,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from zoquant.errors import ConfigError, one_of
+from zoquant.errors import ConfigError, one_of, shown
 from zoquant.tasks.template import parse_words
 
 AUTO = "auto"
@@ -35,12 +35,19 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     return _plain(name, value, kind)
 
 
+def told(value: Any) -> str:
+    """Return the value of a setting as people write it."""
+    if value is None or isinstance(value, bool):
+        return {None: "not given", True: "true", False: "false"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _plain(name: str, value: Any, kind: type) -> Any:
     if kind is float:
         return _number(name, value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         said = {bool: "true or false", int: "a whole number", str: "text"}[kind]
-        raise ConfigError(f"{name} is {value!r}, expected {said}.", name)
+        raise ConfigError(f"{name} is {shown(value)}, expected {said}.", name)
     return value
 
 
@@ -51,19 +58,19 @@ def _number(name: str, value: Any) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{name} is {value!r:.80}, expected a number.", name) from error
+        raise ConfigError(f"{name} is {shown(value)}, expected a number.", name) from error
 
 
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}, expected {one_of(choices, value)}", name)
+        raise ConfigError(f"{name} is {shown(value)}, expected {one_of(choices, value)}", name)
     return value
 
 
 def _tuple(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
     value = value.split(",") if isinstance(value, str) else value
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{name} is {value!r}, expected a list.", name)
+        raise ConfigError(f"{name} is {shown(value)}, expected a list.", name)
     return tuple(convert(name, each, kind) for each in value)
 
 
@@ -71,8 +78,8 @@ def _table(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, str):
         return dict(parse_words(value))
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} is {value!r}, expected a table.", name)
+        raise ConfigError(f"{name} is {shown(value)}, expected a table.", name)
     for key, word in value.items():
         if not isinstance(word, str):
-            raise ConfigError(f"{name}.{key} is {word!r}, expected text. Put it in quotes.", name)
+            raise ConfigError(f"{name}.{key} is {shown(word)}, expected text. Put it in quotes.", name)
     return {str(key): word for key, word in value.items()}

@@ -19,7 +19,7 @@ class Trajectories:
         self.journal: Journal | None = None
 
     def begin(self) -> None:
-        """Open the journal."""
+        """Open the journal, for this life of the run."""
         self.journal = self.optimizer.trajectory.journal(self.folder.journal, self.optimizer.probes)
 
     def record(self) -> None:

@@ -175,6 +175,7 @@ def _eighths(sign: Tensor) -> Tensor:
     return eighths.mul_(-0.25).add_(0.125).unsqueeze(-1)
 
 
+_SCATTERED = "its d is scattered over the top nibbles of four words, so no run of bytes holds it"
 CODECS = (
     BlockCodec("IQ2_XXS", 256, 66, (D,), (0,), _iq2_xxs),
     BlockCodec("IQ2_XS", 256, 74, (D,), (0,), _iq2_xs),
@@ -182,13 +183,5 @@ CODECS = (
     BlockCodec("IQ3_XXS", 256, 98, (D,), (0,), _iq3_xxs),
     BlockCodec("IQ3_S", 256, 110, (D,), (0,), _iq3_s),
     BlockCodec("IQ1_S", 256, 50, (D,), (0,), _iq1_s),
-    BlockCodec(
-        "IQ1_M",
-        256,
-        56,
-        (),
-        (),
-        _iq1_m,
-        reason="its d is scattered over the top nibbles of four words, so no run of bytes holds it",
-    ),
+    BlockCodec("IQ1_M", 256, 56, (), (), _iq1_m, _SCATTERED),
 )

@@ -86,35 +86,14 @@ def _e8m0() -> Tensor:
 
 def _e4m3_halved() -> Tensor:
     """Byte -> half of the number; the sign bit is not looked at, and 0x7F stands for 0."""
-
-    def number(byte: int) -> float:
-        exponent, mantissa = byte >> 3 & 15, byte & 7
-        if byte in (0, 0x7F):
-            return 0.0
-        return (mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)) / 2
-
-    return torch.tensor([number(byte) for byte in range(256)])
+    return (torch.arange(256) & 127).to(torch.uint8).view(torch.float8_e4m3fn).float().div_(2).nan_to_num_(0.0)
 
 
+_E8M0 = "its scale is a power of two (E8M0): the smallest step is a factor of 2"
+_E4M3 = "its scales have 3 bits of mantissa (E4M3): the smallest step is 6 to 12 %"
 CODECS = (
     BlockCodec("IQ4_NL", 32, 18, (D,), (0,), _iq4_nl),
     BlockCodec("IQ4_XS", 256, 136, (D,), (0,), _iq4_xs),
-    BlockCodec(
-        "MXFP4",
-        32,
-        17,
-        (),
-        (),
-        _mxfp4,
-        reason="its scale is a power of two (E8M0): the smallest step is a factor of 2",
-    ),
-    BlockCodec(
-        "NVFP4",
-        64,
-        36,
-        (),
-        (),
-        _nvfp4,
-        reason="its scales have 3 bits of mantissa (E4M3): the smallest step is 6 to 12 %",
-    ),
+    BlockCodec("MXFP4", 32, 17, (), (), _mxfp4, _E8M0),
+    BlockCodec("NVFP4", 64, 36, (), (), _nvfp4, _E4M3),
 )
