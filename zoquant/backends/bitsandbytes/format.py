@@ -52,10 +52,6 @@ class BitsAndBytesFormat(FolderFormat):
         """Return the model on bitsandbytes' own layers, their AVX512 kernel switched off, and its tokenizer.
 
         That kernel packs the words anew at the first forward and rounds absmax to bfloat16.
-
-        Raises:
-            UnsupportedLayoutError: bitsandbytes is not installed.
-            CheckpointError: transformers refuses the checkpoint.
         """
         model, tokenizer = super().open_vendor(path, compute_dtype=compute_dtype, device=device)
         layers: list[Any] = [each for each in model.modules() if hasattr(each, "support_avx512bf16_for_cpu")]

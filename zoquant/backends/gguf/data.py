@@ -8,13 +8,13 @@ from torch import Tensor
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.backends.gguf.header import TensorInfo
 from zoquant.backends.gguf.types import DENSE
-from zoquant.errors import CheckpointError
 from zoquant.files.tensors import StoredTensor
 from zoquant.native import PackedWeight, QuantWeight
 from zoquant.native.dense import DenseWeight
 
 CHUNK = 8 << 20
 """Bytes that are read at a time."""
+_REMEDY = "Quantize the checkpoint to another type, or download it again."
 
 
 def read_dense(tensor: TensorInfo, device: torch.device) -> Tensor:
@@ -25,7 +25,7 @@ def read_dense(tensor: TensorInfo, device: torch.device) -> Tensor:
     """
     dtype = DENSE.get(tensor.type.name)
     if dtype is None:
-        raise _error(tensor, f"one of the types {', '.join(DENSE)}", tensor.type.name)
+        raise tensor.error(f"one of the types {', '.join(DENSE)}", tensor.type.name, _REMEDY)
     return _place(tensor, 0, tensor.nbytes, tensor.shape, dtype).read().to(device)
 
 
@@ -67,14 +67,7 @@ def _place(tensor: TensorInfo, start: int, nbytes: int, shape: tuple[int, ...], 
 def _codec(tensor: TensorInfo) -> BlockCodec:
     codec = CODECS.get(tensor.type.name)
     if codec is None:
-        raise _error(tensor, f"one of the types {', '.join([*DENSE, *CODECS])}", tensor.type.name)
+        raise tensor.error(f"one of the types {', '.join([*DENSE, *CODECS])}", tensor.type.name, _REMEDY)
     if len(tensor.shape) < 2:
-        raise _error(tensor, "a matrix", f"shape {tensor.shape}")
+        raise tensor.error("a matrix", f"shape {tensor.shape}", _REMEDY)
     return codec
-
-
-def _error(tensor: TensorInfo, expected: str, got: str) -> CheckpointError:
-    return CheckpointError(
-        f"{tensor.file}: tensor {tensor.name!r}: expected {expected}, got {got}. "
-        "Quantize the checkpoint to another type, or download it again."
-    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoquant.backends.gguf.architectures import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.config import Keys, config_of
 from zoquant.backends.gguf.data import read_dense, read_matrix
-from zoquant.backends.gguf.header import Header, TensorInfo
+from zoquant.backends.gguf.header import Header, TensorInfo, refusal
 from zoquant.backends.gguf.types import DENSE
 from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.errors import CheckpointError
@@ -159,10 +159,8 @@ class _Filler:
             raise self._contradiction(info, f"{path}.{field}", wanted)
 
     def _contradiction(self, info: TensorInfo, key: str, wanted: object) -> CheckpointError:
-        return CheckpointError(
-            f"{info.file}: tensor {info.name!r} ({key}): expected {wanted}, got {info.shape}. "
-            "The file contradicts its metadata; convert the checkpoint again."
-        )
+        remedy = "The file contradicts its metadata; convert the checkpoint again."
+        return refusal(info.file, f"tensor {info.name!r} ({key})", str(wanted), str(info.shape), remedy)
 
     def _native(self, module: nn.Module, weight: Part, bias: Tensor | None) -> nn.Module:
         target, info = weight
@@ -172,10 +170,8 @@ class _Filler:
         if isinstance(module, nn.Embedding):
             scale = getattr(module, "embed_scale", None)
             return QuantEmbedding(packed, scale=None if scale is None else float(scale))
-        raise CheckpointError(
-            f"{info.file}: tensor {info.name!r} ({target.module}): expected one of the types "
-            f"{', '.join(DENSE)} for a {type(module).__name__}, got {info.type.name}. Convert the checkpoint again."
-        )
+        expected = f"one of the types {', '.join(DENSE)} for a {type(module).__name__}"
+        raise refusal(info.file, f"tensor {info.name!r} ({target.module})", expected, info.type.name)
 
     def _numbers(self, part: Part) -> tuple[Tensor, StoredForm]:
         """Return plain numbers as the model holds them, float32, and how the file does."""
@@ -191,10 +187,7 @@ class _Filler:
         config: Any = self.model.config
         width: int = config.head_dim
         if info.shape[0] % width or width % 2:
-            raise CheckpointError(
-                f"{info.file}: tensor {info.name!r}: expected rows for heads of {width}, got {info.shape[0]} "
-                "rows. Convert the checkpoint again."
-            )
+            raise info.error(f"rows for heads of {width}", f"{info.shape[0]} rows")
         return torch.arange(info.shape[0]).view(-1, width // 2, 2).transpose(1, 2).flatten()
 
     def _tie(self) -> None:
@@ -223,10 +216,8 @@ def _set_rope(header: Header, model: nn.Module, factors: Tensor | None) -> None:
 
 def _divide(header: Header, frequencies: Tensor, factors: Tensor) -> None:
     if factors.shape != frequencies.shape:
-        raise CheckpointError(
-            f"{header.path}: tensor 'rope_freqs.weight': expected shape {tuple(frequencies.shape)}, "
-            f"got {tuple(factors.shape)}. Convert the checkpoint again."
-        )
+        expected, got = f"shape {tuple(frequencies.shape)}", str(tuple(factors.shape))
+        raise refusal(header.path, "tensor 'rope_freqs.weight'", expected, got)
     frequencies.div_(factors)
 
 
