@@ -11,20 +11,14 @@ from torch import Tensor, nn
 
 from zoquant.backends.awq.layout import BITS, FAST, GEMM, GEMM_ZEROS, GEMV, awq_layout
 from zoquant.backends.gptq import live as gptq
-from zoquant.backends.gptq.views import (
-    BufferView,
-    Int4PackView,
-    dequantize_pairs,
-    pairs_of,
-    pairs_or_scales,
-    zeros_of_pairs,
-)
-from zoquant.checkpoint.folder import AffineLayout
+from zoquant.backends.gptq.views import BufferView, dequantize_pairs
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import PackedWeight
 from zoquant.protocol import ScaleView
+from zoquant.views.packed_backend import PackedBackend
 
 
-class GEMMBackend:
+class GEMMBackend(PackedBackend):
     """`AwqTorchLinear`, `AwqGEMMLinear` and `AwqGEMMTritonLinear`, AutoAWQ's `WQLinear_GEMM`: they decode each time."""
 
     name = "awq"
@@ -37,21 +31,14 @@ class GEMMBackend:
             UnsupportedLayoutError: other than 4 bits.
         """
         _check_bits(module)
-        names = [numbers.name for numbers in self._layout(module).numbers if numbers.role]
-        return [BufferView(name, module, dtype=getattr(module, name).dtype) for name in names]
+        fields = self.packed(module).fields
+        return [BufferView(field.name, module, dtype=field.dtype) for field in fields]
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, decoded from the layer's words."""
-        return self._layout(module).weight_of(module).dequantize()
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales."""
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the layer's own tensors."""
         layer: Any = module
-        return gptq.random_input(layer.in_features, layer.scales)
-
-    def _layout(self, module: Any) -> AffineLayout:
-        zeros = getattr(module, "zeros_name", "qzeros")  # GPTQModel's layers of llm-awq have another
-        return awq_layout(self.kind, max(module.group_size, 0), zeros=zeros)
+        zeros = getattr(layer, "zeros_name", "qzeros")  # GPTQModel's layers of llm-awq have another
+        return awq_layout(self.kind, max(layer.group_size, 0), zeros=zeros).weight_of(layer)
 
 
 class GEMVBackend(GEMMBackend):
@@ -70,30 +57,28 @@ class FastBackend(GEMMBackend):
         return super().sample_input(module).unsqueeze(0)
 
 
-class Int4PackBackend(GEMMBackend):
+class Int4PackBackend(gptq.Int4PackBackend):
     """GPTQModel's `TorchAtenAwqLinear` and `TorchFusedAwqLinear`: they pack scales with offsets when they first run."""
+
+    name = "awq"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
         """Return the view of `scales`, `[groups, out_features]`; it writes where the kernel reads.
 
         Raises:
-            UnsupportedLayoutError: a scale of zero after the first forward.
+            UnsupportedLayoutError: other than 4 bits, or a scale of zero after the first forward.
         """
         _check_bits(module)
-        layer: Any = module
-        pairs = pairs_of(layer)
-        zeros = GEMM_ZEROS(layer.qzeros, slice(None)).t() if pairs is None else zeros_of_pairs(pairs)
-        return [Int4PackView(layer, zeros)]
+        return super().open(module)
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""
-        pairs = pairs_of(module)
-        return super().dequantize(module) if pairs is None else dequantize_pairs(module, pairs)
+    def loaded_zeros(self, layer: Any) -> Tensor:
+        return GEMM_ZEROS(layer.qzeros, slice(None)).t()
 
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
-        layer: Any = module
-        return gptq.random_input(layer.in_features, pairs_or_scales(layer))
+    def loaded_weight(self, layer: Any) -> Tensor:
+        return GEMMBackend().dequantize(layer)
+
+    def packed_weight(self, layer: Any, pairs: Tensor) -> Tensor:
+        return dequantize_pairs(layer, pairs)
 
 
 class AVX512Backend(gptq.AVX512Backend):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.backends.gptq.layout import gptq_layout
+from zoquant.backends.gptq.layout import Wrap, gptq_layout
 from zoquant.backends.gptq.views import (
     CENTRE,
     BufferView,
@@ -21,8 +21,10 @@ from zoquant.backends.gptq.views import (
     zeros_of_pairs,
 )
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import PackedWeight
 from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
+from zoquant.views.packed_backend import PackedBackend
 from zoquant.views.tensor_views import TensorView
 
 _OLD = "cuda-old"
@@ -46,10 +48,7 @@ class TorchBackend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return GPTQModel's own dequantized weight, rounded to the dtype of the scales as its forward has it."""
-        layer: Any = module
-        with torch.no_grad():
-            weight: Tensor = type(layer).dequantize_weight(layer)
-        return weight.t().float()
+        return own_weight(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""
@@ -84,7 +83,7 @@ class Int4PackBackend:
         """
         layer: Any = module
         pairs = pairs_of(layer)
-        zeros = _unpacked_zeros(layer) if pairs is None else zeros_of_pairs(pairs)
+        zeros = self.loaded_zeros(layer) if pairs is None else zeros_of_pairs(pairs)
         if type(layer).__name__ == "TorchFusedLinear" and not (layer.sym and bool((zeros == CENTRE).all())):
             raise UnsupportedLayoutError(
                 "TorchFusedLinear leaves the zeros of asymmetric codes out of its product, expected zeros of 8. Load "
@@ -95,21 +94,28 @@ class Int4PackBackend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""
-        layer: Any = module
-        pairs = pairs_of(layer)
-        if pairs is None:
-            with torch.no_grad():
-                weight: Tensor = layer.dequantize_weight()
-            return weight.t().float()
-        packed = dequantize_pairs(layer, pairs)
-        restored = torch.empty_like(packed)
-        restored[:, layer.ret_idx.long()] = packed
-        return restored
+        pairs = pairs_of(module)
+        return self.loaded_weight(module) if pairs is None else self.packed_weight(module, pairs)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
         layer: Any = module
         return random_input(layer.in_features, pairs_or_scales(layer))
+
+    def loaded_zeros(self, layer: Any) -> Tensor:
+        """Return the integer zeros of a layer that has not run, `[groups, out_features]`."""
+        return fields(layer.qzeros, layer.bits, torch.arange(layer.out_features, device=layer.qzeros.device))
+
+    def loaded_weight(self, layer: Any) -> Tensor:
+        """Return the weight of a layer that has not run, float32 `[out_features, in_features]`."""
+        return own_weight(layer)
+
+    def packed_weight(self, layer: Any, pairs: Tensor) -> Tensor:
+        """Return the weight of a layer that has run, float32 `[out_features, in_features]`."""
+        packed = dequantize_pairs(layer, pairs)
+        restored = torch.empty_like(packed)
+        restored[:, layer.ret_idx.long()] = packed
+        return restored
 
 
 class AVX512Backend:
@@ -123,10 +129,7 @@ class AVX512Backend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return GPTQModel's own dequantized weight."""
-        layer: Any = module
-        with torch.no_grad():
-            weight: Tensor = layer.dequantize_weight()
-        return weight.t().float()
+        return own_weight(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
@@ -135,31 +138,25 @@ class AVX512Backend:
         return random_input(layer.in_features, layer.scales.new_empty(0, dtype=dtype))
 
 
-class AutoGPTQBackend:
-    """AutoGPTQ's `QuantLinear` of the modules qlinear_cuda, qlinear_cuda_old and qlinear_triton."""
+class AutoGPTQBackend(PackedBackend):
+    """AutoGPTQ's `QuantLinear` of qlinear_cuda, qlinear_cuda_old and qlinear_triton: view `scales`."""
 
     name = "gptq"
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of `scales`, `[groups, out_features]`."""
-        layer: Any = module
-        return [TensorView("scales", "scale", layer.scales)]
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, decoded from the layer's words; AutoGPTQ has no function for it."""
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the layer's own tensors."""
         layer: Any = module
         old = layer.QUANT_TYPE == _OLD
-        layout = gptq_layout(
-            layer.bits, layer.group_size, minus_one=True, wrap="fields" if old and layer.bits != 3 else "never",
-            g_idx=not old,
-        )  # fmt: skip
-        size = layer.qweight.shape[1], layer.infeatures
-        return layout.weight_of(layer, size).dequantize()
+        wrap: Wrap = "fields" if old and layer.bits != 3 else "never"
+        layout = gptq_layout(layer.bits, layer.group_size, minus_one=True, wrap=wrap, g_idx=not old)
+        return layout.weight_of(layer, (layer.qweight.shape[1], layer.infeatures))
 
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales."""
-        layer: Any = module
-        return random_input(layer.infeatures, layer.scales)
+
+def own_weight(layer: Any) -> Tensor:
+    """Return GPTQModel's own dequantized weight, float32 `[out_features, in_features]`."""
+    with torch.no_grad():
+        weight: Tensor = type(layer).dequantize_weight(layer)
+    return weight.t().float()
 
 
 def random_input(columns: int, like: Tensor) -> Tensor:
@@ -171,8 +168,3 @@ def _loaded_dtype(module: Any) -> torch.dtype:
     """Return the dtype that the scales of an AVX512 kernel had before its first forward."""
     dtype: torch.dtype = getattr(module, "_dequant_scales_dtype", module.scales.dtype)
     return dtype
-
-
-def _unpacked_zeros(layer: Any) -> Tensor:
-    """Return the integer zeros of a layer that has not run, int32 `[groups, out_features]`."""
-    return fields(layer.qzeros, layer.bits, torch.arange(layer.out_features, device=layer.qzeros.device))
