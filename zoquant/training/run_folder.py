@@ -34,9 +34,8 @@ class RunFolder:
         settings, config, calibration, metrics, samples, delta, trajectory, summary, card: its files.
         delta: where there is data to test on, that of the step that did best on held-out data; else that of the last.
         journal: the trajectory while the run is under way.
-        state, best: of a run by backwards, where it stands, and the delta of its best step so far.
+        state, best, forward: of a run by backwards, where it stands, its best delta so far, the forwards that follow.
         micro_batches: at which steps batches were halved, if memory ran out.
-        forward: the folder of the forwards that follow a run by backwards, if some do.
         lock: who trains here now; held from `begin` or `resume` to `release`.
     """
 
