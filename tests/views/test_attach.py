@@ -1,5 +1,6 @@
 """From a model to its views, and what is refused on the way."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -202,12 +203,15 @@ def test_a_layer_of_zeros_is_accepted(dict_backend: None) -> None:
     assert not layer.meta["zero"].any()
 
 
-def test_a_refusal_of_open_names_the_layer() -> None:
+@pytest.mark.parametrize("said", ["scales are packed. Use the torch kernel.", "a forward packed it. Load it again."])
+def test_a_refusal_of_open_names_the_layer(said: str) -> None:
+    """Also where what is said begins with the letters of the layer's path."""
+
     class Refusing(broken_backends.Backend):
         def open(self, module: nn.Module) -> Sequence[ScaleView]:
-            raise UnsupportedLayoutError("scales are packed. Use the torch kernel.")
+            raise UnsupportedLayoutError(said)
 
-    text = r"^a \(good\): scales are packed\. Use the torch kernel\.$"
+    text = rf"^a \(good\): {re.escape(said)}$"
     with registered(Refusing(), broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
         attach(nn.ModuleDict({"a": broken_backends.Layer()}))
 
@@ -394,3 +398,18 @@ def test_a_write_that_changes_codes_is_refused(backend: broken_backends.Backend)
     text = r"^a\.d \(good\): a write changed the codes in 'codes', and codes never change"
     with registered(backend, broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
         attach(nn.ModuleDict({"a": broken_backends.Layer()}))
+
+
+def test_values_of_a_layer_that_is_refreshed_are_not_streamed(refreshing: None) -> None:
+    layer = KeptProduct()
+    layer.bias = nn.Parameter(torch.zeros(16))
+    model = nn.ModuleDict({"a": layer, "plain": nn.Linear(4, 4)})
+    views = attach(model, roles=("dense",), streamed=True)
+    kinds = {view.name: type(buffer) for buffer in views.buffers for view in buffer.views}
+    assert {key: kind.__name__ for key, kind in kinds.items()} == {
+        "a.bias": "FlatBuffer",
+        "plain.weight": "StreamedBuffer",
+        "plain.bias": "StreamedBuffer",
+    }
+    views.set_delta({"a.bias": torch.ones(16)})
+    assert layer.made == 2
