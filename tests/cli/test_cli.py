@@ -325,6 +325,11 @@ def test_a_run_is_compared_before_the_model_is_loaded(
         *FREE, "--batch-size", "2", "--out", "run", "--resume"
     )
     assert "was begun with lr not given" in shell.error(*FREE, "--lr", "0.5", "--out", "run", "--resume")
+    with (folder / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 4, "eval_primary": "accuracy"}\n')
+    assert "line 5: the evaluation is damaged: no metric stands there by the name of its primary, 'accuracy'" in (
+        shell.error(*FREE, "--out", "run", "--resume")
+    )
     assert "rows.jsonl/a/run: rows.jsonl is a file, so no folder can lie in it" in shell.error(
         *FREE, "--out", "rows.jsonl/a/run"
     )
