@@ -336,6 +336,12 @@ def test_a_run_is_compared_before_the_model_is_loaded(
     assert "gone: holds no run to resume" in shell.error(*FREE, "--out", "gone", "--resume")
 
 
+def test_the_next_command_can_be_pasted(shell: Shell, folder: Path) -> None:
+    (folder / "base.gguf").rename(folder / "my base.gguf")
+    said = shell.text("train", "my base.gguf", *TRAIN[2:], "--out", "my run")
+    assert "Next: zoquant export 'my base.gguf' --delta 'my run/delta.safetensors' --out tuned.gguf" in said
+
+
 def test_a_pattern_that_matches_nothing_is_named(shell: Shell, folder: Path) -> None:
     patterns = ("--include", "model.layers.0.*", "--include", "model.layer.1.*", "--exclude", "*.up_project.*")
     _, _, err = call(*shell.tools, *TRAIN, "--out", "run", *patterns)
