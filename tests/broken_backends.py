@@ -210,7 +210,7 @@ class SharedView(Backend):
         assert isinstance(module, Layer)
         if self.view is None:
             self.view = self.View("d", "scale", module.d)
-        self.view._tensor = module.d
+        self.view._held = module.d
         return [self.view]
 
 

@@ -48,6 +48,7 @@ def test_the_delta_is_that_of_the_command_line(folder: Path, way: dict[str, Any]
     expected = (folder / "typed" / "delta.safetensors").read_bytes()
     assert by_path.delta.read_bytes() == in_memory.delta.read_bytes() == expected
     assert (folder / "path" / "config.toml").read_text() == (folder / "typed" / "config.toml").read_text()
+    assert json.loads((folder / "path" / "summary.json").read_text())["format"] == "gguf"
     assert not (folder / "memory" / "config.toml").exists()
     assert in_memory.model is model
 

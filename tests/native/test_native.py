@@ -11,9 +11,7 @@ from tests.toy import ToyCodec, toy_layer
 from zoquant.backends.awq.layout import gemv_zeros
 from zoquant.backends.bitsandbytes.quant_state import QuantState
 from zoquant.backends.bitsandbytes.weights import NestedAbsmax
-from zoquant.backends.compressed_tensors.words import packed_zeros
 from zoquant.backends.hqq.weights import QuantizedValues, striped
-from zoquant.backends.layouts.scale_grid import ScaleGrid
 from zoquant.errors import ShapeError
 from zoquant.native import FieldSpec, QuantEmbedding, QuantLinear, QuantWeight, Values, packed
 from zoquant.native.numbers import _strides, numbers_of
@@ -150,7 +148,6 @@ def test_layers_of_one_shape_share_what_is_known_of_their_numbers() -> None:
 LOOKUPS: list[Callable[[], GroupLookup]] = [
     lambda: flat_groups(64, 16), lambda: tall_groups(8, 4), lambda: striped(8, 4), lambda: gemv_zeros(3),
     lambda: of_first_row(PackedRows(4)),
-    lambda: packed_zeros(torch.zeros(1, 4, dtype=torch.int32), 4, ScaleGrid(8, 64, 1, 16), None).lookup,
 ]  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """Every estimator with every rule answers the same questions; laws 3, 5 and 7 hold for all of them."""
 
-import io
 import itertools
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.optim.carried import check_it_goes_on
 from tests.toy import ToyModel, toy_batch, toy_loss, toy_model, write_toy
 from zoquant import ZOSGD, Noise, Trajectory, Views, attach, export, load_delta, replay, save_delta
 from zoquant.errors import LossError
@@ -136,17 +136,7 @@ def test_replays_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
 
 @every
 def test_goes_on_after_save_and_load(engine: Engine) -> None:
-    whole, half, rest = toy_model(), toy_model(), toy_model()
-    expected, first, second = (engine.optimizer(attach(model)) for model in (whole, half, rest))
-    steps_of(expected, whole, 6)
-    steps_of(first, half, 3)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    steps_of(second, rest, 3)
-    assert same(bits(second.views), bits(expected.views))
-    assert second.trajectory == expected.trajectory
+    check_it_goes_on(lambda model: engine.optimizer(attach(model)), steps_of)
 
 
 @every

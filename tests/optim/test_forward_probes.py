@@ -1,6 +1,5 @@
 """Probes of rows and columns descend, replay and leave no trace, with every estimator and rule."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.optim.carried import check_it_goes_on
 from tests.optim.test_engine import bits, same
 from tests.record.test_rows_and_columns import drawn
 from tests.threads import threads
@@ -119,17 +119,7 @@ def test_replays_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
 
 @every
 def test_goes_on_after_save_and_load(engine: Engine) -> None:
-    whole, half, rest = toy_model(), toy_model(), toy_model()
-    expected, first, second = (engine.optimizer(model) for model in (whole, half, rest))
-    steps_of(expected, whole, 6)
-    steps_of(first, half, 3)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    steps_of(second, rest, 3)
-    assert same(bits(second.views), bits(expected.views))
-    assert second.trajectory == expected.trajectory
+    check_it_goes_on(engine.optimizer, steps_of)
 
 
 @some

@@ -1,6 +1,5 @@
 """Parameter groups: the same forwards, each its own space, one trajectory, and nothing left behind by an error."""
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.optim.carried import carried_by_state, check_it_goes_on
 from tests.toy import ToyModel, toy_batch, toy_loss, toy_model
 from zoquant import ZOSGD, Trajectory, Views, attach, replay
 from zoquant.errors import BaseMismatchError, CheckpointError, LossError, UnsupportedLayoutError
@@ -165,24 +165,10 @@ def test_the_loss_falls_and_the_trajectory_replays(made: Callable[..., ZOSGD], t
         assert all(same_bits(found.values[key], views.delta(key)) for key in views.keys)
 
 
-def carried_by_state(old: ZOSGD, new: ZOSGD) -> None:
-    file = io.BytesIO()
-    torch.save(old.state_dict(), file)
-    file.seek(0)
-    new.load_state_dict(torch.load(file, weights_only=True))
-
-
 @either
 @pytest.mark.parametrize("carry", [carried_by_state, lambda old, new: new.resume(old.trajectory)])
 def test_resumed_is_uninterrupted(made: Callable[..., ZOSGD], carry: Callable[[ZOSGD, ZOSGD], None]) -> None:
-    models = [toy_model() for _ in range(3)]
-    expected, first, second = (made(model, probes=4) for model in models)
-    steps_of(expected, models[0], 6)
-    steps_of(first, models[1], 3)
-    carry(first, second)
-    steps_of(second, models[2], 3)
-    assert unchanged(second, values(expected))
-    assert second.trajectory == expected.trajectory
+    check_it_goes_on(lambda model: made(model, probes=4), steps_of, carry)
 
 
 def test_a_state_brings_the_rates_of_each_group(model: ToyModel) -> None:

@@ -1,6 +1,5 @@
 """ZOSGD: what a step does, what it undoes, and how it goes on."""
 
-import io
 import itertools
 import warnings
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.optim.carried import carried_by_state, check_it_goes_on
 from tests.toy import ToyModel, registered, toy_batch, toy_loss, toy_model
 from zoquant import ZOSGD, Views, attach
 from zoquant.errors import BaseMismatchError, CheckpointError, LossError
@@ -362,34 +362,19 @@ def test_training_starts_at_the_base() -> None:
     ZOSGD(optimizer.views)
 
 
-@pytest.fixture(params=["state_dict", "torch.load", "resume"])
-def carry_over(request: pytest.FixtureRequest) -> Callable[[ZOSGD, ZOSGD], None]:
-    def carry(old: ZOSGD, new: ZOSGD) -> None:
-        if request.param == "resume":
-            new.resume(old.trajectory)
-        elif request.param == "state_dict":
-            new.load_state_dict(old.state_dict())
-        else:
-            file = io.BytesIO()
-            torch.save(old.state_dict(), file)
-            file.seek(0)
-            new.load_state_dict(torch.load(file, weights_only=True))
-
-    return carry
-
-
 @pytest.mark.parametrize("probes", [1, 3])
-def test_resumed_is_uninterrupted(carry_over: Callable[[ZOSGD, ZOSGD], None], probes: int) -> None:
+@pytest.mark.parametrize(
+    "carry",
+    [
+        carried_by_state,
+        lambda old, new: new.load_state_dict(old.state_dict()),
+        lambda old, new: new.resume(old.trajectory),
+    ],
+    ids=["torch.load", "state_dict", "resume"],
+)
+def test_resumed_is_uninterrupted(carry: Callable[[ZOSGD, ZOSGD], None], probes: int) -> None:
     settings: dict[str, Any] = {"seed": 3, "probes": probes, "lr": 2e-2, "clip": 0.3, "noise": "gaussian"}
-    expected, whole = run(6, **settings)
-    _, half = run(3, **settings)
-    model = toy_model()
-    rest = ZOSGD(attach(model, roles=BOTH), **settings)
-    carry_over(half, rest)
-    steps_of(rest, model, 3)
-    assert same(bits(rest.views), expected)
-    assert rest.trajectory == whole.trajectory
-    assert half.steps == 3
+    check_it_goes_on(lambda model: ZOSGD(attach(model, roles=BOTH), **settings), steps_of, carry)
 
 
 def test_state_dict_brings_all_settings_along() -> None:

@@ -56,7 +56,7 @@ def test_a_prompt_does_not_end_the_text() -> None:
 
 
 def test_what_cannot_fit_is_refused(loaded: tuple[Any, Any]) -> None:
-    with pytest.raises(DataError, match="an answer has 6 tokens, but the model takes 7"):
+    with pytest.raises(DataError, match="an answer has up to 6 tokens, but the model takes 7"):
         Encoder(loaded[1], 7).prompts(["ab"], [6])
     with pytest.raises(DataError, match="'' has no tokens"):
         Encoder(loaded[1]).continuation("")

@@ -387,3 +387,10 @@ def test_wrong_grids_are_refused(backend: broken_backends.Backend, text: str) ->
         with pytest.raises(UnsupportedLayoutError, match=text):
             attach(nn.ModuleDict({"a": layer}))
         assert torch.equal(layer.d, before)
+
+
+@pytest.mark.parametrize("backend", [broken_backends.XorsCodes(), broken_backends.Requantizes()])
+def test_a_write_that_changes_codes_is_refused(backend: broken_backends.Backend) -> None:
+    text = r"^a\.d \(good\): a write changed the codes in 'codes', and codes never change"
+    with registered(backend, broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
+        attach(nn.ModuleDict({"a": broken_backends.Layer()}))

@@ -1,6 +1,7 @@
 """The flat buffer: theta from base and delta, whatever the layout."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoquant import attach
+from zoquant import ZOSGD, attach, load_delta, save_delta
 from zoquant.kernels.noise.definition import KINDS, Kind, reference
 from zoquant.protocol import Role, ScaleView
 from zoquant.testing.tensors import same_bits
@@ -193,3 +194,28 @@ def test_inference_mode_may_come_and_go() -> None:
     flat.write()
     assert same_bits(view.read(), expected)
     assert not same_bits(expected, torch.ones(10))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("noise", KINDS)
+def test_views_of_no_and_of_one_value(noise: Kind, streamed: bool, tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    model.register_parameter("none", nn.Parameter(torch.empty(0, 4)))
+    model.register_parameter("one", nn.Parameter(torch.tensor(2.0)))
+    views = attach(model, roles=("dense",), streamed=streamed)
+    optimizer = ZOSGD(views, noise=noise)
+    optimizer.step(lambda: (model(torch.ones(1, 3)).sum() * model.one).detach())
+    assert views.delta("none").shape == views.theta("none").shape == (0, 4)
+    assert float(views.delta("weight").abs().max()) > 0
+    save_delta(tmp_path / "delta", views)
+    expected = {key: views.delta(key) for key in views.keys}
+    views.reset()
+    load_delta(tmp_path / "delta", views)
+    assert all(torch.equal(views.delta(key), value) for key, value in expected.items())
+
+
+def test_no_value_at_all_has_not_moved() -> None:
+    model = nn.Module()
+    model.register_parameter("none", nn.Parameter(torch.empty(0, 4)))
+    views = attach(model, roles=("dense",))
+    assert (views.share_moved(1, 0.1, "rademacher"), views.share_changed()) == (0, 0)

@@ -7,6 +7,7 @@ from zoquant.kernels.noise.definition import step_seed
 from zoquant.optim.probes import ForwardProbes, Prober, WrittenProbes
 from zoquant.record.group import Group, Subspace
 from zoquant.record.mover import Mover
+from zoquant.record.replay import redo
 from zoquant.record.rows_and_columns import RowsAndColumnsMover
 from zoquant.record.step import Step
 from zoquant.record.trajectory import Trajectory
@@ -56,14 +57,8 @@ class Run:
 
     def follow(self, trajectory: Trajectory) -> None:
         """Take over a trajectory: deltas, model, and what the rule remembers, become what its steps leave."""
-        self.movers = trajectory.movers(self.views)
+        self.movers = redo(trajectory, self.views, trajectory.steps)
         self.trajectory = trajectory
-        for mover in self.movers:
-            mover.reset()
-        self.settle()
-        for number, mover in enumerate(self.movers):
-            mover.advance([step.of(number) for step in trajectory.steps])
-        self.restore()
 
     def seeds(self, seed: int, probes: int) -> tuple[int, ...]:
         """Return the seeds of the next step."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoquant.record.mover import Mover
 from zoquant.record.step import Step
 from zoquant.record.trajectory import Trajectory, groups_of
 from zoquant.views.model_views import Views
@@ -32,9 +33,16 @@ def replay(
     run = trajectory if isinstance(trajectory, Trajectory) else Trajectory.load(trajectory)
     run.check(views, what)
     done, each = run.steps[:steps], groups_of(views)
-    for number, (mover, here, group) in enumerate(zip(run.movers(each), each, run.groups, strict=True)):
+    redo(run, each, done)
+    return done
+
+
+def redo(run: Trajectory, views: Sequence[Views], steps: Sequence[Step]) -> list[Mover]:
+    """Let the views of each group hold what steps of a run leave, and return what moves them, to go on with."""
+    movers = run.movers(views)
+    for number, (mover, here, group) in enumerate(zip(movers, views, run.groups, strict=True)):
         mover.reset()  # the space changes only while the delta is zero
         here.space = group.space
-        mover.advance([step.of(number) for step in done])
+        mover.advance([step.of(number) for step in steps])
         here.write()
-    return done
+    return movers

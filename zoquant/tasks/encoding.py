@@ -46,7 +46,8 @@ class Encoder:
         room = [self.max_length - count for count in after]
         if min(room) < 2:
             raise DataError(
-                f"an answer has {max(after)} tokens, but the model takes {self.max_length} with its prompt. Shorten it."
+                f"an answer has up to {max(after)} tokens, but the model takes {self.max_length} with its prompt. "
+                "Shorten it, or set a smaller --max-new-tokens."
             )
         cut = [number for number, ids in enumerate(found) if len(ids) > room[number]]
         if cut:

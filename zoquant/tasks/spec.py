@@ -81,7 +81,9 @@ class TaskSettings:
         if missing := lacking(self.task, self.template, self.labels):
             raise DataError(f"task {self.task}: {told_missing(missing)}")
         if self.sfc and self.kind not in ("classification", "choice"):
-            raise DataError(f"task {self.task}: sfc is for classification and choice, not for {self.kind}.")
+            raise DataError(
+                f"task {self.task}: sfc is for classification and choice, not for {self.kind}. Leave it out."
+            )
         if self.max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
         self._prompt()
@@ -144,15 +146,9 @@ class TaskSettings:
             self._answer(prompt, row, number)
 
     def build(
-        self,
-        rows: Sequence[Row],
-        model: nn.Module,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        shots: Sequence[Row] = (),
-        balanced: bool = True,
-    ) -> Task[Any]:
+        self, rows: Sequence[Row], model: nn.Module, tokenizer: Any, device: torch.device, *,
+        shots: Sequence[Row] = (), balanced: bool = True,
+    ) -> Task[Any]:  # fmt: skip
         """Return the task of some data.
 
         Args:

@@ -173,6 +173,11 @@ def _check_move(
     if not (w0.any() or w1.any()) or same_bits(view.read(), old):
         return
     p1 = product(layer.module, w1, layer.x)
+    if torch.equal(w0, w1) and torch.equal(y0, y1):
+        raise ConformanceError(
+            f"{layer.name(view)}: neither dequantize() nor the output changed after {when}. open() has to return views "
+            "of the layer's own tensors, not of copies."
+        )
     if torch.equal(p0, p1) or torch.equal(y0, y1):
         what = "dequantize()" if torch.equal(p0, p1) else "the output"
         raise ConformanceError(

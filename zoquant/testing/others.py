@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.checkpoint.stored_values import read_base
+from zoquant.errors import ZoquantError
 from zoquant.protocol import Vendor
 from zoquant.testing.case import attached, layers_of
 from zoquant.testing.format_case import FormatCase
 from zoquant.testing.results import ConformanceError, NotHere
 from zoquant.testing.tensors import same_bits
+from zoquant.views.attach import attach
 from zoquant.views.checkpoint_names import kept_names
 from zoquant.views.dry_run import ordinary_ids
 from zoquant.views.model_views import Views
@@ -28,8 +30,12 @@ _TOKENS = 8
 
 
 def check_vendor_opens(case: FormatCase) -> None:
-    """Where the summary says that the library computes the forward, open_vendor opens, with the same tokenizer."""
-    _, tokenizer = _vendor(case)
+    """Where the summary says that the library is here, open_vendor opens what attach takes, with the same tokenizer."""
+    model, tokenizer = _vendor(case)
+    try:
+        attach(model, roles=case.roles())
+    except ZoquantError as error:
+        raise ConformanceError(f"{case.path}: attach() refuses what open_vendor() returned: {error}") from error
     _, own = case.format.open_native(case.path, compute_dtype=case.compute_dtype, device=torch.device("cpu"))
     if (own is None) != (tokenizer is None):
         without, other = ("open_native", "open_vendor") if own is None else ("open_vendor", "open_native")

@@ -95,8 +95,7 @@ def finetune(
     if opened is None:
         _name_patterns(made)
         on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
-        opened = config.source.open()
-    job = _job(made, parts, opened, folder, chosen, reward)
+    job = _job(made, parts, opened or config.source.open(), folder, chosen, reward)
     job = replace(job, identity=identity, config=made if said else None)
     outcome = run(job, resume=resume, on_progress=on_progress)
     summary = {

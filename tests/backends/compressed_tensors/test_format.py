@@ -131,7 +131,7 @@ def _set(name: str, value: torch.Tensor | None) -> Any:
     [
         ("w4-g32-sym", _set("weight_scale", None), "'m.q.weight_scale': expected a tensor of this name"),
         ("w4-g32-sym", _set("weight_shape", None), "'m.q.weight_shape': expected a tensor of this name"),
-        ("w4-g32-sym", _set("weight_shape", torch.tensor([40, 97])), "'m.q.weight_packed': expected int32 words"),
+        ("w4-g32-sym", _set("weight_shape", torch.tensor([40, 97])), "'m.q.weight_packed': expected [40, 13] of int32"),
         ("w4-g32-sym", _set("weight_shape", torch.tensor([1 << 40, 96])), "'m.q.weight_packed'"),
         ("w4-g32-sym", _set("weight_shape", torch.tensor([40, -96])), "'m.q.weight_packed'"),
         ("w4-g32-sym", _set("weight_shape", torch.tensor([40])), "'m.q.weight_shape': expected [2]"),

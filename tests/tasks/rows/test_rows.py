@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests.tiny import ROWS, write_rows
 from zoquant.errors import DataError
@@ -175,19 +177,12 @@ def test_bytes_that_are_text_are_text() -> None:
     assert row_of({"text": "ä".encode(), "image": b"\xff\x00"}) == {"text": "ä", "image": "\\xff\x00"}
 
 
-def test_a_saved_table_of_tensors_gives_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Table(list[dict[str, Any]]):
-        def with_format(self, kind: None) -> list[dict[str, Any]]:
-            return [{"label": 1}]
-
-    class Library:
-        @staticmethod
-        def load_from_disk(folder: str) -> Table:
-            return Table([{"label": "tensor(1)"}])
-
-    monkeypatch.setitem(sys.modules, "datasets", Library)
-    (tmp_path / "state.json").write_text("{}")
-    assert read_rows(tmp_path) == [{"label": "1"}]
+def test_arrays_and_tensors_are_the_numbers_and_texts_that_they_hold() -> None:
+    """A table of datasets may give tensors for numbers, and a frame of pandas arrays for lists."""
+    row = {"label": torch.tensor(1), "sure": np.bool_(True), "words": np.array(["a", "b"], dtype=object)}
+    assert row_of(row | {"pairs": torch.tensor([[1, 2]])}) == {
+        "label": "1", "sure": "True", "words": ["a", "b"], "pairs": [["1", "2"]]
+    }  # fmt: skip
 
 
 def test_what_datasets_saved(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zoquant.backends.compressed_tensors.layers import layer_of
+from zoquant.backends.compressed_tensors.layout import layout_of
 from zoquant.backends.compressed_tensors.scheme import Scheme, activations, read_schemes
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
+from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder, with_attention
 from zoquant.errors import CheckpointError
 from zoquant.protocol import Summary
 
-_MARKS = (".weight_packed", ".weight_scale")
+_MARKS = ("weight_packed", "weight_scale")
+_CACHE = ("q_scale", "k_scale", "v_scale", "q_zero_point", "k_zero_point", "v_zero_point")
+"""Tensors of the cache of an attention, beside its projections."""
 
 
 class CompressedTensorsFormat(FolderFormat):
@@ -33,7 +35,7 @@ class CompressedTensorsFormat(FolderFormat):
             UnsupportedLayoutError: see `read_schemes`.
         """
         schemes = read_schemes(folder)
-        paths = (name.removesuffix(mark) for name in folder.tensors for mark in _MARKS if name.endswith(mark))
+        paths = (path for mark in _MARKS for path in folder.paths(mark))
         return {path: _first(folder, path, schemes) for path in dict.fromkeys(paths)}
 
     def summarize(self, path: Path) -> Summary:
@@ -44,11 +46,11 @@ class CompressedTensorsFormat(FolderFormat):
 
 def _first(folder: Folder, path: str, schemes: Sequence[Scheme]) -> StoredMatrix:
     """Return the layer by the first scheme that it agrees with, of those first that have zero points if it has any."""
-    zeros = f"{path}.weight_zero_point" in folder.tensors
+    zeros = bool(folder.held(path, ["weight_zero_point"]))
     wrong = folder.error(path, "no quantized weights, as the config has no group of them", "tensors of some")
     for scheme in sorted(schemes, key=lambda scheme: scheme.symmetric == zeros):
         try:
-            return layer_of(folder, path, scheme)
+            return with_attention(folder, layout_of(folder, path, scheme).matrix(folder, path), _CACHE)
         except CheckpointError as error:
             wrong = error
     raise wrong

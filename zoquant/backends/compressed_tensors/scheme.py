@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zoquant.backends.layouts.scale_grid import ScaleGrid
-from zoquant.checkpoint.folder import Folder
+from zoquant.checkpoint.folder import MATRIX, ROW, Folder
 from zoquant.errors import UnsupportedLayoutError
 
 _STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
@@ -44,12 +43,10 @@ class Scheme:
         where = "x".join(map(str, self.block)) if self.strategy == "block" else where
         return f"{self.kind}{self.bits} {where}{'' if self.kind == 'float' else ' asym' if zeros else ' sym'}"
 
-    def grid(self, rows: int, columns: int) -> ScaleGrid:
-        """Return how the scales lie over a matrix."""
-        height, width = {
-            "tensor": (rows, columns), "channel": (1, columns), "block": self.block,
-        }.get(self.strategy, (1, self.group))  # fmt: skip
-        return ScaleGrid(rows, columns, height, width)
+    @property
+    def share(self) -> tuple[int, int]:
+        """The rows and columns of the weights that share a scale, 0 for all of them."""
+        return {"tensor": MATRIX, "channel": ROW, "block": self.block}.get(self.strategy, (1, self.group))
 
 
 def read_schemes(folder: Folder) -> list[Scheme]:

@@ -9,11 +9,10 @@ integrations/fbgemm_fp8.py (`FbgemmFp8Linear`); deepseek-ai/DeepSeek-V3, inferen
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
-from zoquant.backends.layouts.microfloat import E2M1
+from zoquant.backends.float_table import E2M1
 from zoquant.checkpoint.folder import (
     DENSE,
     MATRIX,
@@ -29,6 +28,7 @@ from zoquant.checkpoint.folder import (
     TableLayout,
     layouts_that_fit,
     refuse_experts,
+    with_attention,
 )
 
 FP8 = torch.float8_e4m3fn
@@ -52,7 +52,7 @@ class FineGrainedFP8Format(FolderFormat):
         block = _block(folder)
         layouts = {path: _fine_grained(folder, path, block) for path in folder.paths("weight", FP8)}
         layouts |= {path: _fp4(folder, path) for path in folder.paths("weight", torch.int8)}
-        return {path: _matrix(folder, path, layout) for path, layout in layouts.items()}
+        return {path: with_attention(folder, layout.matrix(folder, path), _CACHE) for path, layout in layouts.items()}
 
 
 class FbgemmFP8Format(FolderFormat):
@@ -65,7 +65,8 @@ class FbgemmFP8Format(FolderFormat):
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
         refuse_experts(folder, (FP8,))
         paths = folder.paths("weight", FP8)
-        return {path: _matrix(folder, path, _float8(folder, path, ROW, "row")) for path in paths}
+        layouts = {path: _float8(folder, path, ROW, "row") for path in paths}
+        return {path: with_attention(folder, layout.matrix(folder, path), _CACHE) for path, layout in layouts.items()}
 
 
 def _block(folder: Folder) -> tuple[int, int]:
@@ -103,10 +104,3 @@ def _fp4(folder: Folder, path: str) -> TableLayout:
 def _scale(folder: Folder, path: str) -> str:
     """Return the local name of the scales of a module, by the first name if there are none."""
     return next(iter(folder.held(path, SCALES)), SCALES[0])
-
-
-def _matrix(folder: Folder, path: str, layout: Layout) -> StoredMatrix:
-    """Return a matrix, to which the scales of the cache of its attention belong, too."""
-    matrix, attention = layout.matrix(folder, path), path.rpartition(".")[0]
-    cache = (f"{attention}.{name}" for name in folder.held(attention, _CACHE))
-    return replace(matrix, tensors=(*matrix.tensors, *cache))

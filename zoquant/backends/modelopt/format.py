@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from zoquant.backends.layouts.microfloat import E2M1
+from zoquant.backends.float_table import E2M1
 from zoquant.checkpoint.folder import (
     MATRIX,
     ROW,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from zoquant.backends.layouts.microfloat import E2M1
+from zoquant.backends.float_table import E2M1
 from zoquant.backends.mxfp4.experts import PARTS, open_experts
 from zoquant.checkpoint.folder import (
     POWER_NOTE,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zoquant.backends.layouts.microfloat import float_table
+from zoquant.backends.float_table import float_table
 from zoquant.backends.quark.config import INTEGERS, WeightSpec, order_of, refusal, weight_spec
 from zoquant.backends.quark.words import ORDERS, ReorderedCodes
 from zoquant.checkpoint.folder import (

@@ -9,7 +9,14 @@ from zoquant.checkpoint.folder.layout import (
     TableLayout,
     layouts_that_fit,
 )
-from zoquant.checkpoint.folder.matrix import DENSE, MadeMatrix, StoredMatrix, refuse_experts, refuse_leftovers
+from zoquant.checkpoint.folder.matrix import (
+    DENSE,
+    MadeMatrix,
+    StoredMatrix,
+    refuse_experts,
+    refuse_leftovers,
+    with_attention,
+)
 from zoquant.checkpoint.folder.reading import Folder, open_folder
 from zoquant.checkpoint.folder.stored_codes import SharedCodes, StoredCodes
 from zoquant.checkpoint.folder.stored_numbers import (
@@ -48,4 +55,5 @@ __all__ = [
     "reciprocal",
     "refuse_experts",
     "refuse_leftovers",
+    "with_attention",
 ]

@@ -96,7 +96,8 @@ class Layout(ABC):
         specs = [(numbers.spec(tensor.dtype), tensor.name) for numbers, tensor in stored]
         fields = {spec.name: (spec.role, name) for spec, name in specs if spec is not None}
         powers = any(numbers.role and tensor.dtype in POWERS for numbers, tensor in stored)
-        tensors = tuple(f"{path}.{name}" for name in (*self.names, *folder.held(path, self.beside)))
+        names = dict.fromkeys((*self.names, *folder.held(path, self.beside)))
+        tensors = tuple(f"{path}.{name}" for name in names)
         return LaidMatrix(
             path, rows, columns, self.type, tensors, fields,
             "" if fields else POWER_NOTE if powers else COARSE_NOTE, layout=self,
@@ -131,7 +132,7 @@ class Layout(ABC):
             lowest, highest = int(groups.min()), int(groups.max())
             if lowest < 0 or highest > last:
                 name = f"{matrix.path}.{self.group_of}"
-                raise folder.error(name, f"groups from 0 to {last}", f"{lowest} to {highest}")
+                raise folder.error(name, f"groups 0 to {last}", f"{lowest} to {highest}")
         return tensors
 
     def _check_blocks(self, folder: Folder, path: str, numbers: StoredNumbers, rows: int, columns: int) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,12 @@ class StoredMatrix(ABC):
     @abstractmethod
     def packed(self, folder: Folder) -> PackedWeight:
         """Read the matrix. Shapes and dtypes were checked when the layer was made."""
+
+
+def with_attention(folder: Folder, matrix: StoredMatrix, names: Iterable[str]) -> StoredMatrix:
+    """Return a matrix to which tensors of the module above belong, too, such as scales of an attention's cache."""
+    above = matrix.path.rpartition(".")[0]
+    return replace(matrix, tensors=(*matrix.tensors, *(f"{above}.{name}" for name in folder.held(above, names))))
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,9 @@ class MultipleChoice(SequenceExamples[Sequences]):
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        prompt: Prompt,
-        options: Sequence[str],
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        max_length: int | None = None,
-        prefix: str = "",
-        sfc: str | None = None,
-    ) -> None:
+        self, rows: Sequence[Row], prompt: Prompt, options: Sequence[str], tokenizer: Any, device: torch.device, *,
+        max_length: int | None = None, prefix: str = "", sfc: str | None = None,
+    ) -> None:  # fmt: skip
         prompt.check(rows, [prompt.label, *options])
         super().__init__([0] * len(rows), device)
         texts = [options_of(row, options, number) for number, row in enumerate(rows, 1)]

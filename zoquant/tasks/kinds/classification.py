@@ -12,49 +12,36 @@ from torch import Tensor, nn
 
 from zoquant.errors import DataError
 from zoquant.tasks.encoding import Encoder, padded
-from zoquant.tasks.kinds.examples import WordChoices
+from zoquant.tasks.kinds.examples import Labelled, WordChoices
 from zoquant.tasks.rows import Row
 from zoquant.tasks.scoring import hidden_states, logits_at
 from zoquant.tasks.template import Prompt, Template, label_numbers
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some examples as token ids, padded at the end.
+class Batch(Labelled):
+    """Some examples as token ids: with label words of one token a row is an example, else an example and a word.
 
     Attributes:
-        ids: int64 `[rows, length]`; with label words of one token a row is an example, else an example and a word.
         lengths: tokens of the prompt, int64 `[examples]`.
-        labels: index of the true label, int64 `[examples]`.
         rows: tokens of each row.
         repeated: how often the same examples stand one below the other.
     """
 
-    ids: Tensor
     lengths: Tensor
-    labels: Tensor
     rows: tuple[int, ...]
     repeated: int = 1
 
-    @property
-    def weight(self) -> int:
-        """The number of examples."""
-        return len(self.labels)
-
     def repeat(self, times: int) -> "Batch":
         """Return the batch so many times one below the other, as probes of rows and columns ask for."""
-        lengths, labels = self.lengths.repeat(times), self.labels.repeat(times)
-        return Batch(self.ids.repeat(times, 1), lengths, labels, self.rows * times, self.repeated * times)
+        labels, lengths = self.labels.repeat(times), self.lengths.repeat(times)
+        return Batch(self.ids.repeat(times, 1), labels, lengths, self.rows * times, self.repeated * times)
 
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """Return the first and the second half of the examples."""
-        middle = self.weight // 2
-        return self._part(0, middle), self._part(middle, self.weight)
-
-    def _part(self, start: int, stop: int) -> "Batch":
+    def part(self, start: int, stop: int) -> "Batch":
+        """Return some neighbouring examples."""
         each = len(self.rows) // self.weight
         rows = slice(start * each, stop * each)
-        return Batch(self.ids[rows], self.lengths[start:stop], self.labels[start:stop], self.rows[rows])
+        return Batch(self.ids[rows], self.labels[start:stop], self.lengths[start:stop], self.rows[rows])
 
 
 class Classification(WordChoices[Batch]):
@@ -76,17 +63,9 @@ class Classification(WordChoices[Batch]):
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        template: Template,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        max_length: int | None = None,
-        prefix: str = "",
-        sfc: str | None = None,
-        balanced: bool = True,
-    ) -> None:
+        self, rows: Sequence[Row], template: Template, tokenizer: Any, device: torch.device, *,
+        max_length: int | None = None, prefix: str = "", sfc: str | None = None, balanced: bool = True,
+    ) -> None:  # fmt: skip
         template.check(rows, [template.label])
         labels = label_numbers(rows, template.words, template.label)
         encoder = Encoder(tokenizer, max_length, prefix)
@@ -133,7 +112,7 @@ class Classification(WordChoices[Batch]):
         rows = prompts if self._single else [prompt + word for prompt in prompts for word in self.words]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         where = torch.tensor(labels, device=self.device)
-        return Batch(padded(rows).to(self.device), lengths, where, tuple(map(len, rows)))
+        return Batch(padded(rows).to(self.device), where, lengths, tuple(map(len, rows)))
 
     def _offsets(self, model: nn.Module) -> Tensor | None:
         """Return what the words score without the input, `[examples, labels]`; equal prompts are scored once.

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,31 @@ from zoquant.tasks.sampling import Draws, by_length
 B = TypeVar("B")
 
 
-class Labelled(Protocol):
-    """A batch of examples with labels: the index of the true one of each, int64 `[examples]`."""
+@dataclass(frozen=True)
+class Labelled(ABC):
+    """A batch of examples that each have a label.
+
+    Attributes:
+        ids: token ids, padded at the end, int64 `[rows, length]`.
+        labels: index of the true label, int64 `[examples]`.
+    """
+
+    ids: Tensor
+    labels: Tensor
 
     @property
-    def labels(self) -> Tensor: ...
+    def weight(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    def halves(self: "L") -> tuple["L", "L"]:
+        """Return the first and the second half of the examples."""
+        middle = self.weight // 2
+        return self.part(0, middle), self.part(middle, self.weight)
+
+    @abstractmethod
+    def part(self: "L", start: int, stop: int) -> "L":
+        """Return some neighbouring examples."""
 
 
 L = TypeVar("L", bound=Labelled)

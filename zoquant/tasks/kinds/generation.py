@@ -59,18 +59,9 @@ class Generation(SequenceExamples[Questions]):
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        prompt: Prompt,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        metric: str = "f1",
-        max_new_tokens: int = 50,
-        stop: str = "\n",
-        max_length: int | None = None,
-        prefix: str = "",
-    ) -> None:
+        self, rows: Sequence[Row], prompt: Prompt, tokenizer: Any, device: torch.device, *,
+        metric: str = "f1", max_new_tokens: int = 50, stop: str = "\n", max_length: int | None = None, prefix: str = "",
+    ) -> None:  # fmt: skip
         if metric not in (*METRICS, "loss"):
             raise DataError(f"metric is {metric!r}, expected {one_of([*METRICS, 'loss'], metric)}")
         prompt.check(rows, [prompt.label])
@@ -172,5 +163,7 @@ def _end_tokens(tokenizer: Any, stop: str) -> tuple[list[int], bool]:
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     stops = tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
     if not ids and not stops:
-        raise DataError("the tokenizer has no token that ends a text, and no stop text is given. Set stop.")
+        raise DataError(
+            "the tokenizer has no token that ends a text, and no stop text is given. Set --stop, or stop in a config."
+        )
     return (ids, False) if len(stops) > 1 else (ids + stops, True)

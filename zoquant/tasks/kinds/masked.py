@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import DataError
 from zoquant.tasks.encoding import log, padded
-from zoquant.tasks.kinds.examples import WordChoices
+from zoquant.tasks.kinds.examples import Labelled, WordChoices
 from zoquant.tasks.rows import Row
 from zoquant.tasks.template import LABEL, Fielded, check_words, label_numbers
 
@@ -42,33 +42,20 @@ class Cloze(Fielded):
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
-    """Some examples as token ids, padded at the end.
+class MaskedBatch(Labelled):
+    """Some examples as token ids.
 
     Attributes:
-        ids: int64 `[examples, length]`.
         seen: 1 for a token, 0 for padding, int64 `[examples, length]`.
         masks: place of the mask, int64 `[examples]`.
-        labels: index of the true label, int64 `[examples]`.
     """
 
-    ids: Tensor
     seen: Tensor
     masks: Tensor
-    labels: Tensor
 
-    @property
-    def weight(self) -> int:
-        """The number of examples."""
-        return len(self.labels)
-
-    def halves(self) -> tuple["MaskedBatch", "MaskedBatch"]:
-        """Return the first and the second half of the examples."""
-        middle = self.weight // 2
-        return self._part(slice(middle)), self._part(slice(middle, None))
-
-    def _part(self, some: slice) -> "MaskedBatch":
-        return MaskedBatch(self.ids[some], self.seen[some], self.masks[some], self.labels[some])
+    def part(self, start: int, stop: int) -> "MaskedBatch":
+        """Return some neighbouring examples."""
+        return MaskedBatch(*(each[start:stop] for each in (self.ids, self.labels, self.seen, self.masks)))
 
 
 class MaskedClassification(WordChoices[MaskedBatch]):
@@ -89,15 +76,9 @@ class MaskedClassification(WordChoices[MaskedBatch]):
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        cloze: Cloze,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        max_length: int | None = None,
-        balanced: bool = True,
-    ) -> None:
+        self, rows: Sequence[Row], cloze: Cloze, tokenizer: Any, device: torch.device, *,
+        max_length: int | None = None, balanced: bool = True,
+    ) -> None:  # fmt: skip
         if tokenizer.mask_token_id is None:
             raise DataError("the tokenizer has no mask token. Take a masked model, or --task classification.")
         cloze.check(rows, [cloze.label])
@@ -127,7 +108,7 @@ class MaskedClassification(WordChoices[MaskedBatch]):
         texts = [self.texts[i] for i in examples]
         ids, seen = padded(texts, self._fill), padded([[1] * len(text) for text in texts])
         masks, labels = (torch.tensor([values[i] for i in examples]) for values in (self.masks, self.labels))
-        return MaskedBatch(*(tensor.to(self.device) for tensor in (ids, seen, masks, labels)))
+        return MaskedBatch(*(tensor.to(self.device) for tensor in (ids, labels, seen, masks)))
 
     def scores(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
         """Return the logits of the label words at the mask: float32 `[examples, labels]`."""

@@ -45,7 +45,7 @@ def read_saved(folder: Path, split: str) -> list[Row]:
         if split not in table:
             raise DataError(f"{folder}: holds no split {split!r}, expected one of {', '.join(table)}.")
         table = table[split]
-    return _rows(str(folder), table.with_format(None))  # it may have been saved with tensors in place of numbers
+    return _rows(str(folder), table)
 
 
 def _library(source: str) -> Any:

@@ -13,6 +13,8 @@ def row_of(values: Mapping[str, Any]) -> Row:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # of numpy, or a tensor
+        value = value.tolist()
     if isinstance(value, Mapping):
         return row_of(value)
     if isinstance(value, list | tuple):

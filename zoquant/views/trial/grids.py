@@ -105,15 +105,16 @@ def _ill_formed(trial: _Trial, grids: Mapping[str, Grid]) -> str:
 
 def _factors(shape: tuple[int, int], thorough: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield factors of rows and columns: drawn ones, or by each digit of their numbers, so that no two are alike."""
-    generator = torch.Generator().manual_seed(0)
     for digit in range(max((length - 1).bit_length() for length in shape) if thorough else 1):
-        rows, columns = (
-            1 - (torch.arange(length) >> digit) % 2
-            if thorough
-            else torch.randint(0, 2, (length,), generator=generator).index_fill(0, torch.tensor(0), 1)
-            for length in shape
-        )
+        rows, columns = (1 - (torch.arange(n) >> digit) % 2 if thorough else _drawn(n) for n in shape)
         yield _ROW ** rows.float(), _COLUMN ** columns.float()
+
+
+def _drawn(count: int) -> Tensor:
+    """Return zeros and ones, the same every time, of which the first is 1 and the last of several 0."""
+    drawn = torch.randint(0, 2, (count,), generator=torch.Generator().manual_seed(0))
+    drawn[-1], drawn[0] = 0, 1
+    return drawn
 
 
 def _cause(trial: _Trial, grids: Mapping[str, Grid], u: Tensor, v: Tensor) -> str:
