@@ -16,7 +16,7 @@ from fuzz.page_targets import PAGE_TARGETS
 from fuzz.row_targets import ROW_TARGETS
 from fuzz.run_targets import RUN_TARGETS
 from tests.samples import FORMAT_SAMPLES
-from zoquant.backends.gguf.data import TensorReader
+from zoquant.backends.gguf.data import read_dense, read_matrix
 from zoquant.backends.gguf.header import read_header
 from zoquant.backends.gguf.types import DENSE
 from zoquant.checkpoint.stored_files import file_of
@@ -148,9 +148,8 @@ def _use_of(name: str) -> Use:
 
 
 def _read_tensors(path: Path) -> None:
-    reader = TensorReader(torch.device("cpu"))
     for tensor in read_header(path).tensors.values():
-        reader.dense(tensor) if tensor.type.name in DENSE else reader.packed(tensor, None)
+        (read_dense if tensor.type.name in DENSE else read_matrix)(tensor, torch.device("cpu"))
 
 
 def _without_errors(sniff: Callable[[Path], bool], path: Path) -> None:

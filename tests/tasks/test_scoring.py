@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.tasks.scoring import hidden_states, logits_at
@@ -101,3 +101,17 @@ def test_what_an_adapter_adds_to_the_head_is_among_the_logits(patched: bool) -> 
         model.lm_head = adapted
     states, some = hidden_states(model, torch.arange(4)[None]), torch.tensor([3, 9])
     torch.testing.assert_close(logits_at(model, states, some), model(input_ids=torch.arange(4)[None]).logits[..., some])
+
+
+@torch.no_grad()
+def test_an_encoder_with_a_decoder_is_refused() -> None:
+    config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    with pytest.raises(UnsupportedLayoutError, match="T5ForConditionalGeneration: it cannot be asked for the logits"):
+        hidden_states(T5ForConditionalGeneration(config).eval(), torch.tensor([[5, 6]]))
+
+
+@torch.no_grad()
+def test_logits_that_are_no_numbers_are_left_to_the_loss() -> None:
+    model = tiny("llama")
+    cast(Any, model.lm_head).weight.fill_(float("nan"))
+    assert not hidden_states(model, torch.tensor([[5, 6]])).isnan().any()

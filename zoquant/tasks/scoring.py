@@ -7,7 +7,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from zoquant.errors import UnsupportedLayoutError
+from zoquant.errors import UnsupportedLayoutError, one_line
+from zoquant.kernels.out_of_memory import is_out_of_memory
 from zoquant.native import QuantLinear
 from zoquant.tasks.encoding import text_config
 from zoquant.tasks.packing import pack, packable, packed_states, worth_packing
@@ -90,18 +91,32 @@ def _check(model: nn.Module) -> None:
     """Compare `logits_at` with the model's own logits, once."""
     if model in _checked:
         return
+    try:
+        with trial():
+            said = "" if _agrees(model) else "its logits are not those of its head on the last hidden states"
+    except Exception as error:  # whatever a model says that is asked for no text of its own, as an encoder and decoder
+        if is_out_of_memory(error):
+            raise
+        said = f"it cannot be asked for the logits of a text: {one_line(error)}"
+    if said:
+        raise UnsupportedLayoutError(
+            f"{type(model).__name__}: {said}, so a task cannot score tokens by them. Write a closure on "
+            "model(...).logits instead, see zoquant.ZOSGD."
+        )
+    _checked.add(model)
+
+
+def _agrees(model: nn.Module) -> bool:
+    """Whether the logits of a few tokens are the same."""
     whole: Any = model
     ids = ordinary_ids(model, 4)[None]
-    with trial():
-        states = getattr(whole.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        own = whole(input_ids=ids, use_cache=False).logits
-        bound, own = _SAME.get(own.dtype, _SAME_ELSE), own.float()
-        if states is None or float((logits_at(model, states) - own).norm() / own.norm()) > bound:
-            raise UnsupportedLayoutError(
-                f"{type(model).__name__}: its logits are not those of its head on the last hidden states, so a task "
-                "cannot score tokens by them. Write a closure on model(...).logits instead, see zoquant.ZOSGD."
-            )
-    _checked.add(model)
+    states = getattr(whole.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    own = whole(input_ids=ids, use_cache=False).logits
+    bound, own = _SAME.get(own.dtype, _SAME_ELSE), own.float()
+    if states is None:
+        return False
+    distance = float((logits_at(model, states) - own).norm() / own.norm())
+    return not distance > bound  # NaN, as of numbers beyond float16, is what the loss will speak of
 
 
 def token_log_probs(model: nn.Module, states: Tensor, ids: Tensor, scored: Tensor) -> Tensor:

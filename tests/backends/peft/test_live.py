@@ -132,10 +132,10 @@ def test_the_plain_parameters_of_an_adapted_model() -> None:
 def test_an_adapter_that_the_forward_does_not_add_is_refused() -> None:
     model = adapted("lora")
     model.merge_adapter()
-    with pytest.raises(UnsupportedLayoutError, match=r"q_proj: the adapter is merged into its base"):
+    with pytest.raises(UnsupportedLayoutError, match=r"q_proj \(peft\): the adapter is merged into its base"):
         zoquant.attach(model, roles=("adapter",))
     model.unmerge_adapter()
-    with model.disable_adapter(), pytest.raises(UnsupportedLayoutError, match=r"q_proj: the adapter is disabled"):
+    with model.disable_adapter(), pytest.raises(UnsupportedLayoutError, match="the adapter is disabled: unmerge"):
         zoquant.attach(model, roles=("adapter",))
     model.add_adapter("second", configs()["lora"])
     model.base_model.set_adapter(["default", "second"])

@@ -4,7 +4,7 @@ Source: gptqmodel 7.7.0, nn_modules/qlinear/torch_awq.py, torch_aten_kernel_awq.
 torch_cpu_avx512_awq.py, gemm_awq.py, gemv_awq.py, gemv_fast_awq.py; autoawq 0.2.9, awq/modules/linear.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from zoquant.backends.gptq.views import (
     pairs_or_scales,
     zeros_of_pairs,
 )
-from zoquant.checkpoint.folder import AffineLayout
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.protocol import ScaleView
+from zoquant.native import PackedWeight
+from zoquant.protocol import Grid, ScaleView
+from zoquant.views.packed_backend import PackedBackend
 
 
-class GEMMBackend:
+class GEMMBackend(PackedBackend):
     """`AwqTorchLinear`, `AwqGEMMLinear` and `AwqGEMMTritonLinear`, AutoAWQ's `WQLinear_GEMM`: they decode each time."""
 
     name = "awq"
@@ -37,21 +38,14 @@ class GEMMBackend:
             UnsupportedLayoutError: other than 4 bits.
         """
         _check_bits(module)
-        names = [numbers.name for numbers in self._layout(module).numbers if numbers.role]
-        return [BufferView(name, module, dtype=getattr(module, name).dtype) for name in names]
+        fields = self.packed(module).fields
+        return [BufferView(field.name, module, dtype=field.dtype) for field in fields]
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, decoded from the layer's words."""
-        return self._layout(module).weight_of(module).dequantize()
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales."""
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the layer's own tensors."""
         layer: Any = module
-        return gptq.random_input(layer.in_features, layer.scales)
-
-    def _layout(self, module: Any) -> AffineLayout:
-        zeros = getattr(module, "zeros_name", "qzeros")  # GPTQModel's layers of llm-awq have another
-        return awq_layout(self.kind, max(module.group_size, 0), zeros=zeros)
+        zeros = getattr(layer, "zeros_name", "qzeros")  # GPTQModel's layers of llm-awq have another
+        return awq_layout(self.kind, max(layer.group_size, 0), zeros=zeros).weight_of(layer)
 
 
 class GEMVBackend(GEMMBackend):
@@ -84,6 +78,10 @@ class Int4PackBackend(GEMMBackend):
         pairs = pairs_of(layer)
         zeros = GEMM_ZEROS(layer.qzeros, slice(None)).t() if pairs is None else zeros_of_pairs(pairs)
         return [Int4PackView(layer, zeros)]
+
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return none: once the kernel has packed its words they say nothing of the matrix."""
+        return {}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""

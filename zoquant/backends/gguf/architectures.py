@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from zoquant.backends.gguf.header import Header, TensorInfo
+from zoquant.backends.gguf.header import Header, TensorInfo, refusal
 from zoquant.errors import CheckpointError
 
 Field = Literal["weight", "bias"]
@@ -149,8 +149,6 @@ def target_of(path: Path, architecture: Architecture, tensor: str) -> Target:
     """
     target = architecture.target(tensor)
     if target is None:
-        raise CheckpointError(
-            f"{path}: tensor {tensor!r}: expected a tensor of a {architecture.name} model, got an unknown name. "
-            "To leave it out would change the model, so the file is refused."
-        )
+        remedy = "To leave it out would change the model, so the file is refused."
+        raise refusal(path, f"tensor {tensor!r}", f"a tensor of a {architecture.name} model", "an unknown name", remedy)
     return target

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoquant.backends.gguf.architectures import Architecture
-from zoquant.backends.gguf.header import Header, TensorInfo
+from zoquant.backends.gguf.header import Header, TensorInfo, refusal
 from zoquant.errors import CheckpointError
 
 _REFUSED = ("attention.scale", "logit_scale", "embedding_scale", "residual_scale")
@@ -51,9 +51,7 @@ class Keys:
     def error(self, key: str, expected: str, got: str) -> CheckpointError:
         """Return the error for a key."""
         name = f"{self.header.architecture}.{key}"
-        return CheckpointError(
-            f"{self.header.path}: key {name!r}: expected {expected}, got {got}. Convert the checkpoint again."
-        )
+        return refusal(self.header.path, f"key {name!r}", expected, got)
 
 
 def config_of(header: Header, architecture: Architecture, rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -116,9 +114,7 @@ def _embedding(header: Header) -> TensorInfo:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         got = "none" if embedding is None else f"shape {embedding.shape}"
-        raise CheckpointError(
-            f"{header.path}: tensor 'token_embd.weight': expected a matrix, got {got}. Convert the checkpoint again."
-        )
+        raise refusal(header.path, "tensor 'token_embd.weight'", "a matrix", got)
     return embedding
 
 
@@ -135,10 +131,7 @@ def _check_heads(keys: Keys, config: Mapping[str, Any]) -> None:
     tensors, heads, width = keys.header.tensors, config["num_attention_heads"], config["head_dim"]
     queries = tensors.get("blk.0.attn_q.weight", tensors.get("blk.0.attn_qkv.weight"))
     if queries is None:
-        raise CheckpointError(
-            f"{keys.header.path}: tensor 'blk.0.attn_q.weight': expected a matrix, got none. "
-            "Convert the checkpoint again."
-        )
+        raise refusal(keys.header.path, "tensor 'blk.0.attn_q.weight'", "a matrix", "none")
     if heads * width > queries.shape[0]:
         expected = f"{heads} heads in the {queries.shape[0]} rows of {queries.name!r}"
         raise keys.error("attention.key_length", expected, f"heads of {width}")
@@ -263,10 +256,7 @@ def _long_rope(path: Path, factors: Mapping[str, list[float]]) -> dict[str, Any]
     """Return the scaling that the rope tensors of Phi-3 ask for."""
     missing = {"rope_factors_long.weight", "rope_factors_short.weight"} - factors.keys()
     if missing:
-        raise CheckpointError(
-            f"{path}: tensor {min(missing)!r}: expected long and short rope factors, got one of them. "
-            "Convert the checkpoint again."
-        )
+        raise refusal(path, f"tensor {min(missing)!r}", "long and short rope factors", "one of them")
     short, long = (factors[f"rope_factors_{which}.weight"] for which in ("short", "long"))
     return {"rope_scaling": {"type": "longrope", "short_factor": short, "long_factor": long}}
 

@@ -1,6 +1,6 @@
 """Reading tensors: a few megabytes at a time, so that a load needs hardly more memory than what it keeps."""
 
-from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -8,101 +8,66 @@ from torch import Tensor
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.backends.gguf.header import TensorInfo
 from zoquant.backends.gguf.types import DENSE
-from zoquant.errors import CheckpointError
+from zoquant.files.tensors import StoredTensor
 from zoquant.native import PackedWeight, QuantWeight
 from zoquant.native.dense import DenseWeight
 
 CHUNK = 8 << 20
 """Bytes that are read at a time."""
+_REMEDY = "Quantize the checkpoint to another type, or download it again."
 
 
-class TensorReader:
-    """Reads the tensors of a model, wherever they are.
+def read_dense(tensor: TensorInfo, device: torch.device) -> Tensor:
+    """Return plain numbers in the dtype of the file.
+
+    Raises:
+        CheckpointError: the tensor is not F32, F16 or BF16.
+    """
+    dtype = DENSE.get(tensor.type.name)
+    if dtype is None:
+        raise tensor.error(f"one of the types {', '.join(DENSE)}", tensor.type.name, _REMEDY)
+    return _place(tensor, 0, tensor.nbytes, tensor.shape, dtype).read().to(device)
+
+
+def read_matrix(tensor: TensorInfo, device: torch.device, row_order: Tensor | None = None) -> PackedWeight:
+    """Return a matrix with its codes and fields, or its plain numbers, as the file has them.
 
     Args:
-        device: where the tensors go.
+        tensor: the matrix, or `[experts, rows, columns]`: each below the one before.
+        device: where it goes.
+        row_order: as `QuantWeight` takes it.
+
+    Raises:
+        CheckpointError: no codec knows the tensor's type.
     """
+    order = None if row_order is None else row_order.to(device)
+    if tensor.type.name in DENSE:
+        return DenseWeight(read_dense(tensor, device).flatten(0, -2), order)
+    codec = _codec(tensor)
+    rows, groups = prod(tensor.shape[:-1]), tensor.shape[-1] // codec.block
+    row_bytes = groups * codec.nbytes
+    codes = torch.empty(rows, groups, codec.code_bytes, dtype=torch.uint8, device=device)
+    values = [torch.empty(rows, groups, dtype=field.dtype, device=device) for field in codec.fields]
+    step = max(1, CHUNK // row_bytes)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        blocks = _place(tensor, start * row_bytes, count * row_bytes, (count, groups, codec.nbytes), torch.uint8)
+        part, fields = codec.cut(blocks.read())
+        codes[start : start + count].copy_(part)
+        for value, field in zip(values, fields, strict=True):
+            value[start : start + count].copy_(field)
+    return QuantWeight(codec, codes, values, order)
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._buffer = bytearray()
 
-    def dense(self, tensor: TensorInfo, *, as_stored: bool = False) -> Tensor:
-        """Return plain numbers of the tensor's shape, as float32 or in the dtype of the file.
+def _place(tensor: TensorInfo, start: int, nbytes: int, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
+    """Return the place of some bytes of a tensor."""
+    return StoredTensor(tensor.name, tensor.file, tensor.offset + start, nbytes, shape, dtype)
 
-        Raises:
-            CheckpointError: the tensor is not F32, F16 or BF16.
-        """
-        dtype = DENSE.get(tensor.type.name)
-        if dtype is None:
-            raise self._error(tensor, f"one of the types {', '.join(DENSE)}", tensor.type.name)
-        out = torch.empty(tensor.shape, dtype=dtype if as_stored else torch.float32, device=self.device)
-        flat = out.view(-1)
-        step = CHUNK // dtype.itemsize
-        for start in range(0, flat.numel(), step):
-            count = min(step, flat.numel() - start)
-            raw = self._read(tensor, start * dtype.itemsize, count * dtype.itemsize)
-            flat[start : start + count].copy_(raw.view(dtype))
-        return out
 
-    def stacked(self, tensor: TensorInfo) -> PackedWeight:
-        """Return the matrices `[experts, rows, columns]` of a tensor as one, each below the one before.
-
-        Raises:
-            CheckpointError: no codec knows the tensor's type.
-        """
-        if tensor.type.name in DENSE:
-            return DenseWeight(self.dense(tensor, as_stored=True).flatten(0, 1))
-        return self.packed(replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2])), None)
-
-    def packed(self, tensor: TensorInfo, row_order: Tensor | None) -> QuantWeight:
-        """Return a quantized matrix with its codes and fields as the file has them.
-
-        Args:
-            tensor: the matrix.
-            row_order: as `QuantWeight` takes it.
-
-        Raises:
-            CheckpointError: no codec knows the tensor's type.
-        """
-        codec = self._codec(tensor)
-        rows, groups = tensor.shape[0], tensor.shape[1] // codec.block
-        row_bytes = groups * codec.nbytes
-        codes = torch.empty(rows, groups, codec.code_bytes, dtype=torch.uint8, device=self.device)
-        values = [torch.empty(rows, groups, dtype=field.dtype, device=self.device) for field in codec.fields]
-        step = max(1, CHUNK // row_bytes)
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            raw = self._read(tensor, start * row_bytes, count * row_bytes).view(count, groups, codec.nbytes)
-            part, fields = codec.cut(raw)
-            codes[start : start + count].copy_(part)
-            for value, field in zip(values, fields, strict=True):
-                value[start : start + count].copy_(field)
-        return QuantWeight(codec, codes, values, None if row_order is None else row_order.to(self.device))
-
-    def _codec(self, tensor: TensorInfo) -> BlockCodec:
-        codec = CODECS.get(tensor.type.name)
-        if codec is None:
-            raise self._error(tensor, f"one of the types {', '.join([*DENSE, *CODECS])}", tensor.type.name)
-        if len(tensor.shape) != 2:
-            raise self._error(tensor, "a matrix", f"shape {tensor.shape}")
-        return codec
-
-    def _read(self, tensor: TensorInfo, start: int, count: int) -> Tensor:
-        if len(self._buffer) < count:
-            self._buffer = bytearray(count)
-        view, done = memoryview(self._buffer)[:count], 0
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.offset + start)
-            while done < count:
-                got = file.readinto(view[done:])
-                if not got:
-                    raise self._error(tensor, f"{tensor.nbytes} bytes of data", "the end of the file")
-                done += got
-        return torch.frombuffer(self._buffer, dtype=torch.uint8, count=count)
-
-    def _error(self, tensor: TensorInfo, expected: str, got: str) -> CheckpointError:
-        return CheckpointError(
-            f"{tensor.file}: tensor {tensor.name!r}: expected {expected}, got {got}. "
-            "Quantize the checkpoint to another type, or download it again."
-        )
+def _codec(tensor: TensorInfo) -> BlockCodec:
+    codec = CODECS.get(tensor.type.name)
+    if codec is None:
+        raise tensor.error(f"one of the types {', '.join([*DENSE, *CODECS])}", tensor.type.name, _REMEDY)
+    if len(tensor.shape) < 2:
+        raise tensor.error("a matrix", f"shape {tensor.shape}", _REMEDY)
+    return codec

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from zoquant.backends.gguf.header import Header, TensorInfo
-from zoquant.errors import CheckpointError
 
 ARCHITECTURES = frozenset({"sd3"})
 """The values of `general.architecture` that are diffusion models with an index."""
@@ -91,19 +90,14 @@ def _modules(tensor: TensorInfo, name: str, last: int) -> Sequence[str]:
         return (_TOP[name],)
     if number >= 0 and part in _BLOCK:
         return [f"transformer_blocks.{number}.{module}" for module in _BLOCK[part]]
-    raise CheckpointError(
-        f"{tensor.file}: tensor {tensor.name!r}: expected a tensor of a Stable Diffusion 3 transformer, got an unknown "
-        "name. zoquant cannot say where diffusers puts it, so the file is refused."
-    )
+    remedy = "zoquant cannot say where diffusers puts it, so the file is refused."
+    raise tensor.error("a tensor of a Stable Diffusion 3 transformer", "an unknown name", remedy)
 
 
 def _cut(tensor: TensorInfo, count: int) -> Iterator[TensorInfo]:
     """Yield a tensor in equal parts, the first rows first."""
     if count and (not tensor.shape or tensor.shape[0] % count):
-        raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name!r}: expected rows in {count} equal parts, got shape {tensor.shape}. "
-            "Convert the checkpoint again."
-        )
+        raise tensor.error(f"rows in {count} equal parts", f"shape {tensor.shape}")
     for index in range(count):
         nbytes = tensor.nbytes // count
         shape = (tensor.shape[0] // count, *tensor.shape[1:])

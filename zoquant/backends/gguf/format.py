@@ -15,7 +15,6 @@ from zoquant.backends.gguf.blocks import CODECS
 from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo
 from zoquant.backends.gguf.shards import read_model, shard_paths
 from zoquant.backends.gguf.types import DENSE
-from zoquant.errors import CheckpointError
 from zoquant.protocol import Span, Summary
 
 
@@ -106,10 +105,7 @@ def _check_matrix(target: Target, tensor: TensorInfo) -> None:
     dimensions = 2 if target.experts is None else 3
     if len(tensor.shape) != dimensions:
         what = "a matrix" if target.experts is None else "[experts, rows, columns]"
-        raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name!r}: expected {what} for type {tensor.type.name}, "
-            f"got shape {tensor.shape}. Convert the checkpoint again."
-        )
+        raise tensor.error(f"{what} for type {tensor.type.name}", f"shape {tensor.shape}")
 
 
 def _dense_span(shape: tuple[int, ...], tensor: TensorInfo) -> Span:

@@ -33,6 +33,13 @@ _SMALLEST_ENTRY = 8 + 4 + 1
 _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 
+def refusal(
+    path: Path, where: str, expected: str, got: str, remedy: str = "Convert the checkpoint again."
+) -> CheckpointError:
+    """Return the error for a file that is not as expected."""
+    return CheckpointError(f"{path}: {where}: expected {expected}, got {got}. {remedy}")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of the file.
@@ -52,6 +59,10 @@ class TensorInfo:
     offset: int
     nbytes: int
     file: Path
+
+    def error(self, expected: str, got: str, remedy: str = "Convert the checkpoint again.") -> CheckpointError:
+        """Return the error for a tensor that is not as expected."""
+        return refusal(self.file, f"tensor {self.name!r}", expected, got, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +86,8 @@ class Header:
         """The file's word for the kind of model, `general.architecture`."""
         value = self.metadata.get("general.architecture")
         if not isinstance(value, str):
-            raise CheckpointError(
-                f"{self.path}: key 'general.architecture': expected a string, got {value!r}. "
-                "The file does not hold a model; convert the checkpoint again."
-            )
+            remedy = "The file does not hold a model; convert the checkpoint again."
+            raise refusal(self.path, "key 'general.architecture'", "a string", repr(value), remedy)
         return value
 
 
@@ -122,7 +131,7 @@ class _Reader:
         return Header(self.path, self.size, metadata, self._placed(tensors, start, alignment))
 
     def fail(self, where: str, expected: str, got: str, remedy: str = "Download or convert it again.") -> NoReturn:
-        raise CheckpointError(f"{self.path}: {where}: expected {expected}, got {got}. {remedy}")
+        raise refusal(self.path, where, expected, got, remedy)
 
     def _magic(self) -> None:
         magic = bytes(self.data[:4])

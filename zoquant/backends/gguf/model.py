@@ -7,6 +7,7 @@ used and every parameter filled, or the file is refused.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 from zoquant.backends.gguf.architectures import Architecture, Field, Target, architecture_of, target_of
 from zoquant.backends.gguf.config import Keys, config_of
-from zoquant.backends.gguf.data import TensorReader
-from zoquant.backends.gguf.header import Header, TensorInfo
+from zoquant.backends.gguf.data import read_dense, read_matrix
+from zoquant.backends.gguf.header import Header, TensorInfo, refusal
 from zoquant.backends.gguf.types import DENSE
 from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.errors import CheckpointError
-from zoquant.native import DenseWeight, PackedWeight, QuantEmbedding, QuantExperts, QuantLinear
+from zoquant.native import QuantEmbedding, QuantExperts, QuantLinear
 from zoquant.native.meta import ModuleSlots, WithoutWeights, forget_weights, unfilled
 from zoquant.views.stored_form import StoredForm, keep_form
 
@@ -41,14 +42,12 @@ def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.dev
         CheckpointError: the file lacks a tensor, has one that the model has not, or asks for what zoquant cannot do.
     """
     architecture = architecture_of(header)
-    reader = TensorReader(device)
-    rope = {
-        name: reader.dense(header.tensors[name]).cpu() for name in architecture.rope_tensors & header.tensors.keys()
-    }
+    held = architecture.rope_tensors & header.tensors.keys()
+    rope = {name: read_dense(header.tensors[name], torch.device("cpu")).float() for name in held}
     config = config_of(header, architecture, {name: factors.flatten().tolist() for name, factors in rope.items()})
     model = _empty_model(header, architecture, config)
     _set_rope(header, model, rope.get("rope_freqs.weight"))
-    _Filler(header, architecture, model, reader, compute_dtype).fill()
+    _Filler(header, architecture, model, device, compute_dtype).fill()
     _check_filled(header, model)
     return model.to(device).eval().requires_grad_(False)
 
@@ -64,23 +63,18 @@ def _empty_model(header: Header, architecture: Architecture, config: Mapping[str
     return model
 
 
+@dataclass
 class _Filler:
     """Puts the tensors of a file into an empty model."""
 
-    def __init__(
-        self,
-        header: Header,
-        architecture: Architecture,
-        model: nn.Module,
-        reader: TensorReader,
-        compute_dtype: torch.dtype,
-    ) -> None:
-        self.header = header
-        self.architecture = architecture
-        self.model = model
-        self.places = ModuleSlots(model)
-        self.reader = reader
-        self.compute_dtype = compute_dtype
+    header: Header
+    architecture: Architecture
+    model: nn.Module
+    device: torch.device
+    compute_dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.places = ModuleSlots(self.model)
 
     def fill(self) -> None:
         for path, matrices in self._stacked().items():
@@ -145,7 +139,7 @@ class _Filler:
                 raise _incomplete(self.header, [f"{path}.{name}.weight"])
             if matrices[name].shape != shape:
                 raise self._contradiction(matrices[name], f"{path}.{name}.weight", shape)
-            layers[name] = QuantLinear(self.reader.stacked(matrices[name]), compute_dtype=self.compute_dtype)
+            layers[name] = QuantLinear(read_matrix(matrices[name], self.device), compute_dtype=self.compute_dtype)
         experts = QuantExperts(*layers.values(), count=count, activation=ACT2FN[config.hidden_act])
         self.places.replace(path, experts)
 
@@ -165,33 +159,24 @@ class _Filler:
             raise self._contradiction(info, f"{path}.{field}", wanted)
 
     def _contradiction(self, info: TensorInfo, key: str, wanted: object) -> CheckpointError:
-        return CheckpointError(
-            f"{info.file}: tensor {info.name!r} ({key}): expected {wanted}, got {info.shape}. "
-            "The file contradicts its metadata; convert the checkpoint again."
-        )
+        remedy = "The file contradicts its metadata; convert the checkpoint again."
+        return refusal(info.file, f"tensor {info.name!r} ({key})", str(wanted), str(info.shape), remedy)
 
     def _native(self, module: nn.Module, weight: Part, bias: Tensor | None) -> nn.Module:
         target, info = weight
-        packed = self._packed(info, self._row_order(target, info))
+        packed = read_matrix(info, self.device, self._row_order(target, info))
         if isinstance(module, nn.Linear):
             return QuantLinear(packed, bias, compute_dtype=self.compute_dtype)
         if isinstance(module, nn.Embedding):
             scale = getattr(module, "embed_scale", None)
             return QuantEmbedding(packed, scale=None if scale is None else float(scale))
-        raise CheckpointError(
-            f"{info.file}: tensor {info.name!r} ({target.module}): expected one of the types "
-            f"{', '.join(DENSE)} for a {type(module).__name__}, got {info.type.name}. Convert the checkpoint again."
-        )
-
-    def _packed(self, info: TensorInfo, order: Tensor | None) -> PackedWeight:
-        if info.type.name in DENSE:
-            return DenseWeight(self.reader.dense(info, as_stored=True), order)
-        return self.reader.packed(info, order)
+        expected = f"one of the types {', '.join(DENSE)} for a {type(module).__name__}"
+        raise refusal(info.file, f"tensor {info.name!r} ({target.module})", expected, info.type.name)
 
     def _numbers(self, part: Part) -> tuple[Tensor, StoredForm]:
         """Return plain numbers as the model holds them, float32, and how the file does."""
         target, info = part
-        stored = self.reader.dense(info)
+        stored = read_dense(info, self.device).float()
         added = self.architecture.added_to(target)
         form = StoredForm(DENSE[info.type.name], self._row_order(target, info), added, stored if added else None)
         return form.held(stored), form
@@ -202,10 +187,7 @@ class _Filler:
         config: Any = self.model.config
         width: int = config.head_dim
         if info.shape[0] % width or width % 2:
-            raise CheckpointError(
-                f"{info.file}: tensor {info.name!r}: expected rows for heads of {width}, got {info.shape[0]} "
-                "rows. Convert the checkpoint again."
-            )
+            raise info.error(f"rows for heads of {width}", f"{info.shape[0]} rows")
         return torch.arange(info.shape[0]).view(-1, width // 2, 2).transpose(1, 2).flatten()
 
     def _tie(self) -> None:
@@ -234,10 +216,8 @@ def _set_rope(header: Header, model: nn.Module, factors: Tensor | None) -> None:
 
 def _divide(header: Header, frequencies: Tensor, factors: Tensor) -> None:
     if factors.shape != frequencies.shape:
-        raise CheckpointError(
-            f"{header.path}: tensor 'rope_freqs.weight': expected shape {tuple(frequencies.shape)}, "
-            f"got {tuple(factors.shape)}. Convert the checkpoint again."
-        )
+        expected, got = f"shape {tuple(frequencies.shape)}", str(tuple(factors.shape))
+        raise refusal(header.path, "tensor 'rope_freqs.weight'", expected, got)
     frequencies.div_(factors)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoquant.backends.gguf.header import Header, TensorInfo, read_header
-from zoquant.errors import CheckpointError
+from zoquant.backends.gguf.header import Header, TensorInfo, read_header, refusal
 from zoquant.files.safe_paths import refuse_stray
 
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_REMEDY = "Get all shards of one model again."
 _NO, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 
 
@@ -37,11 +37,11 @@ def read_model(path: Path) -> Header:
     for header in headers:
         for name, tensor in header.tensors.items():
             if name in tensors:
-                raise _error(header.path, f"tensor {name!r}", "it once", f"it in {tensors[name].file.name}, too")
+                raise tensor.error("it once", f"it in {tensors[name].file.name}, too", _REMEDY)
             tensors[name] = tensor
     said = headers[0].metadata.get(_TENSORS)
     if said != len(tensors):
-        raise _error(headers[0].path, f"key {_TENSORS!r}", f"{len(tensors)}, as the shards hold", repr(said))
+        raise refusal(headers[0].path, f"key {_TENSORS!r}", f"{len(tensors)}, as the shards hold", repr(said), _REMEDY)
     return Header(headers[0].path, sum(header.size for header in headers), headers[0].metadata, tensors)
 
 
@@ -62,18 +62,18 @@ def _headers(path: Path) -> list[Header]:
     match = _NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count:
         expected = f"a name that ends in -00001-of-{count:05}.gguf, as every shard of {count} has"
-        raise _error(path, "the name of the file", expected, repr(path.name), "Rename the file.")
+        raise refusal(path, "the name of the file", expected, repr(path.name), "Rename the file.")
     headers = []
     for number in range(count):
         place = path.with_name(f"{match[1]}-{number + 1:05}-of-{match[3]}.gguf")
         if not place.is_file():
-            raise _error(place, f"shard {number + 1} of {count}", "a file", "none", "Get that file, too.")
+            raise refusal(place, f"shard {number + 1} of {count}", "a file", "none", "Get that file, too.")
         if place != path:
             refuse_stray(path.parent, place)
         shard = header if place == path else read_header(place)
         for key, expected_number in ((_COUNT, count), (_NO, number)):
             if _whole(shard, key, -1) != expected_number:
-                raise _error(place, f"key {key!r}", str(expected_number), repr(shard.metadata.get(key)))
+                raise refusal(place, f"key {key!r}", str(expected_number), repr(shard.metadata.get(key)), _REMEDY)
         headers.append(shard)
     return headers
 
@@ -81,11 +81,5 @@ def _headers(path: Path) -> list[Header]:
 def _whole(header: Header, key: str, default: int) -> int:
     value: Any = header.metadata.get(key, default)
     if not isinstance(value, int) or not -1 <= value < 1 << 16:
-        raise _error(header.path, f"key {key!r}", "a whole number of shards", repr(value)[:80])
+        raise refusal(header.path, f"key {key!r}", "a whole number of shards", repr(value)[:80], _REMEDY)
     return max(value, 1) if key == _COUNT else value
-
-
-def _error(
-    path: Path, what: str, expected: str, got: str, remedy: str = "Get all shards of one model again."
-) -> CheckpointError:
-    return CheckpointError(f"{path}: {what}: expected {expected}, got {got}. {remedy}")

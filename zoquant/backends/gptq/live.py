@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoquant.backends.gptq.layout import gptq_layout
+from zoquant.backends.gptq.layout import Wrap, gptq_layout
 from zoquant.backends.gptq.views import (
     CENTRE,
     BufferView,
@@ -21,8 +21,10 @@ from zoquant.backends.gptq.views import (
     zeros_of_pairs,
 )
 from zoquant.errors import UnsupportedLayoutError
+from zoquant.native import PackedWeight
 from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
+from zoquant.views.packed_backend import PackedBackend
 from zoquant.views.tensor_views import TensorView
 
 _OLD = "cuda-old"
@@ -135,31 +137,18 @@ class AVX512Backend:
         return random_input(layer.in_features, layer.scales.new_empty(0, dtype=dtype))
 
 
-class AutoGPTQBackend:
-    """AutoGPTQ's `QuantLinear` of the modules qlinear_cuda, qlinear_cuda_old and qlinear_triton."""
+class AutoGPTQBackend(PackedBackend):
+    """AutoGPTQ's `QuantLinear` of qlinear_cuda, qlinear_cuda_old and qlinear_triton: view `scales`."""
 
     name = "gptq"
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of `scales`, `[groups, out_features]`."""
-        layer: Any = module
-        return [TensorView("scales", "scale", layer.scales)]
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, decoded from the layer's words; AutoGPTQ has no function for it."""
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the layer's own tensors."""
         layer: Any = module
         old = layer.QUANT_TYPE == _OLD
-        layout = gptq_layout(
-            layer.bits, layer.group_size, minus_one=True, wrap="fields" if old and layer.bits != 3 else "never",
-            g_idx=not old,
-        )  # fmt: skip
-        size = layer.qweight.shape[1], layer.infeatures
-        return layout.weight_of(layer, size).dequantize()
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales."""
-        layer: Any = module
-        return random_input(layer.infeatures, layer.scales)
+        wrap: Wrap = "fields" if old and layer.bits != 3 else "never"
+        layout = gptq_layout(layer.bits, layer.group_size, minus_one=True, wrap=wrap, g_idx=not old)
+        return layout.weight_of(layer, (layer.qweight.shape[1], layer.infeatures))
 
 
 def random_input(columns: int, like: Tensor) -> Tensor:

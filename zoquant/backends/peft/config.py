@@ -14,52 +14,38 @@ from typing import Any
 from zoquant.checkpoint.folder import Folder
 from zoquant.errors import UnsupportedLayoutError
 
-
-def _is_flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) and _NAME.fullmatch(each) for each in value)
-
-
-def _are_factors(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_NAME.fullmatch(key) and _is_number(value[key]) for key in value)
-
-
-Allowed = dict[str, Callable[[Any], bool]]
-"""Keys, and what tells whether peft writes such a value there."""
-
 _NAME = re.compile(r"[\w.\\^$-]{1,200}")
 """A name of a module, or one with its dots escaped and its ends marked: nothing that can be matched in many ways."""
+Allowed = dict[str, str]
+"""Keys, and which of `_VALUES` peft writes there."""
+_VALUES: dict[str, Callable[[Any], bool]] = {
+    "flag": lambda value: type(value) is bool,
+    "number": lambda value: type(value) in (int, float),
+    "count": lambda value: type(value) is int and value > 0,
+    "text": lambda value: isinstance(value, str),
+    "names": lambda value: (
+        isinstance(value, list) and all(isinstance(each, str) and _NAME.fullmatch(each) for each in value)
+    ),
+    "factors": lambda value: (
+        isinstance(value, Mapping) and all(_NAME.fullmatch(key) and _VALUES["number"](value[key]) for key in value)
+    ),
+}
 _COMMON: Allowed = {
-    "peft_type": _is_text,
-    "task_type": _is_text,
-    "base_model_name_or_path": _is_text,
-    "modules_to_save": _are_names,
+    "peft_type": "text",
+    "task_type": "text",
+    "base_model_name_or_path": "text",
+    "modules_to_save": "names",
 }
 _VIRTUAL: Allowed = dict.fromkeys(
-    ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"), _is_count
+    ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"), "count"
 )
 _KINDS: dict[str, Allowed] = {
     "LORA": {
-        "r": _is_count, "lora_alpha": _is_number, "alpha_pattern": _are_factors, "fan_in_fan_out": _is_flag,
-        "bias": _is_text, "use_rslora": _is_flag, "use_dora": _is_flag, "lora_bias": _is_flag,
+        "r": "count", "lora_alpha": "number", "alpha_pattern": "factors", "fan_in_fan_out": "flag",
+        "bias": "text", "use_rslora": "flag", "use_dora": "flag", "lora_bias": "flag",
     },
-    "IA3": {"fan_in_fan_out": _is_flag},
-    "PREFIX_TUNING": {**_VIRTUAL, "encoder_hidden_size": _is_count, "prefix_projection": _is_flag},
+    "IA3": {"fan_in_fan_out": "flag"},
+    "PREFIX_TUNING": {**_VIRTUAL, "encoder_hidden_size": "count", "prefix_projection": "flag"},
     "PROMPT_TUNING": _VIRTUAL,
 }  # fmt: skip
 _IDLE = {
@@ -104,7 +90,7 @@ def peft_arguments(folder: Folder) -> dict[str, Any]:
                 f"{folder.path}: {key[:80]!r}: peft would act on it, and zoquant does not tell it: expected nothing, "
                 f"got {repr(value)[:60]}. Load the model with peft, if you trust the adapter, and call zoquant.attach."
             )
-        if not allowed[key](value):
+        if not _VALUES[allowed[key]](value):
             raise folder.error(key, "what peft writes there", repr(value)[:60])
         found[key] = value
     return found | _layers(folder, kind, int(found.get("r", 8)))

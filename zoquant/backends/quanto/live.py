@@ -3,22 +3,19 @@
 Source: optimum-quanto 0.2.7, nn/qlinear.py, tensor/weights/ (`WeightQBytesTensor`, `WeightQBitsTensor`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoquant.backends.quanto.layout import CODES, PACKED, SCALE, SHIFT, eight_bit, few_bit
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native import AffineWeight
-from zoquant.protocol import ScaleView
-from zoquant.views.tensor_views import TensorView
+from zoquant.native import PackedWeight
+from zoquant.views.packed_backend import PackedBackend
 
 _SERVED = ("WeightQBytesTensor", "WeightQBitsTensor")
 
 
-class QuantoBackend:
+class QuantoBackend(PackedBackend):
     """Serves frozen `QLinear` layers: views `weight._scale`, and with 4 and 2 bits `weight._shift`.
 
     Layers of 4 and 2 bits do not run under `torch.inference_mode`, whoever calls them: use `torch.no_grad`.
@@ -26,26 +23,18 @@ class QuantoBackend:
 
     name = "quanto"
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return views of the tensors within the weight; the forward reads them at every call.
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the tensors within the weight; the forward reads them at every call.
 
         Raises:
             UnsupportedLayoutError: the layer is not frozen, quantizes activations, or is in the order of some kernel.
         """
         weight = _weight(module)
-        names = [field.name for field in _packed(weight).fields]
-        return [TensorView(name, "scale", getattr(weight, name.removeprefix("weight."))) for name in names]
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight by the layout of the file, float32 `[out_features, in_features]`."""
-        with torch.no_grad():
-            return _packed(_weight(module)).dequantize()
-
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales."""
-        weight = _weight(module)
-        x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
-        return x.to(weight._scale.device, weight._scale.dtype)
+        if type(weight).__name__ == "WeightQBytesTensor":
+            return eight_bit(weight._data.dtype).weight({CODES: weight._data, SCALE: weight._scale})
+        codes, scale, shift = weight._data._data, weight._scale, weight._shift
+        layout = few_bit(weight._data._bits, codes.shape[1], shift.dtype)
+        return layout.weight({PACKED: codes, SCALE: scale, SHIFT: shift}, tuple(weight.shape))
 
 
 def _weight(module: nn.Module) -> Any:
@@ -64,11 +53,3 @@ def _weight(module: nn.Module) -> Any:
             "Quantize the weights alone."
         )
     return weight
-
-
-def _packed(weight: Any) -> AffineWeight:
-    if type(weight).__name__ == "WeightQBytesTensor":
-        return eight_bit(weight._data.dtype).weight({CODES: weight._data, SCALE: weight._scale})
-    codes, scale, shift = weight._data._data, weight._scale, weight._shift
-    layout = few_bit(weight._data._bits, codes.shape[1], shift.dtype)
-    return layout.weight({PACKED: codes, SCALE: scale, SHIFT: shift}, tuple(weight.shape))

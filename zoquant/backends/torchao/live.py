@@ -4,7 +4,7 @@ Source: torchao 0.18.0, quantization/quantize_/workflows/ (`Int8Tensor`, `Float8
 `Int4Tensor`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from zoquant.backends.torchao.layout import INT4, torchao_layout
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native import AffineWeight
-from zoquant.protocol import ScaleView
-from zoquant.views.tensor_views import TensorView
+from zoquant.native import PackedWeight
+from zoquant.protocol import Grid
+from zoquant.views.packed_backend import PackedBackend
 
 
-class TorchAOBackend:
+class TorchAOBackend(PackedBackend):
     """Serves modules whose weight is one of torchao's: views `weight_scale`, and a `weight_zero_point` that is no code.
 
     Claimed by the class of the weight.
@@ -25,20 +25,24 @@ class TorchAOBackend:
 
     name = "torchao"
 
-    def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return views of the tensors within the weight; its forward reads them at every call.
+    def packed(self, module: nn.Module) -> PackedWeight:
+        """Return the matrix over the tensors within the weight; its forward reads them at every call.
 
         Raises:
             UnsupportedLayoutError: the weight is that of several experts, or also scales the activations.
         """
         weight = _weight(module)
-        inner = {"weight_scale": weight.scale, "weight_zero_point": getattr(weight, "zero_point", None)}
-        return [TensorView(field.name, field.role, inner[field.name]) for field in _packed(weight).fields]
+        found = {name: getattr(weight, name, None) for name in ("qdata", "scale", "zero_point")}
+        parts = {name: part for name, part in found.items() if part is not None}
+        kind, grid = type(weight).__name__, weight.scale.shape or (1, 1)
+        down, across = grid[::-1] if kind == INT4 else grid
+        block = weight.shape[0] // down, weight.shape[1] // across
+        layout = torchao_layout(kind, block, zero="zero_point" in parts, type=kind)
+        return layout.weight({f"_weight_{name}": part for name, part in parts.items()})
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight by the layout of the file, float32 `[out_features, in_features]`."""
-        with torch.no_grad():
-            return _packed(_weight(module)).dequantize()
+    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
+        """Return the grids of the fields; none where the layer rounds its input, so that a factor on it is not one."""
+        return {} if _rounds(_weight(module)) else super().grids(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return an input `[2, in_features]` in the dtype of the weight, or the first indices of an embedding.
@@ -68,12 +72,7 @@ def _weight(module: nn.Module) -> Any:
     return weight
 
 
-def _packed(weight: Any) -> AffineWeight:
-    parts = {
-        name: part for name in ("qdata", "scale", "zero_point") if (part := getattr(weight, name, None)) is not None
-    }
-    kind, grid = type(weight).__name__, weight.scale.shape or (1, 1)
-    down, across = grid[::-1] if kind == INT4 else grid
-    block = weight.shape[0] // down, weight.shape[1] // across
-    layout = torchao_layout(kind, block, zero="zero_point" in parts, type=kind)
-    return layout.weight({f"_weight_{name}": part for name, part in parts.items()})
+def _rounds(weight: Any) -> bool:
+    """Whether a layer also rounds its input to 8 bits."""
+    names = ("act_quant_kwargs", "activation_quantization")
+    return any(getattr(weight, name, None) is not None for name in names)
