@@ -44,10 +44,11 @@ def ggml(name: str, *, order: bool = False) -> PackedWeight:
 def nf4(*, blocksize: int = 64, nested: bool = False) -> PackedWeight:
     state = QuantState("nf4", blocksize, ROWS, COLUMNS, 256 if nested else 0, 0.1)
     blocks = ROWS * COLUMNS // blocksize
-    tensors = {"absmax": _scales(blocks, dtype=torch.float32)}
+    tensors = {"weight.absmax": _scales(blocks, dtype=torch.float32)}
     if nested:
-        tensors = {"absmax": torch.randint(0, 256, (blocks,), dtype=torch.uint8), "nested_quant_map": torch.rand(256)}
-        tensors["nested_absmax"] = torch.rand(-(-blocks // 256))
+        tensors = {"weight.absmax": torch.randint(0, 256, (blocks,), dtype=torch.uint8)}
+        tensors["weight.nested_quant_map"] = torch.rand(256)
+        tensors["weight.nested_absmax"] = torch.rand(-(-blocks // 256))
     return four_bit(tensors | {"weight": torch.randint(0, 256, (ROWS * COLUMNS // 2,), dtype=torch.uint8)}, state)
 
 

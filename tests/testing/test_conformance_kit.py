@@ -20,7 +20,7 @@ from zoquant.testing import (
     run_backend_checks,
     run_format_checks,
 )
-from zoquant.testing.others import weights_of
+from zoquant.testing.library import weights_of
 from zoquant.testing.tensors import codes_of, reachable, same_bits
 from zoquant.views.tensor_views import BytesView
 

@@ -394,3 +394,18 @@ def test_a_write_that_changes_codes_is_refused(backend: broken_backends.Backend)
     text = r"^a\.d \(good\): a write changed the codes in 'codes', and codes never change"
     with registered(backend, broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
         attach(nn.ModuleDict({"a": broken_backends.Layer()}))
+
+
+def test_values_of_a_layer_that_is_refreshed_are_not_streamed(refreshing: None) -> None:
+    layer = KeptProduct()
+    layer.bias = nn.Parameter(torch.zeros(16))
+    model = nn.ModuleDict({"a": layer, "plain": nn.Linear(4, 4)})
+    views = attach(model, roles=("dense",), streamed=True)
+    kinds = {view.name: type(buffer) for buffer in views.buffers for view in buffer.views}
+    assert {key: kind.__name__ for key, kind in kinds.items()} == {
+        "a.bias": "FlatBuffer",
+        "plain.weight": "StreamedBuffer",
+        "plain.bias": "StreamedBuffer",
+    }
+    views.set_delta({"a.bias": torch.ones(16)})
+    assert layer.made == 2

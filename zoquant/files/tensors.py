@@ -1,12 +1,18 @@
 """Where a tensor of a checkpoint lies."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from zoquant.errors import CheckpointError
+
+
+def byte_strides(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """Return the bytes between neighbours of a contiguous tensor, one number a dimension."""
+    return tuple(dtype.itemsize * prod(shape[place + 1 :]) for place in range(len(shape)))
 
 
 @dataclass(frozen=True, slots=True)

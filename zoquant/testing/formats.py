@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from zoquant.registry import format_of
-from zoquant.testing import damage, files, others
+from zoquant.testing import damage, files, library
 from zoquant.testing.format_case import FormatCase, Reference
 from zoquant.testing.results import Check, CheckResult, demand, run_checks
 
@@ -20,10 +20,10 @@ FORMAT_CHECKS: Mapping[str, Check[FormatCase]] = {
         Check(4, files.check_summary_agrees_with_the_file),
         Check(4, files.check_index_lies_in_the_file),
         Check(4, files.check_index_matches_views, _INDEXED[:1]),
-        Check(4, others.check_vendor_opens),
-        Check(4, others.check_vendor_holds_the_values, (*_INDEXED, *_OPENED)),
-        Check(4, others.check_native_agrees_with_vendor, _OPENED),
-        Check(4, others.check_native_agrees_with_reference),
+        Check(4, library.check_vendor_opens),
+        Check(4, library.check_vendor_holds_the_values, (*_INDEXED, *_OPENED)),
+        Check(4, library.check_native_agrees_with_vendor, _OPENED),
+        Check(4, library.check_native_agrees_with_reference),
         Check(5, files.check_zero_delta_exports_the_base, _INDEXED),
         Check(5, files.check_export_changes_only_indexed_bytes, _INDEXED),
         Check(5, files.check_exported_file_loads, _INDEXED),

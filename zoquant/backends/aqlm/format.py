@@ -41,10 +41,6 @@ class AQLMFormat(FolderFormat):
 
         aqlm computes in the dtype of the codebooks, so the model is loaded in the dtype of the file's. Its kernel for
         CPUs is left out: see `AQLMBackend`.
-
-        Raises:
-            UnsupportedLayoutError: aqlm is not installed.
-            CheckpointError: the checkpoint is damaged, or transformers refuses it.
         """
         folder = open_folder(path)
         first = next(iter(self.layers(folder)))

@@ -15,6 +15,7 @@ from zoquant.backends.gguf.blocks import CODECS
 from zoquant.backends.gguf.header import MAGIC, Header, TensorInfo
 from zoquant.backends.gguf.shards import read_model, shard_paths
 from zoquant.backends.gguf.types import DENSE
+from zoquant.files.tensors import byte_strides
 from zoquant.protocol import Span, Summary
 
 
@@ -110,10 +111,7 @@ def _check_matrix(target: Target, tensor: TensorInfo) -> None:
 
 def _dense_span(shape: tuple[int, ...], tensor: TensorInfo) -> Span:
     dtype = DENSE[tensor.type.name]
-    strides = [dtype.itemsize]
-    for length in shape[:0:-1]:
-        strides.insert(0, strides[0] * length)
-    return Span("dense", tensor.file.name, tensor.offset, shape, tuple(strides), dtype, tensor.name)
+    return Span("dense", tensor.file.name, tensor.offset, shape, byte_strides(shape, dtype), dtype, tensor.name)
 
 
 def _block_spans(module: str, tensor: TensorInfo) -> Iterator[tuple[str, Span]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoquant.native.experts import sum_of_experts
 from zoquant.native.meta import ModuleSlots
 
 PARTS = ("gate_up_proj", "down_proj")
@@ -22,29 +23,20 @@ class RoutedExperts(nn.Module):
 
     def __init__(self, experts: Any) -> None:
         super().__init__()
-        count, hidden, inner = experts.num_experts, experts.hidden_size, experts.intermediate_size
+        self.count, hidden, inner = experts.num_experts, experts.hidden_size, experts.intermediate_size
         self.alpha, self.limit = float(experts.alpha), float(experts.limit)
         sizes = {"gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}
         for part, (columns, rows) in sizes.items():
-            linears = [nn.Linear(columns, rows, bias=False, device="meta") for _ in range(count)]
+            linears = [nn.Linear(columns, rows, bias=False, device="meta") for _ in range(self.count)]
             self.add_module(part, nn.ModuleList(linears))
-            self.register_parameter(f"{part}_bias", nn.Parameter(torch.empty(count, rows, device="meta")))
+            self.register_parameter(f"{part}_bias", nn.Parameter(torch.empty(self.count, rows, device="meta")))
 
     def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
-        """Return the weighted sum of what the chosen experts compute.
+        """Return the weighted sum of the chosen experts, see `zoquant.native.experts.sum_of_experts`."""
+        return sum_of_experts(self._expert, self.count, hidden_states, router_indices, routing_weights)
 
-        Args:
-            hidden_states: `[tokens, hidden]`.
-            router_indices: the experts of each token, int64 `[tokens, chosen]`.
-            routing_weights: how much each counts, `[tokens, chosen]`.
-        """
-        out = torch.zeros_like(hidden_states)
-        for expert in torch.unique(router_indices).tolist():
-            token, place = torch.where(router_indices == expert)
-            inner = self._gated(self._part("gate_up_proj", expert, hidden_states[token]))
-            y = self._part("down_proj", expert, inner) * routing_weights[token, place, None]
-            out.index_add_(0, token, y.to(out.dtype))
-        return out
+    def _expert(self, number: int, x: Tensor) -> Tensor:
+        return self._part("down_proj", number, self._gated(self._part("gate_up_proj", number, x)))
 
     def _part(self, part: str, expert: int, x: Tensor) -> Tensor:
         y: Tensor = getattr(self, part)[expert](x) + getattr(self, f"{part}_bias")[expert]

@@ -13,7 +13,7 @@ from zoquant.files.archive import Plain, read_archive
 from zoquant.files.plain_json import parse_json
 from zoquant.files.safe_paths import refuse_stray
 from zoquant.files.safetensors import read_safetensors
-from zoquant.files.tensors import StoredTensor
+from zoquant.files.tensors import StoredTensor, byte_strides
 from zoquant.protocol import Role, Span
 
 CONFIG = "config.json"
@@ -117,12 +117,8 @@ class Folder:
     def span(self, name: str, role: Role) -> Span:
         """Return the whole of a tensor as the values of a view."""
         tensor = self.tensor(name)
-        strides, step = [], tensor.dtype.itemsize
-        for length in reversed(tensor.shape):
-            strides.append(step)
-            step *= length
-        file = tensor.file.relative_to(self.path).as_posix()
-        return Span(role, file, tensor.offset, tensor.shape, tuple(reversed(strides)), tensor.dtype, name)
+        file, strides = tensor.file.relative_to(self.path).as_posix(), byte_strides(tensor.shape, tensor.dtype)
+        return Span(role, file, tensor.offset, tensor.shape, strides, tensor.dtype, name)
 
     def error(self, what: str, expected: str, got: str) -> CheckpointError:
         """Return the error for a tensor, or a key of the config, that is not as expected."""

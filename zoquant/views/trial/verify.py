@@ -36,7 +36,7 @@ def verify_layer(layer: AttachedLayer, views: Sequence[ScaleView], checked: Sequ
     if isinstance(layer.backend, Uncached) and not layer.backend.cached:
         return
     x = layer.backend.sample_input(layer.module)
-    before = _agreed_output(layer, x, "before any write", "the kernel does not compute what its values say")
+    before, _ = _agreed_output(layer, x, "before any write", "the kernel does not compute what its values say")
     codes = _codes(layer.module, views)
     for view in checked:
         old = view.read()
@@ -82,10 +82,10 @@ def _fault(layer: AttachedLayer, view: ScaleView, x: Tensor, before: Tensor) -> 
     """Return what is wrong with a layer whose output is not that of the values that were written."""
     kept = f"the kernel of {type(layer.module).__name__} keeps a copy of its own, so its backend needs refresh(module)"
     try:
-        after = _agreed_output(layer, x, f"after a write to {view.name!r}", kept)
+        after, weight = _agreed_output(layer, x, f"after a write to {view.name!r}", kept)
     except UnsupportedLayoutError as error:
         return error
-    if not torch.equal(after, before) or not layer.backend.dequantize(layer.module).any():
+    if not torch.equal(after, before) or not weight.any():
         return None
     return UnsupportedLayoutError(
         f"{_name(layer)}.{view.name} ({layer.backend.name}): the output did not change when the values were multiplied "
@@ -102,19 +102,19 @@ def _passed_by(layer: AttachedLayer, view: ScaleView) -> str:
     )
 
 
-def _agreed_output(layer: AttachedLayer, x: Tensor, when: str, cause: str) -> Tensor:
-    """Return the module's output, after comparing it with the dequantized weight's."""
+def _agreed_output(layer: AttachedLayer, x: Tensor, when: str, cause: str) -> tuple[Tensor, Tensor]:
+    """Return the module's output and its dequantized weight, after comparing them."""
     module = layer.module
     with torch.no_grad():
         y: Tensor = module(x)
-        bound = TOLERANCE.get(y.dtype, COARSEST)
-        how = disagreement(y, product(module, layer.backend.dequantize(module), x), bound)
+        weight, bound = layer.backend.dequantize(module), TOLERANCE.get(y.dtype, COARSEST)
+        how = disagreement(y, product(module, weight, x), bound)
     if how:
         raise UnsupportedLayoutError(
             f"{_name(layer)} ({layer.backend.name}): {when} the output of {type(module).__name__} is {how} what its "
             f"dequantized weight says, expected within {bound:g}. Either {cause}; or dequantize() is wrong. {_INSTEAD}"
         )
-    return y
+    return y, weight
 
 
 def _name(layer: AttachedLayer) -> str:
