@@ -29,9 +29,10 @@ _INTRO = """# Formats
 
 <!-- Written by `make docs`; what is said by hand stands in the docstrings of the formats and in docs/formats/. -->
 
-Every format but adapters, which need peft, opens on zoquant's own layers without its library. Export changes the bytes
-of the moved values, and checksums of them, and no other. `zoquant doctor` says which libraries are found on a machine,
-`zoquant inspect` what is in a checkpoint. The table names the values of one small sample; each section has the rest.
+You want to know what is read, and what of it is trained. Every format but adapters, which need peft, opens on zoquant's
+own layers without its library. Export changes the bytes of the moved values, and checksums of them, and no other.
+`zoquant doctor` says which libraries are found on a machine, `zoquant inspect` what is in a checkpoint. The table names
+the values of one small sample; each section has the rest.
 """
 
 

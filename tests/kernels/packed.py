@@ -44,10 +44,11 @@ def ggml(name: str, *, order: bool = False) -> PackedWeight:
 def nf4(*, blocksize: int = 64, nested: bool = False) -> PackedWeight:
     state = QuantState("nf4", blocksize, ROWS, COLUMNS, 256 if nested else 0, 0.1)
     blocks = ROWS * COLUMNS // blocksize
-    tensors = {"absmax": _scales(blocks, dtype=torch.float32)}
+    tensors = {"weight.absmax": _scales(blocks, dtype=torch.float32)}
     if nested:
-        tensors = {"absmax": torch.randint(0, 256, (blocks,), dtype=torch.uint8), "nested_quant_map": torch.rand(256)}
-        tensors["nested_absmax"] = torch.rand(-(-blocks // 256))
+        tensors = {"weight.absmax": torch.randint(0, 256, (blocks,), dtype=torch.uint8)}
+        tensors["weight.nested_quant_map"] = torch.rand(256)
+        tensors["weight.nested_absmax"] = torch.rand(-(-blocks // 256))
     return four_bit(tensors | {"weight": torch.randint(0, 256, (ROWS * COLUMNS // 2,), dtype=torch.uint8)}, state)
 
 
@@ -69,6 +70,16 @@ def hqq(dtype: torch.dtype) -> PackedWeight:
     return AffineWeight("zeros", PackedWords(words, 4, COLUMNS), scale, zero=zero, shift=shift)
 
 
+def offsets(bits: int) -> PackedWeight:
+    """Codes less an offset, and an offset of the weights."""
+    words = torch.randint(0, 256, (ROWS, COLUMNS * bits // 8), dtype=torch.uint8)
+    scale, offset = (
+        Values(FieldSpec(name, "scale", torch.float16), _scales(ROWS, COLUMNS // 32), row_groups)
+        for name in ("scale", "offset")
+    )
+    return AffineWeight("offsets", PackedWords(words, bits, COLUMNS, offset=1 << bits - 1), scale, offset=offset)
+
+
 def awq() -> PackedWeight:
     words, zeros = _words(ROWS, COLUMNS // 8), _words(ROWS, 1)
     return awq_layout(GEMV, COLUMNS // 3).weight({"qweight": words, "qzeros": zeros, "scales": _scales(ROWS, 8)})
@@ -85,6 +96,8 @@ MATRICES: dict[str, Callable[[], PackedWeight]] = {
     "Q4_1, rows in another order": lambda: ggml("Q4_1", order=True),
     "Q8_0": lambda: ggml("Q8_0"),
     "zeros and shifts that are continuous": lambda: hqq(torch.bfloat16),
+    "offsets, 4 bits": lambda: offsets(4),
+    "offsets, 8 bits": lambda: offsets(8),
     "float32 scales": lambda: hqq(torch.float32),
     "awq gemv, zeros that torch unpacks": awq,
     "LLM.int8()": lambda: EIGHT_BIT.weight(

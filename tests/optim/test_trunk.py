@@ -63,6 +63,21 @@ def closure(model: nn.Module, x: Tensor, **given: object) -> Callable[[], Tensor
     return lambda: model(x, **given).square().mean()
 
 
+def test_layers_that_any_group_moves_are_no_trunk() -> None:
+    alone, shared = tower(), tower()
+    made: list[list[dict[str, Any]]] = [
+        [{"views": attach(model, include=UPPER)}, {"views": attach(model, include="layers.1.*"), "lr": 1e-3}]
+        for model in (alone, shared)
+    ]
+    one, two = (ZOSGD(groups, seed=3) for groups in made)
+    trunk = Trunk(shared, two.all_views)
+    for step in range(4):
+        expected = one.step(closure(alone, inputs(step)))
+        with trunk.shared():
+            assert two.step(closure(shared, inputs(step))) == expected
+    assert shared.calls() == [5, 8, 8, 8]
+
+
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("mask", [None, torch.rand(ROWS, 1)])
 def test_a_step_has_the_same_losses_and_runs_the_trunk_once(pair: bool, mask: Tensor | None) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.optim.calls import Call, Fold, OpaqueError
 from zoquant.optim.layer_stacks import Forward, called_instead, layer_stacks
+from zoquant.record.trajectory import groups_of
 from zoquant.views.dry_run import trying
 from zoquant.views.model_views import Views
 
@@ -37,10 +38,10 @@ class Trunk:
 
     Args:
         model: the model.
-        views: what moves in it.
+        views: what moves in it: the views, or those of every group, `optimizer.all_views`.
     """
 
-    def __init__(self, model: nn.Module, views: Views) -> None:
+    def __init__(self, model: nn.Module, views: Views | Sequence[Views]) -> None:
         self._stacks = [_Stack(path, layers) for path, layers in _still(model, views)]
 
     @contextmanager
@@ -62,11 +63,11 @@ class Trunk:
             yield
 
 
-def _still(model: nn.Module, views: Views) -> Iterator[tuple[str, list[nn.Module]]]:
+def _still(model: nn.Module, groups: Views | Sequence[Views]) -> Iterator[tuple[str, list[nn.Module]]]:
     """Yield the outermost lists of layers, each with its layers below the first one that moves."""
-    layers = [view.layer for view in views if view.layer is not None]
-    if len(layers) == len(views):
-        moving = {each.module for layer in layers for each in (layer, *layer.tied)}
+    layers = [view.layer for views in groups_of(groups) for view in views]
+    if None not in layers:
+        moving = {each.module for layer in layers if layer is not None for each in (layer, *layer.tied)}
         for path, stack in layer_stacks(model):
             yield path, list(takewhile(lambda layer: moving.isdisjoint(layer.modules()), stack))
 

@@ -4,24 +4,17 @@ Source: gptqmodel 7.7.0, nn_modules/qlinear/torch_awq.py, torch_aten_kernel_awq.
 torch_cpu_avx512_awq.py, gemm_awq.py, gemv_awq.py, gemv_fast_awq.py; autoawq 0.2.9, awq/modules/linear.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from zoquant.backends.awq.layout import BITS, FAST, GEMM, GEMM_ZEROS, GEMV, awq_layout
 from zoquant.backends.gptq import live as gptq
-from zoquant.backends.gptq.views import (
-    BufferView,
-    Int4PackView,
-    dequantize_pairs,
-    pairs_of,
-    pairs_or_scales,
-    zeros_of_pairs,
-)
+from zoquant.backends.gptq.views import BufferView, dequantize_pairs
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
-from zoquant.protocol import Grid, ScaleView
+from zoquant.protocol import ScaleView
 from zoquant.views.packed_backend import PackedBackend
 
 
@@ -64,34 +57,28 @@ class FastBackend(GEMMBackend):
         return super().sample_input(module).unsqueeze(0)
 
 
-class Int4PackBackend(GEMMBackend):
+class Int4PackBackend(gptq.Int4PackBackend):
     """GPTQModel's `TorchAtenAwqLinear` and `TorchFusedAwqLinear`: they pack scales with offsets when they first run."""
+
+    name = "awq"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
         """Return the view of `scales`, `[groups, out_features]`; it writes where the kernel reads.
 
         Raises:
-            UnsupportedLayoutError: a scale of zero after the first forward.
+            UnsupportedLayoutError: other than 4 bits, or a scale of zero after the first forward.
         """
         _check_bits(module)
-        layer: Any = module
-        pairs = pairs_of(layer)
-        zeros = GEMM_ZEROS(layer.qzeros, slice(None)).t() if pairs is None else zeros_of_pairs(pairs)
-        return [Int4PackView(layer, zeros)]
+        return super().open(module)
 
-    def grids(self, module: nn.Module) -> Mapping[str, Grid]:
-        """Return none: once the kernel has packed its words they say nothing of the matrix."""
-        return {}
+    def loaded_zeros(self, layer: Any) -> Tensor:
+        return GEMM_ZEROS(layer.qzeros, slice(None)).t()
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""
-        pairs = pairs_of(module)
-        return super().dequantize(module) if pairs is None else dequantize_pairs(module, pairs)
+    def loaded_weight(self, layer: Any) -> Tensor:
+        return GEMMBackend().dequantize(layer)
 
-    def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
-        layer: Any = module
-        return gptq.random_input(layer.in_features, pairs_or_scales(layer))
+    def packed_weight(self, layer: Any, pairs: Tensor) -> Tensor:
+        return dequantize_pairs(layer, pairs)
 
 
 class AVX512Backend(gptq.AVX512Backend):

@@ -11,17 +11,17 @@ Source: bitsandbytes 0.50.2, functional.py (`QuantState`), nn/modules.py.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from zoquant.backends.bitsandbytes.quant_state import PREFIX, QUANT_TYPES, QuantState, read_quant_state
+from zoquant.backends.bitsandbytes.quant_state import PREFIX, QUANT_TYPES, read_quant_state
 from zoquant.backends.bitsandbytes.weights import EIGHT_BIT, TABLES, four_bit
-from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, StoredMatrix
-from zoquant.native import PackedWeight
+from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, MadeMatrix, StoredMatrix
+from zoquant.protocol import Role
 
 _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
 _CLOSE = 1e-3
@@ -60,20 +60,7 @@ class BitsAndBytesFormat(FolderFormat):
         return model, tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class FourBit(StoredMatrix):
-    """A matrix of NF4 or FP4."""
-
-    state: QuantState
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read words and absmax."""
-        at = f"{self.path}.weight"
-        names = ["absmax", *(["nested_absmax", "nested_quant_map"] if self.state.nested_blocksize else [])]
-        return four_bit({"weight": folder.read(at)} | {name: folder.read(f"{at}.{name}") for name in names}, self.state)
-
-
-def _four_bit(folder: Folder, path: str, quant_type: str) -> FourBit:
+def _four_bit(folder: Folder, path: str, quant_type: str) -> StoredMatrix:
     at = f"{path}.weight"
     name = f"{at}.{PREFIX}{quant_type}"
     state = read_quant_state(folder, name)
@@ -93,10 +80,10 @@ def _four_bit(folder: Folder, path: str, quant_type: str) -> FourBit:
     if not torch.allclose(folder.read(f"{at}.quant_map"), table, rtol=0, atol=_CLOSE):
         raise folder.error(f"{at}.quant_map", f"the table of {quant_type}, which the kernels use", "another")
     view = "nested_absmax" if nested else "absmax"
-    return FourBit(
-        path, state.rows, state.columns, f"{quant_type} b{state.blocksize}{' nested' if nested else ''}",
-        (at, name, *(f"{at}.{part}" for part in shapes)), {view: ("scale", f"{at}.{view}")}, state=state,
-    )  # fmt: skip
+    fields: dict[str, tuple[Role, str]] = {view: ("scale", f"{at}.{view}")}
+    names = (at, name, *(f"{at}.{part}" for part in shapes))
+    kind = f"{quant_type} b{state.blocksize}{' nested' if nested else ''}"
+    return MadeMatrix(path, state.rows, state.columns, kind, names, fields, make=partial(four_bit, state=state))
 
 
 def _eight_bit(folder: Folder, path: str) -> StoredMatrix:
@@ -114,7 +101,7 @@ def _check_row_major(folder: Folder, name: str) -> None:
 
 def _check_config(folder: Folder, layers: Iterable[StoredMatrix]) -> None:
     """Compare what the config says with what there is: the library builds its layers from the config."""
-    bits = {4 if isinstance(layer, FourBit) else 8 for layer in layers}
+    bits = {8 if layer.type == EIGHT_BIT.type else 4 for layer in layers}
     said = {n for n in (4, 8) for key in (f"load_in_{n}bit", f"_load_in_{n}bit") if folder.quantization.get(key)}
     if bits != said or len(bits) != 1:
         raise folder.error(

@@ -56,9 +56,9 @@ class FourBitBackend(PackedBackend):
         found = _state(layer)
         nested = found.state2.blocksize if found.nested else 0
         offset = float(found.offset) if found.nested else 0.0
-        tensors = {"weight": layer.weight.data, "absmax": found.absmax}
+        tensors = {"weight": layer.weight.data, "weight.absmax": found.absmax}
         if nested:
-            tensors |= {"nested_absmax": found.state2.absmax, "nested_quant_map": found.state2.code}
+            tensors |= {"weight.nested_absmax": found.state2.absmax, "weight.nested_quant_map": found.state2.code}
         rows, columns = found.shape
         return four_bit(tensors, QuantState(found.quant_type, found.blocksize, rows, columns, nested, offset))
 

@@ -66,15 +66,15 @@ def four_bit(tensors: Mapping[str, Tensor], state: QuantState) -> TableWeight:
     """Return a 4-bit matrix.
 
     Args:
-        tensors: `weight`, two codes a byte, of any dtype and shape: the bytes of the flattened matrix; `absmax`, and
-            when nested `nested_absmax` and `nested_quant_map`.
+        tensors: `weight`, two codes a byte, of any dtype and shape: the bytes of the flattened matrix;
+            `weight.absmax`, and when nested `weight.nested_absmax` and `weight.nested_quant_map`.
         state: shape, block sizes and quant_type.
     """
-    absmax = tensors["absmax"]
+    absmax = tensors["weight.absmax"]
     if state.nested_blocksize:
-        nested = tensors["nested_absmax"]
+        nested = tensors["weight.nested_absmax"]
         spec = FieldSpec("nested_absmax", "scale", nested.dtype)
-        scale: Values = NestedAbsmax(spec, nested, absmax, tensors["nested_quant_map"], state)
+        scale: Values = NestedAbsmax(spec, nested, absmax, tensors["weight.nested_quant_map"], state)
     else:
         scale = Values(FieldSpec("absmax", "scale", absmax.dtype), absmax, flat_groups(state.columns, state.blocksize))
     words = tensors["weight"].reshape(-1).view(torch.uint8).view(state.rows, state.columns // 2)

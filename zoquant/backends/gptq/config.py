@@ -28,10 +28,6 @@ class Scheme:
     group_size: int
     sym: bool = False
 
-    def group(self, columns: int) -> int:
-        """Return the columns of a group."""
-        return columns if self.group_size == -1 else self.group_size
-
 
 @dataclass(frozen=True)
 class GPTQConfig:

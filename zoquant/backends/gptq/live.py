@@ -48,10 +48,7 @@ class TorchBackend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return GPTQModel's own dequantized weight, rounded to the dtype of the scales as its forward has it."""
-        layer: Any = module
-        with torch.no_grad():
-            weight: Tensor = type(layer).dequantize_weight(layer)
-        return weight.t().float()
+        return own_weight(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""
@@ -86,7 +83,7 @@ class Int4PackBackend:
         """
         layer: Any = module
         pairs = pairs_of(layer)
-        zeros = _unpacked_zeros(layer) if pairs is None else zeros_of_pairs(pairs)
+        zeros = self.loaded_zeros(layer) if pairs is None else zeros_of_pairs(pairs)
         if type(layer).__name__ == "TorchFusedLinear" and not (layer.sym and bool((zeros == CENTRE).all())):
             raise UnsupportedLayoutError(
                 "TorchFusedLinear leaves the zeros of asymmetric codes out of its product, expected zeros of 8. Load "
@@ -97,21 +94,28 @@ class Int4PackBackend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return the weight that the kernel multiplies with, read through the kernel once it has packed its words."""
-        layer: Any = module
-        pairs = pairs_of(layer)
-        if pairs is None:
-            with torch.no_grad():
-                weight: Tensor = layer.dequantize_weight()
-            return weight.t().float()
-        packed = dequantize_pairs(layer, pairs)
-        restored = torch.empty_like(packed)
-        restored[:, layer.ret_idx.long()] = packed
-        return restored
+        pairs = pairs_of(module)
+        return self.loaded_weight(module) if pairs is None else self.packed_weight(module, pairs)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
         layer: Any = module
         return random_input(layer.in_features, pairs_or_scales(layer))
+
+    def loaded_zeros(self, layer: Any) -> Tensor:
+        """Return the integer zeros of a layer that has not run, `[groups, out_features]`."""
+        return fields(layer.qzeros, layer.bits, torch.arange(layer.out_features, device=layer.qzeros.device))
+
+    def loaded_weight(self, layer: Any) -> Tensor:
+        """Return the weight of a layer that has not run, float32 `[out_features, in_features]`."""
+        return own_weight(layer)
+
+    def packed_weight(self, layer: Any, pairs: Tensor) -> Tensor:
+        """Return the weight of a layer that has run, float32 `[out_features, in_features]`."""
+        packed = dequantize_pairs(layer, pairs)
+        restored = torch.empty_like(packed)
+        restored[:, layer.ret_idx.long()] = packed
+        return restored
 
 
 class AVX512Backend:
@@ -125,10 +129,7 @@ class AVX512Backend:
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """Return GPTQModel's own dequantized weight."""
-        layer: Any = module
-        with torch.no_grad():
-            weight: Tensor = layer.dequantize_weight()
-        return weight.t().float()
+        return own_weight(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
@@ -151,6 +152,13 @@ class AutoGPTQBackend(PackedBackend):
         return layout.weight_of(layer, (layer.qweight.shape[1], layer.infeatures))
 
 
+def own_weight(layer: Any) -> Tensor:
+    """Return GPTQModel's own dequantized weight, float32 `[out_features, in_features]`."""
+    with torch.no_grad():
+        weight: Tensor = type(layer).dequantize_weight(layer)
+    return weight.t().float()
+
+
 def random_input(columns: int, like: Tensor) -> Tensor:
     """Return random numbers `[2, columns]`, the same every time, in the dtype and on the device of a tensor."""
     return torch.randn(2, columns, generator=torch.Generator().manual_seed(0)).to(like)
@@ -160,8 +168,3 @@ def _loaded_dtype(module: Any) -> torch.dtype:
     """Return the dtype that the scales of an AVX512 kernel had before its first forward."""
     dtype: torch.dtype = getattr(module, "_dequant_scales_dtype", module.scales.dtype)
     return dtype
-
-
-def _unpacked_zeros(layer: Any) -> Tensor:
-    """Return the integer zeros of a layer that has not run, int32 `[groups, out_features]`."""
-    return fields(layer.qzeros, layer.bits, torch.arange(layer.out_features, device=layer.qzeros.device))

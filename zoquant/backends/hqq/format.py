@@ -13,16 +13,16 @@ transformers 4.48, quantizers/quantizer_hqq.py.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoquant.backends.hqq.settings import Matrix, check_numbers, read_matrix, setting
 from zoquant.backends.hqq.weights import HQQWeight, PlaneCodes, QuantizedValues, axis_groups
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix, open_folder
+from zoquant.checkpoint.folder import Folder, FolderFormat, MadeMatrix, StoredMatrix, open_folder
 from zoquant.checkpoint.folder.reading import HQQ_ARCHIVE
 from zoquant.errors import CheckpointError, UnsupportedLayoutError
 from zoquant.native import FieldSpec, PackedWeight, Values
@@ -58,10 +58,10 @@ class HQQFormat(FolderFormat):
             CheckpointError: a tensor is missing, or of another shape or dtype than the layer's settings say.
             UnsupportedLayoutError: scale and zero point were saved in one tensor, as the old offloading did.
         """
-        paths = [name.removesuffix(".W_q") for name in folder.tensors if name.endswith(".W_q")]
-        if not paths:
+        layers = {path: _layer(folder, path) for path in folder.paths("W_q")}
+        if not layers:
             raise folder.error("W_q", "at least one matrix with W_q", "none")
-        return {path: _layer(folder, path) for path in paths}
+        return layers
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Return the model on hqq's own layers, and its tokenizer.
@@ -91,42 +91,6 @@ class HQQFormat(FolderFormat):
         return model.eval().requires_grad_(False), build_tokenizer(path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HQQLayer(StoredMatrix):
-    """One layer of HQQ.
-
-    Attributes:
-        matrix: its matrix.
-        second: by `"scale"` and `"zero"`, the matrix that holds them where they are quantized.
-    """
-
-    matrix: Matrix
-    second: Mapping[str, Matrix]
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read words, scale and zero point."""
-        matrix = self.matrix
-        codes = PlaneCodes(folder.read(matrix.words), matrix.packing, matrix.rows, matrix.columns)
-        scale, zero = (self._values(folder, name) for name in _PARTS)
-        return HQQWeight(f"HQQ {self.type}", codes, scale, zero=zero)
-
-    def _values(self, folder: Folder, name: str) -> Values:
-        matrix = self.matrix
-        if name not in self.second:
-            return self._field(folder, name, matrix.axis, matrix.rows, matrix.columns)
-        inner = self.second[name]
-        scale, zero = (
-            self._field(folder, f"meta_{name}.{part}", inner.axis, inner.rows * inner.columns, 1) for part in _PARTS
-        )
-        codes = folder.read(inner.words)
-        return QuantizedValues(codes, scale, zero, matrix.axis, matrix.rows, matrix.columns)
-
-    def _field(self, folder: Folder, name: str, axis: int, rows: int, columns: int) -> Values:
-        role, tensor = self.fields[name]
-        data = folder.read(tensor)
-        return Values(FieldSpec(name, role, data.dtype), data, axis_groups(axis, rows, columns, data.numel()))
-
-
 def _layer(folder: Folder, path: str) -> StoredMatrix:
     at = _settings_of(folder, path)
     matrix = read_matrix(folder, f"{path}.W_q", at)
@@ -137,17 +101,32 @@ def _layer(folder: Folder, path: str) -> StoredMatrix:
         else:
             check_numbers(folder, f"{at}{name}", matrix.groups)
     size = matrix.rows * matrix.columns // matrix.groups
-    return HQQLayer(
-        path=path,
-        rows=matrix.rows,
-        columns=matrix.columns,
-        type=f"{matrix.packing.bits}-bit g{size} axis {matrix.axis}"
-        + "".join(f", {name} quantized" for name in second),
-        tensors=tuple(_names(folder, path)),
-        fields=dict(_fields(at, second)),
-        matrix=matrix,
-        second=second,
-    )
+    kind = f"{matrix.packing.bits}-bit g{size} axis {matrix.axis}" + "".join(f", {name} quantized" for name in second)
+    tensors, fields = tuple(_names(folder, path)), dict(_fields(at, second))
+    make = partial(_weight, kind, matrix, second, at.removeprefix(f"{path}."))
+    return MadeMatrix(path, matrix.rows, matrix.columns, kind, tensors, fields, make=make)
+
+
+def _weight(
+    kind: str, matrix: Matrix, second: Mapping[str, Matrix], at: str, tensors: Mapping[str, Tensor]
+) -> PackedWeight:
+    """Return a matrix over its tensors: words, scale and zero point."""
+
+    def field(name: str, role: Role, of: Matrix, rows: int, columns: int) -> Values:
+        data = tensors[f"{at}{name}"]
+        return Values(FieldSpec(name, role, data.dtype), data, axis_groups(of.axis, rows, columns, data.numel()))
+
+    def values(name: Role) -> Values:
+        if name not in second:
+            return field(name, name, matrix, matrix.rows, matrix.columns)
+        inner, at_meta = second[name], f"meta_{name}"
+        scale, zero = (
+            field(f"{at_meta}.{part}", _role(name, part), inner, inner.rows * inner.columns, 1) for part in _PARTS
+        )
+        return QuantizedValues(tensors[f"{at}{name}_q"], scale, zero, matrix.axis, matrix.rows, matrix.columns)
+
+    codes = PlaneCodes(tensors["W_q"], matrix.packing, matrix.rows, matrix.columns)
+    return HQQWeight(f"HQQ {kind}", codes, values("scale"), zero=values("zero"))
 
 
 def _settings_of(folder: Folder, path: str) -> str:
@@ -178,8 +157,12 @@ def _fields(at: str, second: Mapping[str, Matrix]) -> Iterator[tuple[str, tuple[
             yield name, (name, f"{at}{name}")
             continue
         for part in _PARTS:
-            role: Role = "scale" if name == part == "scale" else "zero"
-            yield f"meta_{name}.{part}", (role, f"{at}meta_{name}.{part}")
+            yield f"meta_{name}.{part}", (_role(name, part), f"{at}meta_{name}.{part}")
+
+
+def _role(name: Role, part: Role) -> Role:
+    """Return the role of a part of a scale or zero point in two levels."""
+    return "scale" if name == part == "scale" else "zero"
 
 
 def _names(folder: Folder, path: str) -> Iterator[str]:

@@ -66,17 +66,15 @@ def read_matrix(folder: Folder, words: str, at: str) -> Matrix:
     return Matrix(words, rows, columns, axis, packing, groups)
 
 
-def check_numbers(folder: Folder, name: str, groups: int) -> int:
-    """Return how many numbers a tensor of scales or zero points holds: one for each group, or one for all.
+def check_numbers(folder: Folder, name: str, groups: int) -> None:
+    """Check that a tensor holds scales or zero points: one for each group, or one for all.
 
     Raises:
         CheckpointError: there is no such tensor, or it holds another number of numbers.
     """
     tensor = folder.tensor(name)
     if prod(tensor.shape) not in (groups, 1) or tensor.dtype not in DENSE:
-        got = f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-        raise folder.error(name, f"{groups} numbers in floating point", got)
-    return prod(tensor.shape)
+        raise folder.error(name, f"{groups} numbers in floating point", tensor.described)
 
 
 def setting(folder: Folder, name: str) -> Any:

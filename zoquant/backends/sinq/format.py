@@ -4,25 +4,21 @@ Source: sinq 0.2.0, patch_model.py (`save_weights_safetensors`), sinqlinear_hf.p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoquant.backends.hqq.weights import PlaneCodes
 from zoquant.backends.sinq.weights import PACKINGS, GroupNumbers, SINQWeight
-from zoquant.checkpoint.folder import Folder, FolderFormat, StoredMatrix
-from zoquant.checkpoint.folder.matrix import DENSE
+from zoquant.checkpoint.folder import DENSE, Folder, FolderFormat, MadeMatrix, StoredMatrix
 from zoquant.checkpoint.folder.reading import read_json
 from zoquant.errors import UnsupportedLayoutError
-from zoquant.native import PackedWeight
 from zoquant.protocol import Role
 
 SIDECAR = "model.safetensors.index.json.meta.json"
-_WORDS = ".W_q"
 _AUX = ("x", "s", "m")
 
 
@@ -46,8 +42,7 @@ class SINQFormat(FolderFormat):
             UnsupportedLayoutError: codes of a table of normal floats, or words stored as floating point.
         """
         said = read_json(folder.path / SIDECAR)
-        paths = [name.removesuffix(_WORDS) for name in folder.tensors if name.endswith(_WORDS)]
-        return {path: _layer(folder, path, _meta(folder, path, said)) for path in paths}
+        return {path: _layer(folder, path, _meta(folder, path, said)) for path in folder.paths("W_q")}
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
         """Refuse: sinq loads its folders by a patch of transformers' `from_pretrained` that it makes on import.
@@ -68,31 +63,6 @@ class SINQFormat(FolderFormat):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SINQLayer(StoredMatrix):
-    """`w = (code - zero) * scale * scale2`.
-
-    Attributes:
-        packing: one of `PACKINGS`.
-        size: columns of a group.
-        parts: `scale` and `zero` -> local name of a part -> its tensor.
-    """
-
-    packing: str
-    size: int
-    parts: Mapping[Role, Mapping[str, str]]
-
-    def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix."""
-        words = folder.read(f"{self.path}{_WORDS}")
-        codes = PlaneCodes(words, PACKINGS[self.packing], self.rows, self.columns)
-        scale, zero = (
-            GroupNumbers(role, {part: folder.read(name) for part, name in parts.items()})
-            for role, parts in self.parts.items()
-        )
-        return SINQWeight(self.type, codes, self.size, scale, zero, folder.read(f"{self.path}.meta.scale2"))
-
-
 def _meta(folder: Folder, path: str, said: Mapping[str, Any]) -> Mapping[str, Any]:
     entry = said.get(path)
     meta = entry.get("meta") if isinstance(entry, Mapping) else None
@@ -108,7 +78,7 @@ def _layer(folder: Folder, path: str, meta: Mapping[str, Any]) -> StoredMatrix:
     if not isinstance(packing, str) or packing not in PACKINGS:
         raise folder.error(f"{SIDECAR}: {path}: 'packing'", f"one of {', '.join(PACKINGS)}", repr(packing)[:80])
     kind = PACKINGS[packing]
-    words = folder.tensor(f"{path}{_WORDS}")
+    words = folder.tensor(f"{path}.W_q")
     size = words.shape[-1] if words.shape else 0
     fits = size and columns % size == 0 and words.shape == (-(-rows * columns // size // kind.count), size)
     if not fits or words.dtype != kind.dtype:
@@ -127,11 +97,18 @@ def _layer(folder: Folder, path: str, meta: Mapping[str, Any]) -> StoredMatrix:
         if part != "x"
     }
     top = f"{path}.meta.scale2"
-    return SINQLayer(
-        path, rows, columns, f"{kind.bits}-bit {f'{size}x{size}' if tiles else f'g{size}'}{_aux(parts)}",
-        (words.name, top, *(name for names in parts.values() for name in names.values())),
-        {**fields, "meta.scale2": ("scale", top)}, packing=packing, size=size, parts=parts,
-    )  # fmt: skip
+    label = f"{kind.bits}-bit {f'{size}x{size}' if tiles else f'g{size}'}{_aux(parts)}"
+    tensors = (words.name, top, *(name for names in parts.values() for name in names.values()))
+
+    def make(held: Mapping[str, Tensor]) -> SINQWeight:
+        codes = PlaneCodes(held["W_q"], kind, rows, columns)
+        scale, zero = (
+            GroupNumbers(role, {part: held[name.removeprefix(f"{path}.")] for part, name in names.items()})
+            for role, names in parts.items()
+        )
+        return SINQWeight(label, codes, size, scale, zero, held["meta.scale2"])
+
+    return MadeMatrix(path, rows, columns, label, tensors, {**fields, "meta.scale2": ("scale", top)}, make=make)
 
 
 def _aux(parts: Mapping[Role, Mapping[str, str]]) -> str:

@@ -24,7 +24,6 @@ class StoredCodes:
         offset: what is taken off every code.
         signed: whether the highest bit of a code is its sign.
         transposed: whether the words of a row lie one below the other.
-        high_first: whether the highest bits of a byte come first.
     """
 
     name: str
@@ -34,7 +33,6 @@ class StoredCodes:
     offset: int = 0
     signed: bool = False
     transposed: bool = False
-    high_first: bool = False
 
     def size(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
         """Return rows and columns of the matrix whose codes a tensor of some shape and dtype holds."""
@@ -76,7 +74,7 @@ class StoredCodes:
             return PlainCodes(stored, transposed=self.transposed)
         return PackedWords(
             stored, self.bits, columns, per_word=self.per_word, offset=self.offset, signed=self.signed,
-            transposed=self.transposed, high_first=self.high_first,
+            transposed=self.transposed,
         )  # fmt: skip
 
 
