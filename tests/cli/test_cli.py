@@ -325,10 +325,21 @@ def test_a_run_is_compared_before_the_model_is_loaded(
         *FREE, "--batch-size", "2", "--out", "run", "--resume"
     )
     assert "was begun with lr not given" in shell.error(*FREE, "--lr", "0.5", "--out", "run", "--resume")
+    with (folder / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 4, "eval_primary": "accuracy"}\n')
+    assert "line 5: the evaluation is damaged: no metric stands there by the name of its primary, 'accuracy'" in (
+        shell.error(*FREE, "--out", "run", "--resume")
+    )
     assert "rows.jsonl/a/run: rows.jsonl is a file, so no folder can lie in it" in shell.error(
         *FREE, "--out", "rows.jsonl/a/run"
     )
     assert "gone: holds no run to resume" in shell.error(*FREE, "--out", "gone", "--resume")
+
+
+def test_the_next_command_can_be_pasted(shell: Shell, folder: Path) -> None:
+    (folder / "base.gguf").rename(folder / "my base.gguf")
+    said = shell.text("train", "my base.gguf", *TRAIN[2:], "--out", "my run")
+    assert "Next: zoquant export 'my base.gguf' --delta 'my run/delta.safetensors' --out tuned.gguf" in said
 
 
 def test_a_pattern_that_matches_nothing_is_named(shell: Shell, folder: Path) -> None:

@@ -1,12 +1,18 @@
-"""The demo's sentences: balanced, and no phrase of the test set was seen in training."""
+"""The demo: its sentences are balanced, none of the test set was seen in training, and it replaces its own runs."""
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from zoquant.cli.demo import reviews
+from tests.report.runs import make_run
+from zoquant.cli import demo as module
+from zoquant.cli.demo import CHECKPOINT, SETTINGS, TEMPLATE, demo, reviews
+from zoquant.errors import FolderInUseError, OutputExistsError
 from zoquant.tasks.rows import read_rows
+from zoquant.training import RunFolder
 
 TRAIN, TEST = (read_rows(reviews(part)) for part in ("train", "test"))
 
@@ -43,3 +49,26 @@ def test_form_gives_no_label_away(rows: list[dict[str, str]]) -> None:
     assert abs(means["0"] - means["1"]) < 0.5
     shouts = Counter(row["label"] for row in rows if row["sentence"].endswith("!"))
     assert shouts["0"] == shouts["1"]
+
+
+def test_nothing_but_a_demo_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the run of a user who gave its folder, and not a demo that is under way."""
+    checkpoint = tmp_path / CHECKPOINT
+    monkeypatch.setattr(module, "checkpoint", lambda: checkpoint)
+    monkeypatch.setattr(module, "finetune", lambda *_, **__: {"finished": False})
+    out = make_run(tmp_path / "run", steps=2).path
+    held = sorted(out.iterdir())
+    for folder in (out, tmp_path):
+        with pytest.raises(OutputExistsError, match=r"exists and is no run of the demo\. Choose another folder"):
+            demo(folder, SETTINGS, lambda _: None)
+    assert sorted(out.iterdir()) == held
+    settings = {"model": str(checkpoint), "template": TEMPLATE.text}
+    (out / "settings.json").write_text(json.dumps(settings))
+    other = RunFolder(out)
+    other.lock.acquire()
+    with pytest.raises(FolderInUseError, match="a run is under way here"):
+        demo(out, SETTINGS, lambda _: None)
+    other.release()
+    assert sorted(out.iterdir()) == held
+    assert demo(out, SETTINGS, lambda _: None) == {"finished": False}
+    assert not out.exists()

@@ -179,6 +179,19 @@ def test_lines_without_a_terminal_are_neither_many_nor_few(monkeypatch: pytest.M
     assert [line.split()[1] for line in said] == ["1/40", "3/40", "40/40"]
 
 
+def test_what_strangers_wrote_moves_no_cursor() -> None:
+    """A notice names labels of the data."""
+    hostile = Progress(0, 40, notice="batches: of a\x1b[2Jb", skipped="no\x1b]0;title\x07")
+    screen, said = terminal(), list[str]()
+    with LiveTable(screen) as table:
+        table(hostile)
+    assert isinstance(screen.file, io.StringIO)
+    assert r"batches: of a\x1b[2Jb" in screen.file.getvalue()
+    assert r"no\x1b]0;title\x07" in screen.file.getvalue()
+    PlainLines("loading", said.append)(hostile)
+    assert said == [r"batches: of a\x1b[2Jb", r"step 0/40 skipped: no\x1b]0;title\x07"]
+
+
 def test_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shown, "_SILENCE", 0.01)
     said: SimpleQueue[str] = SimpleQueue()

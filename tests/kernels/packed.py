@@ -70,6 +70,16 @@ def hqq(dtype: torch.dtype) -> PackedWeight:
     return AffineWeight("zeros", PackedWords(words, 4, COLUMNS), scale, zero=zero, shift=shift)
 
 
+def offsets(bits: int) -> PackedWeight:
+    """Codes less an offset, and an offset of the weights."""
+    words = torch.randint(0, 256, (ROWS, COLUMNS * bits // 8), dtype=torch.uint8)
+    scale, offset = (
+        Values(FieldSpec(name, "scale", torch.float16), _scales(ROWS, COLUMNS // 32), row_groups)
+        for name in ("scale", "offset")
+    )
+    return AffineWeight("offsets", PackedWords(words, bits, COLUMNS, offset=1 << bits - 1), scale, offset=offset)
+
+
 def awq() -> PackedWeight:
     words, zeros = _words(ROWS, COLUMNS // 8), _words(ROWS, 1)
     return awq_layout(GEMV, COLUMNS // 3).weight({"qweight": words, "qzeros": zeros, "scales": _scales(ROWS, 8)})
@@ -86,6 +96,8 @@ MATRICES: dict[str, Callable[[], PackedWeight]] = {
     "Q4_1, rows in another order": lambda: ggml("Q4_1", order=True),
     "Q8_0": lambda: ggml("Q8_0"),
     "zeros and shifts that are continuous": lambda: hqq(torch.bfloat16),
+    "offsets, 4 bits": lambda: offsets(4),
+    "offsets, 8 bits": lambda: offsets(8),
     "float32 scales": lambda: hqq(torch.float32),
     "awq gemv, zeros that torch unpacks": awq,
     "LLM.int8()": lambda: EIGHT_BIT.weight(

@@ -1,5 +1,6 @@
 """From a model to its views, and what is refused on the way."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -202,12 +203,15 @@ def test_a_layer_of_zeros_is_accepted(dict_backend: None) -> None:
     assert not layer.meta["zero"].any()
 
 
-def test_a_refusal_of_open_names_the_layer() -> None:
+@pytest.mark.parametrize("said", ["scales are packed. Use the torch kernel.", "a forward packed it. Load it again."])
+def test_a_refusal_of_open_names_the_layer(said: str) -> None:
+    """Also where what is said begins with the letters of the layer's path."""
+
     class Refusing(broken_backends.Backend):
         def open(self, module: nn.Module) -> Sequence[ScaleView]:
-            raise UnsupportedLayoutError("scales are packed. Use the torch kernel.")
+            raise UnsupportedLayoutError(said)
 
-    text = r"^a \(good\): scales are packed\. Use the torch kernel\.$"
+    text = rf"^a \(good\): {re.escape(said)}$"
     with registered(Refusing(), broken_backends.Layer), pytest.raises(UnsupportedLayoutError, match=text):
         attach(nn.ModuleDict({"a": broken_backends.Layer()}))
 

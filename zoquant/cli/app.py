@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zoquant.cli.show import reporting_warnings, show_error, show_json
+from zoquant.cli.show import show_error, show_json, showing_log
 from zoquant.errors import ZoquantError
 from zoquant.registry import own_package
 
@@ -77,7 +77,7 @@ for _name, (_, _help) in COMMANDS.items():
 def main() -> None:
     """Run the command line; an error that zoquant knows ends it with one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with reporting_warnings():
+    with showing_log():
         try:
             code = app(sys.argv[1:] or ["--help"], prog_name="zoquant", standalone_mode=False)
         except (ZoquantError, ValueError, _UsageError) as error:

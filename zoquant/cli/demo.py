@@ -63,14 +63,12 @@ def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, An
         ZoquantError: any of its kinds; see `zoquant.errors`.
     """
     folder = RunFolder(out)
-    if out.exists():
-        if not folder.settings.exists():
-            raise OutputExistsError(f"{out}: exists and is no run of zoquant. Choose another folder with --out.")
-        shutil.rmtree(out)
     config = Config(
         model=str(checkpoint()), data=str(reviews("train")), asked=TASK, eval_data=str(reviews("test")), eval_every=50,
         settings=settings,
     )  # fmt: skip
+    if out.exists():
+        _remove(folder)
     summary = finetune(config, out, on_progress=on_progress)
     if not summary["finished"]:
         return summary
@@ -82,6 +80,21 @@ def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, An
     write_text(folder.summary, dumps(summary, indent=1) + "\n")
     write_card(folder)
     return summary
+
+
+def _remove(folder: RunFolder) -> None:
+    """Remove what an earlier demo left, and nothing else.
+
+    Raises:
+        OutputExistsError: it is no run of the demo.
+        FolderInUseError: the run is under way.
+    """
+    made = folder.read_settings() if folder.settings.exists() else {}
+    if (Path(str(made.get("model"))).name, made.get("template")) != (CHECKPOINT, TEMPLATE.text):
+        raise OutputExistsError(f"{folder.path}: exists and is no run of the demo. Choose another folder with --out.")
+    folder.lock.acquire()
+    shutil.rmtree(folder.path)
+    folder.release()
 
 
 def demo_command(

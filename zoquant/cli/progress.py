@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from zoquant.cli.show import console, number, percent, score
-from zoquant.optim.choosing import Numbers
+from zoquant.cli.show import console, number, percent, printable, score
 from zoquant.tasks import Evaluation
 from zoquant.training import OnProgress, Progress
 
@@ -80,7 +79,7 @@ class LiveTable:
     def __call__(self, progress: Progress) -> None:
         """Take in what a run reports."""
         for line in _lines(replace(progress, evaluation=None)):
-            self._live.console.print(line, highlight=False, markup=False)
+            self._live.console.print(printable(line), highlight=False, markup=False)
         if progress.result is not None:
             self._now = self._step(progress)
             self._bar.update(self._task, completed=progress.step, total=progress.steps)
@@ -157,7 +156,7 @@ class PlainLines:
                 )
 
     def _print(self, line: str) -> None:
-        self._say(line)
+        self._say(printable(line))
         self._said = time.monotonic()
 
     def _silent_for(self) -> float:
@@ -179,24 +178,13 @@ def _time(seconds: float) -> str:
 
 def _lines(progress: Progress) -> Iterator[str]:
     """Yield what a run tells beside its steps."""
+    at = f"step {progress.step}/{progress.steps}"
     if progress.notice is not None:
         yield progress.notice
-    if progress.calibration is not None:
-        yield _calibration_lines(progress.calibration)
+    if (chosen := progress.calibration) is not None:
+        yield f"calibrated with {chosen.forwards} forwards:" if chosen.forwards else "set without a forward:"
+        yield from (f"  {reason}" for reason in chosen.reasons)
     if progress.skipped is not None:
-        yield _skipped_line(progress)
-    if progress.evaluation is not None:
-        yield _evaluation_line(progress.step, progress.steps, progress.evaluation)
-
-
-def _calibration_lines(found: Numbers) -> str:
-    how = f"calibrated with {found.forwards} forwards:" if found.forwards else "set without a forward:"
-    return "\n".join([how, *(f"  {reason}" for reason in found.reasons)])
-
-
-def _skipped_line(progress: Progress) -> str:
-    return f"step {progress.step}/{progress.steps} skipped: {progress.skipped}"
-
-
-def _evaluation_line(step: int, steps: int, found: Evaluation) -> str:
-    return f"step {step}/{steps}  held-out {score(found.to_dict())} on {found.examples} examples"
+        yield f"{at} skipped: {progress.skipped}"
+    if (found := progress.evaluation) is not None:
+        yield f"{at}  held-out {score(found.to_dict())} on {found.examples} examples"

@@ -44,7 +44,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 @contextmanager
-def reporting_warnings() -> Iterator[None]:
+def showing_log() -> Iterator[None]:
     """Print the log of zoquant, and what `warnings.warn` says as a line of it."""
     log, handler = logging.getLogger("zoquant"), log_handler()
     log.addHandler(handler)

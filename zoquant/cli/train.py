@@ -1,5 +1,6 @@
 """The command that trains."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,8 @@ def _show_end(summary: dict[str, Any], model: str, out: Path) -> None:
         print(f"Interrupted after {summary['steps']} steps; all is saved. The same command with --resume goes on.")
     elif not against:
         tuned = "tuned.gguf" if Path(model).suffix == ".gguf" else "tuned"
-        print(f"Next: zoquant export {model} --delta {out / 'delta.safetensors'} --out {tuned}")
+        words = ["zoquant", "export", model, "--delta", str(out / "delta.safetensors"), "--out", tuned]
+        print(f"Next: {shlex.join(words)}")
 
 
 def show_summary(summary: dict[str, Any], out: Path) -> None:

@@ -18,14 +18,7 @@ Attributes = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class Shape:
-    """An element of SVG.
-
-    Attributes:
-        name: the element.
-        attributes: by name; None is left out.
-        text: what is written there.
-        hint: what is told where the pointer rests.
-    """
+    """An element of SVG: attributes of None are left out, `hint` is told where the pointer rests."""
 
     name: str
     attributes: Attributes
@@ -35,16 +28,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture.
-
-    Attributes:
-        title: what is drawn, for those who do not see it.
-        told: what it says, in a sentence.
-        shapes: from the back to the front.
-        kind: its class in the style.
-        width: in the units of the shapes.
-        height: the same.
-    """
+    """A picture: title and `told` are for those who do not see it, shapes go from back to front, `kind` is a style."""
 
     title: str
     told: str
@@ -56,15 +40,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart.
+    """A line of a chart through finite points.
 
-    Attributes:
-        name: what the legend says.
-        points: x and y, finite.
-        number: which color and dash.
-        faint: drawn thin, behind the others, and not in the legend.
-        marked: a dot at every point.
-        spans: x, low and high of the error bars.
+    `number` chooses its color and dash; a faint one lies behind the others and is not in the legend, a marked one has a
+    dot at every point; spans are x, low and high of error bars.
     """
 
     name: str

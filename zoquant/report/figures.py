@@ -19,17 +19,9 @@ _SMOOTHING = 0.95
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture under its title, with what explains it and the numbers behind it.
+    """A picture under its title, or a sentence `instead` of one, with a caption and the numbers behind it as a table.
 
-    Attributes:
-        title: what it shows.
-        chart: the picture; None where `instead` says what there is to say.
-        head: names of the columns of the numbers.
-        rows: the numbers; none where there is no picture.
-        caption: what stands below.
-        instead: a sentence in the place of a picture.
-        legend: number and name of each line, where there are several.
-        wide: whether it takes the whole width.
+    `legend` has number and name of each line, where there are several.
     """
 
     title: str

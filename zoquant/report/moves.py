@@ -19,12 +19,7 @@ Part = tuple[int | None, str]
 
 @dataclass(frozen=True)
 class Moves:
-    """The size of a delta by layer and kind.
-
-    Attributes:
-        rms: root mean square of the delta by layer (None: outside of the numbered layers) and kind.
-        space: what delta means.
-    """
+    """The root mean square of a delta by layer (None: outside of the numbered ones) and kind, and its space."""
 
     rms: Mapping[Part, float]
     space: str

@@ -26,17 +26,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the folder of a run holds.
+    """What the folder of a run holds; summary and calibration are empty while there is none.
 
-    Attributes:
-        name: name of the folder, or more of its path where two runs have the same.
-        settings: what decides the bytes.
-        summary: what came of it; empty while it is under way.
-        calibration: what was chosen; empty if nothing was.
-        steps: a line of the metrics for each step.
-        evaluations: a line of the metrics for each evaluation.
-        moves: the size of the delta, None without one.
-        samples: generations, in the order of the file.
+    `steps` and `evaluations` are lines of the metrics; `name` is that of the folder, or more where two are the same.
     """
 
     name: str

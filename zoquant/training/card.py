@@ -22,13 +22,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")
 
 
 def write_card(folder: RunFolder) -> Path:
-    """Write `README.md` from the settings and the summary of a run.
-
-    Args:
-        folder: the folder of a finished or interrupted run.
-
-    Returns:
-        The path of the card.
+    """Write `README.md` from the settings and the summary of a run, finished or interrupted, and return its path.
 
     Raises:
         CheckpointError: settings or summary are missing or damaged.

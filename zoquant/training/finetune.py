@@ -98,6 +98,7 @@ def finetune(
     if resume:
         later = (*(CHOSEN if made.settings.subspace == AUTO else ()), *(BOUNDED if made.memory else ()))
         folder.check(asdict(made.settings) | identity, later)
+        folder.evaluations()  # refuses damaged ones
     if opened is None:
         _name_patterns(made)
         on_progress(Progress(0, made.settings.steps, doing=f"loading {made.model}"))
@@ -136,13 +137,13 @@ def _check(config: Config, objective: str | Objective, reward: Reward | None) ->
 def _name_patterns(config: Config) -> None:
     """Warn of a pattern that matches no key of the checkpoint: others may, so that the run would not show it."""
     given = {name: getattr(config.settings, name) or () for name in ("include", "exclude")}
-    keys = [each["key"] for each in list_keys(config.model)] if any(given.values()) else []
+    keys = [each["key"] for each in list_keys(config.model)] if is_first() and any(given.values()) else []
     for name, patterns in given.items():
-        for pattern in patterns:
+        for pattern in patterns if keys else ():
             if not any(fnmatchcase(key, pattern) for key in keys):
                 log.warning(
                     "%s %s matches no key of %s, where keys are such as %s. `zoquant inspect --keys` lists all.",
-                    name, pattern, config.model, next(iter(keys), "none"),
+                    name, pattern, config.model, keys[0],
                 )  # fmt: skip
 
 

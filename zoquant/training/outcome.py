@@ -13,26 +13,13 @@ from zoquant.views.model_views import Views
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """What a run came to, as `summary.json` has it.
 
-    Attributes:
-        finished: False when it was interrupted.
-        views: number of views.
-        trainable: number of values that may move.
-        changed: share of them that differ from the base in the dtype that stores them.
-        steps: steps done.
-        skipped: steps among them whose loss was no finite number, which were undone.
-        before: evaluation before training, None without evaluation data.
-        after: evaluation after training, of the step whose delta the folder holds.
-        best_step: number of steps after which `test` was measured; None where nothing was tested.
-        test: evaluation on the data to test on, of the step that did best on held-out data.
-        step_seconds: median time of a step, over all lives of the run; this and the next two are None before the first.
-        forward_seconds: median over the steps of the mean time of a forward of the batch.
-        overhead: median over the steps of step time ÷ time of its forwards.
-        rss_loaded_bytes: resident memory before the first forward.
-        rss_peak_bytes: largest resident memory of the process so far.
-        delta_bytes: size of the delta file.
-        trajectory_bytes: size of the trajectory file; 0 of a run by backwards, which has none.
+    Of the values that may move, `changed` is the share that differs from the base in the dtype that stores them. Steps
+    that were skipped had no finite loss, and were undone. `after` is of the step whose delta the folder holds, `test`
+    of `best_step`, which did best on held-out data. Times are medians over the steps of all lives of the run, None
+    before the first: of a step, of a forward of the batch, and step ÷ its forwards. A run by backwards has no
+    trajectory. `rss_loaded_bytes` is the resident memory before the first forward.
     """
 
     finished: bool
@@ -58,19 +45,7 @@ class Outcome:
         cls, folder: RunFolder, views: Views, steps: int, forwards: int, *, finished: bool, changed: float,
         rss_loaded_bytes: int, best_step: int | None, test: Evaluation | None,
     ) -> "Outcome":  # fmt: skip
-        """Return what the folder of a run says of it.
-
-        Args:
-            folder: the folder, after everything was saved.
-            views: what moved.
-            steps: steps done.
-            forwards: forwards of the batch that a step takes.
-            finished: whether the run came to its end.
-            changed: share of the values that differ from the base.
-            rss_loaded_bytes: resident memory before the first forward.
-            best_step: the step that was tested, or None.
-            test: what was measured of it, or None.
-        """
+        """Return what the folder of a run says of it, after everything was saved; a step takes so many forwards."""
         found = folder.evaluations()
         evaluations = [evaluation for step, evaluation in found if best_step is None or step <= best_step]
         lines = folder.read_metrics()

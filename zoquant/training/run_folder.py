@@ -161,11 +161,7 @@ class RunFolder:
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def subspace(self) -> Subspace:
-        """Return what the directions of the run in this folder are made of.
-
-        Raises:
-            CheckpointError: the folder holds no run, or its settings are damaged.
-        """
+        """Return what directions of the run are made of; a CheckpointError where there is no run, or a damaged one."""
         self._check_begun()
         found = self.read_settings().get("subspace")
         if found not in SUBSPACES:
@@ -179,27 +175,15 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: holds no run to resume, expected {self.settings.name}. Drop --resume.")
 
     def read_settings(self) -> dict[str, Any]:
-        """Return what decides the bytes of the run, by name.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
+        """Return what decides the bytes of the run, by name; a CheckpointError where the file is missing or damaged."""
         return self._read_json(self.settings)
 
     def read_summary(self) -> dict[str, Any]:
-        """Return what the run came to.
-
-        Raises:
-            CheckpointError: the file is missing or damaged.
-        """
+        """Return what the run came to; a CheckpointError where the file is missing or damaged."""
         return self._read_json(self.summary)
 
     def read_calibration(self) -> dict[str, Any] | None:
-        """Return what `save_calibration` wrote, None if there was no calibration.
-
-        Raises:
-            CheckpointError: the file is damaged.
-        """
+        """Return what `save_calibration` wrote, None if nothing; a CheckpointError where it is damaged."""
         if not self.calibration.exists():
             return None
         found = self._read_json(self.calibration)
@@ -255,11 +239,7 @@ class RunFolder:
         append_line(self.metrics, line)
 
     def evaluations(self) -> list[tuple[int, Evaluation]]:
-        """Return the evaluations so far, with the number of steps before each.
-
-        Raises:
-            CheckpointError: a line is damaged.
-        """
+        """Return the evaluations so far, with the steps before each; a CheckpointError where a line is damaged."""
         found = []
         for number, line in enumerate(self.read_metrics(), 1):
             if "eval_primary" not in line:

@@ -158,8 +158,8 @@ class Run:
             self._say(doing="choosing lr, eps and clip")
             numbers = self._chosen()
             found = numbers.to_dict()
+            self._tell_config(found)  # first: a run that is killed in between chooses again, and alike
             self.folder.save_calibration(found)
-            self._tell_config(found)
             self._say(calibration=numbers)
         return found
 

@@ -1,5 +1,6 @@
 """Codecs agree with gguf-py bit for bit."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from gguf import GGMLQuantizationType, quants
 
 from tests.backends.gguf.files import random_blocks
 from zoquant.backends.gguf.blocks import CODECS, BlockCodec
+from zoquant.backends.gguf.blocks.tables import of_gguf_py
 from zoquant.backends.gguf.types import TYPES
-from zoquant.errors import ShapeError
+from zoquant.errors import CheckpointError, ShapeError
 from zoquant.native import QuantWeight
 
 ROWS, GROUPS = 5, 3
@@ -113,3 +115,13 @@ def test_every_type_that_gguf_py_decodes_has_a_codec() -> None:
 def test_blocks_of_another_size_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"Q4_0: expected blocks \[rows, groups, 18\], got \(1, 1, 20\)"):
         CODECS["Q4_0"].split(torch.zeros(1, 1, 20, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("name", "what"), [("IQ2_XS", "grids"), ("IQ4_NL", "table")])
+def test_what_needs_the_gguf_package_says_so(monkeypatch: pytest.MonkeyPatch, name: str, what: str) -> None:
+    assert of_gguf_py(name, what) is getattr(quants, name)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(
+        CheckpointError, match=f"{name} blocks need the {what} of the gguf package, .* pip install gguf"
+    ):
+        of_gguf_py(name, what)

@@ -25,16 +25,12 @@ class MultipleChoice(SequenceExamples[Sequences]):
     """Examples with options.
 
     Args:
-        rows: the data.
         prompt: what stands before the options; its label column holds the number of the right option, from 0, or its
             text, or a list of texts that are all right.
         options: the columns that hold the options: one with a list, or one for each.
-        tokenizer: a transformers tokenizer.
-        device: where batches go.
-        max_length: most tokens that the model takes; None for no bound.
-        prefix: text before every prompt, e.g. worked examples.
         sfc: a template without the input, e.g. `"Answer: {label}"`: what an option scores after it is taken
             off. None for none.
+        rows, tokenizer, device, max_length, prefix: see `Classification`.
 
     Raises:
         DataError: a field is missing, a row has fewer than two options, or no option is the right one.

@@ -46,13 +46,10 @@ class Generation(SequenceExamples[Questions]):
     Args:
         rows: the data; the label column of the prompt holds the answer, or a list of answers that are all right.
         prompt: what stands before the answer.
-        tokenizer: a transformers tokenizer.
-        device: where batches go.
         metric: the primary metric: `"f1"`, `"exact-match"`, `"rouge-l"`, or `"loss"`, which generates nothing.
         max_new_tokens: most tokens of a generated text.
         stop: the text that ends an answer; `""` for the token that ends a text.
-        max_length: most tokens that the model takes; None for no bound.
-        prefix: text before every prompt, e.g. worked examples.
+        tokenizer, device, max_length, prefix: see `Classification`.
 
     Raises:
         DataError: a field or an answer is missing, or the metric is unknown.

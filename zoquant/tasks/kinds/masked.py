@@ -64,12 +64,8 @@ class MaskedClassification(WordChoices[MaskedBatch]):
     A text that is too long loses the beginning of what stands before the mask, and then the end of what follows it.
 
     Args:
-        rows: the data.
         cloze: the text and the label words.
-        tokenizer: a transformers tokenizer with a mask token.
-        device: where batches go.
-        max_length: most tokens that the model takes; None for no bound.
-        balanced: whether every label has its share of a batch of training; else rows are drawn whatever their label.
+        rows, tokenizer, device, max_length, balanced: see `Classification`.
 
     Raises:
         DataError: a field is missing, a label is unknown, a label word has several tokens, or there is no mask token.

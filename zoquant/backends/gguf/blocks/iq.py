@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.gguf.blocks.base import BlockCodec, D, steps, subs, temporary
-from zoquant.backends.gguf.blocks.tables import index_select, indices, shifts, table
-from zoquant.errors import CheckpointError
+from zoquant.backends.gguf.blocks.tables import index_select, indices, of_gguf_py, shifts, table
 
 
 def _iq2_xxs(codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
@@ -110,13 +109,7 @@ def _grid(name: str, index: Tensor) -> Tensor:
 @cache
 def _grid_of(name: str) -> Callable[[], Tensor]:
     def build() -> Tensor:
-        try:
-            from gguf import quants
-        except ImportError as error:
-            raise CheckpointError(
-                f"{name} blocks need the grids of the gguf package, which is not installed. Run: pip install gguf"
-            ) from error
-        codec = getattr(quants, name)
+        codec = of_gguf_py(name, "grids")
         codec.init_grid()
         grid = torch.from_numpy(codec.grid).to(torch.int8).reshape(codec.grid_shape)
         return grid.view(torch.int64 if grid.shape[1] == 8 else torch.int32).flatten()

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from zoquant.backends.gguf.blocks.base import BlockCodec, D, steps, subs, temporary, words
-from zoquant.backends.gguf.blocks.tables import byte_pairs, index_select, indices, shifts, table
-from zoquant.errors import CheckpointError
+from zoquant.backends.gguf.blocks.tables import byte_pairs, index_select, indices, of_gguf_py, shifts, table
 
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
@@ -70,13 +69,7 @@ def _pairs_of(values: str, shift: int) -> Callable[[], Tensor]:
 
 
 def _numbers_of_iq4() -> Sequence[int]:
-    try:
-        from gguf import quants
-    except ImportError as error:
-        raise CheckpointError(
-            "IQ4 blocks need the table of the gguf package, which is not installed. Run: pip install gguf"
-        ) from error
-    numbers: tuple[int, ...] = quants.IQ4_NL.kvalues
+    numbers: tuple[int, ...] = of_gguf_py("IQ4_NL", "table").kvalues
     return numbers
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoquant.backends.gguf.blocks.base import temporary
+from zoquant.errors import CheckpointError
 
 
 def index_select(values: Tensor, index: Tensor, slot: str) -> Tensor:
@@ -25,6 +27,17 @@ def indices(slot: str, source: Tensor, mask: int | None = None) -> Tensor:
     """Return `source & mask` as contiguous int32 in scratch memory, fit to index a table."""
     out = temporary(slot, source, tuple(source.shape), torch.int32).copy_(source)
     return out if mask is None else out.bitwise_and_(mask)
+
+
+def of_gguf_py(name: str, what: str) -> Any:
+    """Return what the `gguf` package knows of a type; `what` it is needed for stands in the error if there is none."""
+    try:
+        from gguf import quants
+    except ImportError as error:
+        raise CheckpointError(
+            f"{name} blocks need the {what} of the gguf package, which is not installed. Run: pip install gguf"
+        ) from error
+    return getattr(quants, name)
 
 
 @cache
