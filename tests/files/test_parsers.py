@@ -25,7 +25,7 @@ NOT_FUZZED = {
     "distributed/joining.py": "what this process itself wrote a line before",
     "tasks/rewards.py": "the answer of a command or a URL that the user has named",
     "tasks/rows/hub.py": "the library datasets reads these",
-    "training/run_folder.py:take": "what this process itself wrote a line before",
+    "training/run_folder.py:check": "what this process itself wrote a line before",
     "checkpoint/exporting.py": "writes; the places are those that a format's target has checked",
     "native/words.py": "values that lie in memory already",
     "backends/gguf/blocks/base.py": "values that lie in memory already",
