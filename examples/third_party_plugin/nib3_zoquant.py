@@ -4,7 +4,7 @@ import nib3
 import torch
 
 import zoquant
-from zoquant.checkpoint.folder import AffineLayout, FolderFormat, StoredCodes, StoredNumbers
+from zoquant.checkpoint.folder import AffineLayout, FolderFormat, StoredCodes, StoredNumbers, build_tokenizer
 
 LAYOUT = AffineLayout(
     type="3-bit g30",
@@ -25,7 +25,7 @@ class Nib3Folder(FolderFormat):
         return LAYOUT.matrices(folder)
 
     def open_vendor(self, path, *, compute_dtype, device):
-        return nib3.load(path).to(device), None
+        return nib3.load(path).to(device), build_tokenizer(path)
 
 
 class Nib3Backend(zoquant.PackedBackend):

@@ -138,6 +138,16 @@ def test_a_function_is_the_objective(folder: Path) -> None:
     assert calls == [4] * 4
 
 
+def test_a_bar_shows_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zoquant.finetune("model.gguf", data=ROWS, eval_data=ROWS, out="run", **ASKED, **FORWARD)
+    out, shown = capsys.readouterr()
+    assert re.findall(r"step (\d): held-out accuracy ", out) == ["0", "2"]
+    assert "2/2" in shown
+    assert "loss " in shown
+    zoquant.finetune("model.gguf", data=ROWS, out="quiet", on_progress=lambda _: None, **ASKED, **FORWARD)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_it_goes_on(folder: Path) -> None:
     whole = zoquant.finetune("model.gguf", data=ROWS, out="whole", **ASKED, **FORWARD)
 

@@ -8,6 +8,7 @@ have no laws to keep: tests/backends/test_refused.py.
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,6 @@ def format_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return FormatCase(path, zoquant.list_formats()[name].load(), torch.float32, steps=5)
 
 
-LIBRARY = {name: check for name, check in FORMAT_CHECKS.items() if "vendor" in name}
 OWN = {name: check for name, check in FORMAT_CHECKS.items() if "vendor" not in name and "reference" not in name}
 
 
@@ -74,10 +74,30 @@ def test_format(format_case: FormatCase, check: zoquant.testing.Check[FormatCase
     check.run(format_case)
 
 
-@pytest.mark.parametrize("check", LIBRARY.values(), ids=LIBRARY)
-@pytest.mark.parametrize("format_case", [name for name in here(FORMATS) if has_library(name)], indirect=True)
-def test_format_and_its_library(format_case: FormatCase, check: zoquant.testing.Check[FormatCase]) -> None:
-    check.run(format_case)
+LIBRARY = ("check_vendor_opens", "check_vendor_holds_the_values", "check_native_agrees_with_vendor")
+MIXES = "bitsandbytes mixes up the blocks of a matrix whose columns they do not divide, on a CPU; the sample has one"
+GROUPS = "quanto reads groups of its own choice alone; the sample has others"
+VERSION = "torchao no longer loads the first version of its config; the sample has it"
+BITS = "transformers makes all layers of GPTQ by one config; those of the sample have bits and groups of their own"
+KNOWN = {
+    **dict.fromkeys([("gptq", check) for check in LIBRARY], BITS),
+    **dict.fromkeys([("bitsandbytes", LIBRARY[0]), ("bitsandbytes", LIBRARY[2])], MIXES),
+    **dict.fromkeys([("quanto", LIBRARY[0]), ("quanto", LIBRARY[2])], GROUPS),
+    **dict.fromkeys([("torchao", check) for check in LIBRARY], VERSION),
+}
+"""What libraries make of samples that have every kind of matrix that a file may have."""
+
+
+def library_cases() -> list[Any]:
+    """Return the formats whose library is here, each with every check of it."""
+    pairs = [(name, check) for name in here(FORMATS) if has_library(name) for check in LIBRARY]
+    failing = {pair: pytest.mark.xfail(reason=why, strict=True) for pair, why in KNOWN.items()}
+    return [pytest.param(*pair, id="-".join(pair), marks=failing.get(pair, ())) for pair in pairs]
+
+
+@pytest.mark.parametrize(("format_case", "check"), library_cases(), indirect=["format_case"])
+def test_format_and_its_library(format_case: FormatCase, check: str) -> None:
+    FORMAT_CHECKS[check].run(format_case)
 
 
 @pytest.mark.parametrize("format_case", here(FORMATS), indirect=True)

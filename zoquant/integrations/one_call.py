@@ -1,6 +1,7 @@
 """A run as one call, for notebooks and scripts: what `zoquant train` and `zoquant eval` do, to the same bytes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from inspect import signature
@@ -13,13 +14,14 @@ from torch import nn
 
 from zoquant import training
 from zoquant.checkpoint.exporting import export
+from zoquant.distributed.launch import is_first
 from zoquant.errors import CheckpointError
 from zoquant.report import write_report
 from zoquant.tasks import Evaluation
 from zoquant.tasks.objective import Objective
 from zoquant.tasks.rewards import Generated, Reward
 from zoquant.tasks.rows import RowsInMemory
-from zoquant.training import Config, OnProgress, RunFolder
+from zoquant.training import Config, OnProgress, Progress, RunFolder
 from zoquant.training.source import Opened, OpenedSource
 
 
@@ -88,7 +90,7 @@ def finetune(
     objective: str | Objective = "loss",
     reward: str | Reward | Callable[..., Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = lambda _: None,
+    on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Run:
     """Fine-tune a checkpoint or a loaded model on rows of data, as `zoquant train` does with the same settings.
@@ -103,7 +105,7 @@ def finetune(
         reward: a command or URL as of `--reward`; a function of `Generated` texts that returns their mean reward; or
             one as in TRL, of `prompts`, `completions` and columns, that returns a reward for each.
         resume: go on with the run in `out`.
-        on_progress: called after each step and each evaluation.
+        on_progress: called after each step and each evaluation; None shows a bar with the loss.
         settings: any key of the config, which is any flag of `zoquant train` with `_` for `-`: template, labels, task,
             steps, gradient, ... A config file is written where all of it can stand in one.
 
@@ -123,11 +125,12 @@ def finetune(
     values = _model_of(model, opened) | settings
     values |= {name: str(value) for name, value in (said | rows).items() if value is not None and not callable(value)}
     config = Config.of({name: value for name, value in values.items() if value is not None})
-    summary = training.finetune(
-        config, out, objective=objective if callable(objective) else None,
-        reward=reward_of(reward) if callable(reward) else None, rows=rows, opened=opened, resume=resume,
-        on_progress=on_progress,
-    )  # fmt: skip
+    with _bar(config.settings.steps) if on_progress is None else nullcontext(on_progress) as shown:
+        summary = training.finetune(
+            config, out, objective=objective if callable(objective) else None,
+            reward=reward_of(reward) if callable(reward) else None, rows=rows, opened=opened, resume=resume,
+            on_progress=shown,
+        )  # fmt: skip
     return Run(Path(out), summary, config, None if opened is None else opened[0])
 
 
@@ -183,6 +186,23 @@ def reward_of(found: Callable[..., Any]) -> Reward:
         return sum(map(float, scores)) / len(generations)
 
     return mean
+
+
+@contextmanager
+def _bar(steps: int) -> Iterator[OnProgress]:
+    """Show steps done, the loss, and what evaluations say, in a terminal or a notebook."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps, unit="step", disable=not is_first()) as bar:
+
+        def show(progress: Progress) -> None:
+            if progress.result is not None:
+                bar.set_postfix_str(f"loss {progress.result.loss:.3f}", refresh=False)
+            if (found := progress.evaluation) is not None and is_first():
+                bar.write(f"step {progress.step}: held-out {found.primary} {found.score.value:.4g}")
+            bar.update(progress.step - bar.n)
+
+        yield show
 
 
 def _source(data: Any) -> str | Path | RowsInMemory:

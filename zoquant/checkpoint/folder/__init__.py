@@ -28,6 +28,7 @@ from zoquant.checkpoint.folder.stored_numbers import (
     power_of_two,
     reciprocal,
 )
+from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 from zoquant.files.tensors import StoredTensor
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "StoredNumbers",
     "StoredTensor",
     "TableLayout",
+    "build_tokenizer",
     "layouts_that_fit",
     "open_folder",
     "power_of_two",
