@@ -34,7 +34,9 @@ EXAMPLES = {
 
 
 def lacking(task: str, template: object, labels: object) -> list[str]:
-    """Return which of template and labels a task needs and was not given."""
+    """Return which of template and labels a task needs and was not given; of no known task it is none."""
+    if task not in (*get_args(Kind), *CATALOG):
+        return []
     known = CATALOG.get(task)
     kind = known.kind if known else task
     needed = {
