@@ -17,15 +17,15 @@ def test_bytes_are_those_of_tensors_that_live() -> None:
     before = torch.ones(1000)
     with LiveBytes() as live:
         one = before + 1
-        assert live.now == 4000
+        assert live.alive == 4000
         two = one.view(10, 100).mul_(2)  # the same memory
-        assert live.now == 4000
+        assert live.alive == 4000
         three = two.double()
-        assert (live.now, live.peak) == (12000, 12000)
+        assert (live.alive, live.peak) == (12000, 12000)
         del three
-        assert live.now == 4000
+        assert live.alive == 4000
         before.add_(1)
-    assert (live.now, live.peak) == (4000, 12000)
+    assert (live.alive, live.peak) == (4000, 12000)
 
 
 def test_many_examples_follow_from_two_and_three() -> None:

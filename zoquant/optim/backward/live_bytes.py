@@ -16,13 +16,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What an operation takes for itself while it runs is not seen.
 
     Attributes:
-        now: bytes alive.
-        trace: what `now` was after each operation.
+        alive: bytes of the tensors that are alive.
+        trace: what `alive` was after each operation.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now: int = 0
+        self.alive: int = 0
         self.trace: list[int] = []
         self._known: Any = WeakIdKeyDictionary()
 
@@ -38,23 +38,23 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
             self._count(tensor)
-        self.trace.append(self.now)
+        self.trace.append(self.alive)
         return made
 
     @property
     def peak(self) -> int:
-        """The most that `now` has been."""
+        """The most that `alive` has been."""
         return max(self.trace, default=0)
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage not in self._known:
             size = self._known[storage] = storage.nbytes()
-            self.now += size
+            self.alive += size
             weakref.finalize(storage, self._free, size).atexit = False
 
     def _free(self, size: int) -> None:
-        self.now -= size
+        self.alive -= size
 
 
 def _tensors(tree: Any) -> list[Tensor]:
