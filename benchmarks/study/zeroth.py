@@ -63,6 +63,8 @@ def course(row: Row, seed: int, numbers: Result) -> Course:
     """
     names = {each.name for each in fields(Settings)}
     given = {name: value for name, value in row.settings.items() if name in names} | numbers
+    if "directions" in row.settings:
+        given["probes"] = row.settings["directions"]
     draft = Settings(steps=1, seed=seed, **given)
     share = draft.batch_size / BATCH
     points = len(ESTIMATORS[draft.estimator]().points(row.settings.get("directions", draft.probes)))

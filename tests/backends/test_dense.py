@@ -163,7 +163,7 @@ def test_codes_and_narrow_floats_are_not_plain() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.Linear(2, 2, device="meta"), "layer: weight: on the meta device"),
+        (lambda: nn.Linear(2, 2, device="meta"), r"layer \(dense\): weight: on the meta device"),
         (lambda: nn.Linear(2, 2, dtype=torch.float64), r"layer\.weight \(dense\): stored as torch\.float64"),
     ],
 )

@@ -34,7 +34,7 @@ def test_attach_and_every_method_say_why(name: str) -> None:
     assert isinstance(backend, RefusedBackend)
     with pytest.raises(UnsupportedLayoutError) as caught:
         zoquant.attach(nn.ModuleDict({"q": layer}))
-    assert str(caught.value) == f"q: {reason(name)}"
+    assert str(caught.value) == f"q (refused): {reason(name)}"
     assert type(layer).__name__ in reason(name)
     assert "{" not in reason(name)
     for method in (backend.dequantize, backend.sample_input):

@@ -121,7 +121,7 @@ class OneByOne(Classification):
     """A task that puts each example through the model by itself: no block of rows can have a probe of its own."""
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        parts = [batch._part(number, number + 1) for number in range(batch.weight)]
+        parts = [batch.part(number, number + 1) for number in range(batch.weight)]
         return torch.cat([super(OneByOne, self).losses(model, part) for part in parts])
 
 
