@@ -176,6 +176,19 @@ def test_a_run_within_a_bound_names_what_was_chosen_and_goes_on_with_it(
     assert (out / delta).read_bytes() == (tmp_path / "same" / delta).read_bytes()
 
 
+def test_a_bound_that_adam_does_not_keep_below_takes_another_rule(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "held_bytes", lambda device: 0)
+    with pytest.raises(DoesNotFitError, match="rule adam"):
+        finetune(config(memory="1B", rule="adam"), tmp_path / "none")
+    with pytest.raises(DoesNotFitError, match="rule sign") as error:
+        finetune(config(memory="1B"), tmp_path / "none")
+    assert "rule adam" not in str(error.value)
+    assert config(memory="1GiB").resolved().settings.rule is None
+    assert config().resolved().settings.rule == "adam"
+
+
 def test_nothing_is_begun_where_nothing_fits(config: Callable[..., Config], tmp_path: Path) -> None:
     with pytest.raises(DoesNotFitError, match="memory is 1 MiB, but of all ways the least takes about"):
         finetune(config(memory="1MiB"), tmp_path / "run")

@@ -186,8 +186,11 @@ class Config:
         plain = runtime == "native" and self.activation_dtype == "auto"
         balanced = self.protocol is None and self.asked.has_labels
         batches: Batches = self.batches if self.batches != AUTO else "balanced" if balanced else "shuffled"
+        settings = self.settings.resolved()
+        if self.memory is not None:
+            settings = replace(settings, rule=self.settings.rule)  # the bound decides it
         return replace(
-            self, settings=self.settings.resolved(), batches=batches, device=str(device),
+            self, settings=settings, batches=batches, device=str(device),
             compute_dtype=str(dtype).removeprefix("torch."), runtime=runtime,
             activation_dtype="float32" if plain else self.activation_dtype, sha256=found,
         )  # fmt: skip
