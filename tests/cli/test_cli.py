@@ -304,6 +304,7 @@ def test_the_config_of_a_run_says_what_it_chose(shell: Shell, folder: Path, more
         (("--density", "2"), "density of the noise is 2.0"),
         (("--objective", "speed"), "objective is 'speed', expected one of loss, accuracy"),
         (("--objective", "f1"), "objective f1 scores generated texts"),
+        (("--objective", "accuracy", "--gradient", "backward"), "gradient is backward, but the objective is a number"),
         (("--objective", "accuracy", "--subspace", "rows-columns"), "with objective accuracy does not tell the loss"),
         (("--reward", "echo 1", "--reward-timeout", "-1", "--objective", "reward"), "reward_timeout is -1.0"),
     ],
@@ -324,7 +325,9 @@ def test_a_run_is_compared_before_the_model_is_loaded(
     assert "was begun with batch_size 4, now it is 2" in shell.error(
         *FREE, "--batch-size", "2", "--out", "run", "--resume"
     )
-    assert "was begun with lr not given" in shell.error(*FREE, "--lr", "0.5", "--out", "run", "--resume")
+    assert "was begun with batch_size 4, lr not given, now it is batch_size 2, lr 0.5. Resume" in shell.error(
+        *FREE, "--batch-size", "2", "--lr", "0.5", "--out", "run", "--resume"
+    )
     with (folder / "run" / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 4, "eval_primary": "accuracy"}\n')
     assert "line 5: the evaluation is damaged: no metric stands there by the name of its primary, 'accuracy'" in (

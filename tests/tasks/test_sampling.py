@@ -26,6 +26,14 @@ def test_every_group_goes_through_all_its_examples(groups: list[int], size: int,
         assert max(times) - min(times) <= 1 or size < 3
 
 
+@given(st.integers(1, 7), st.integers(1, 20), st.integers(0, 30))
+def test_over_as_many_steps_as_groups_every_group_has_as_many_examples(kinds: int, size: int, first: int) -> None:
+    size = max(size, kinds)
+    draws = Draws(list(range(kinds)) * 3)
+    had = Counter(group % kinds for step in range(first, first + kinds) for group in draws.of_step(0, step, size))
+    assert had == dict.fromkeys(range(kinds), size)
+
+
 def test_a_batch_smaller_than_the_groups_still_sees_them_all() -> None:
     seen = {groups for step in range(6) for groups in Draws([0, 1, 2, 3, 4, 5]).of_step(0, step, 1)}
     assert seen == {0, 1, 2, 3, 4, 5}

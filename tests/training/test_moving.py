@@ -259,7 +259,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(stop: int, resumed: Any, job: Ca
 
 def test_resume_takes_the_choice_of_the_folder(job: Callable[..., Job]) -> None:
     run(job())
-    with pytest.raises(CheckpointError, match="begun with subspace rows-columns, now it is values"):
+    with pytest.raises(
+        CheckpointError, match=r"begun with subspace rows-columns, estimator .*, now it is subspace values"
+    ):
         run(job(settings=replace(FREE, subspace="values")), resume=True)
     run(job("values", replace(FREE, subspace="values", lr=1e-3, eps=1e-2)))
     assert run(job("values", replace(FREE, lr=1e-3, eps=1e-2)), resume=True).finished

@@ -194,6 +194,20 @@ def test_a_backend_that_caches_nothing_is_believed() -> None:
         assert attach(nn.ModuleDict({"a": broken_backends.Layer()})).keys == ("a.d",)
 
 
+def test_values_within_the_memory_of_others_are_refused() -> None:
+    class Overlapping(broken_backends.Backend):
+        def open(self, module: nn.Module) -> Sequence[ScaleView]:
+            assert isinstance(module, broken_backends.Layer)
+            return [TensorView("d", "scale", module.d), TensorView("m", "scale", module.d.flatten()[1:])]
+
+    model = nn.ModuleDict({"a": broken_backends.Layer()})
+    text = r"a\.d \(good\) and a\.m \(good\) lie in the same memory.* Leave one out, e\.g\. with exclude='a\.m'"
+    with registered(Overlapping(), broken_backends.Layer):
+        with pytest.raises(UnsupportedLayoutError, match=text):
+            attach(model, verify=False)
+        assert attach(model, exclude="a.m", verify=False).keys == ("a.d",)
+
+
 def test_a_layer_of_zeros_is_accepted(dict_backend: None) -> None:
     layer = Dict()
     layer.meta["scale"].zero_()

@@ -9,8 +9,9 @@ import numpy as np
 class Draws:
     """The examples of each training step, of which each is of a group: a number from 0, e.g. its label.
 
-    Every group has its share of a batch; each goes through its examples in an order drawn anew each epoch. A batch
-    smaller than the number of groups is drawn from all examples alike.
+    Every group has its share of a batch; where it cannot be shared evenly, the groups with one more take turns. Each
+    goes through its examples in an order drawn anew each epoch. A batch smaller than the number of groups is drawn from
+    all examples alike.
     """
 
     def __init__(self, groups: Sequence[int]) -> None:
@@ -26,11 +27,17 @@ class Draws:
         groups = self._groups if size >= len(self._groups) else self._all
         kinds = len(groups)
         for group, members in enumerate(groups):
-            share = (size * (group + 1)) // kinds - (size * group) // kinds
-            for position in range(step * share, (step + 1) * share):
+            for position in range(_drawn(size, kinds, group, step), _drawn(size, kinds, group, step + 1)):
                 epoch, place = divmod(position, len(members))
                 chosen.append(members[_order(seed, group, epoch, len(members))[place]])
         return chosen
+
+
+def _drawn(size: int, kinds: int, group: int, steps: int) -> int:
+    """Return how many examples of a group the first steps had: `size` in every `kinds` of them, one after the other."""
+    rounds, rest = divmod(steps, kinds)
+    turns = ((group + step) % kinds for step in range(rest))
+    return rounds * size + sum(size * (turn + 1) // kinds - size * turn // kinds for turn in turns)
 
 
 @lru_cache(maxsize=64)

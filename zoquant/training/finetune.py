@@ -14,6 +14,7 @@ import torch
 
 from zoquant.checkpoint.inspection import list_keys
 from zoquant.distributed.launch import folder_of_rank, from_first, goes_on, is_first, process_group
+from zoquant.errors import DataError
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
@@ -24,6 +25,7 @@ from zoquant.tasks.rows.naming import naming
 from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.tasks.splits import Parts, read_parts
 from zoquant.tasks.task import Task
+from zoquant.training.backward.steps import NO_GRADIENT
 from zoquant.training.best_step import CAUSAL, MASKED
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
@@ -129,6 +131,8 @@ def _check(config: Config, objective: str | Objective, reward: Reward | None) ->
     """
     if isinstance(objective, str):
         check_objective(config.asked.kind, objective, reward)
+    if config.settings.gradient == "backward" and objective != "loss" and not config.settings.forward_steps:
+        raise DataError(NO_GRADIENT)
     if config.settings.subspace == "rows-columns":
         per_example = objective == "loss" and config.asked.kind == "classification"
         check_rows_columns(per_example, f"task {config.asked.task} with objective {_name(objective)}")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -122,7 +122,7 @@ class RunFolder:
 
         Raises:
             FolderInUseError: another process trains here.
-            CheckpointError: the folder holds no run, or one of other settings; the first one is named.
+            CheckpointError: the folder holds no run, or one of other settings; they are named.
         """
         self._check_begun()
         self.lock.acquire()
@@ -143,15 +143,18 @@ class RunFolder:
             but: names of settings that are not known yet.
 
         Raises:
-            CheckpointError: it holds no run, or one of other settings; the first one is named.
+            CheckpointError: it holds no run, or one of other settings; they are named.
         """
         self._check_begun()
         before, after = self.read_settings(), json.loads(json.dumps(settings))
         found = {name: value for name, value in (self.read_calibration() or {}).items() if before.get(name) is None}
+        others = []
         for name in after | before:
             given = after.get(name)
             if name not in but and given != before.get(name) and (given is None or given != found.get(name)):
-                raise CheckpointError(f"{self.path}: {_differs(name, before, after)}")
+                others.append(name)
+        if others:
+            raise CheckpointError(f"{self.path}: {_differs(others, before, after)}")
 
     def forget_after(self, done: int) -> None:
         """Forget what metrics and samples tell of steps after the first `done`."""
@@ -258,13 +261,14 @@ class RunFolder:
             append_line(self.samples, {"step": step, **asdict(sample)})
 
 
-def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return what to say of a setting that is another one than that of the run."""
-    if not name.endswith(SHA256):
-        return (
-            f"was begun with {name} {told(before.get(name))}, now it is {told(after.get(name))}. Resume with the "
-            "settings of the run."
-        )
+def _differs(names: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return what to say of settings that are others than those of the run."""
+    settings = [name for name in names if not name.endswith(SHA256)]
+    if settings:
+        was, now = (", ".join(f"{name} {told(said.get(name))}" for name in settings) for said in (before, after))
+        now = now if len(settings) > 1 else told(after.get(settings[0]))
+        return f"was begun with {was}, now it is {now}. Resume with the settings of the run."
+    name = names[0]
     part = name.removesuffix(SHA256)
     return (
         f"was begun with other rows: those of {part} had sha256 {before.get(name)}, now they have {after.get(name)}. "

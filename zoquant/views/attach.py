@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
+from operator import itemgetter
 from typing import cast
 
 import torch
@@ -82,6 +84,7 @@ def attach(
             if seen.setdefault(place, layer) is not layer:
                 seen[place].tied.append(layer)
         found.extend(BoundView(key[view.name], view, backend.name, layer) for view in fresh)
+    _refuse_overlaps(found)
     if not found:
         raise NoViewsError(_nothing(model, layers, roles, include, exclude, left))
     _warn_of_unclaimed(model)
@@ -175,6 +178,18 @@ def _storage(view: ScaleView) -> tuple[int, int] | None:
     """Tell views of the same memory apart from views of other memory: tied layers are one view. None: unknown."""
     live = view.live
     return None if live is None else (live.data_ptr(), live.numel())
+
+
+def _refuse_overlaps(views: Sequence[BoundView]) -> None:
+    """Refuse two values in one piece of memory, of which the one written last would decide both."""
+    held = [(view, view.live) for view in views]
+    dense = [(live.data_ptr(), live.nbytes, view) for view, live in held if live is not None and live.is_contiguous()]
+    for (start, size, one), (following, _, other) in pairwise(sorted(dense, key=itemgetter(0))):
+        if following < start + size:
+            raise UnsupportedLayoutError(
+                f"{one.name} ({one.backend}) and {other.name} ({other.backend}) lie in the same memory, so a write to "
+                f"one changes the other. Leave one out, e.g. with exclude={other.name!r}."
+            )
 
 
 def _check_values(key: str, view: ScaleView, backend: Backend) -> None:

@@ -180,7 +180,9 @@ def test_a_damaged_state_is_refused(job: Callable[..., Job]) -> None:
     work.folder.state.write_bytes(work.folder.state.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=r"descent\.safetensors"):
         run(job(), resume=True)
-    with pytest.raises(CheckpointError, match=r"was begun with eps not given, now it is 0\.01"):
+    with pytest.raises(
+        CheckpointError, match=r"was begun with eps not given, gradient backward, now it is eps 0\.01, gradient forward"
+    ):
         run(job(settings=Settings(steps=6, batch_size=4, lr=1e-2, eps=1e-2)), resume=True)
 
 

@@ -19,6 +19,11 @@ from zoquant.training.steps import cut
 from zoquant.training.stopwatch import Stopwatch
 from zoquant.views.model_views import Views
 
+NO_GRADIENT = (
+    "gradient is backward, but the objective is a number without a gradient. Take objective loss, gradient forward, or "
+    "forward_steps, which follow the steps along the gradient of the loss."
+)
+
 
 class BackwardSteps:
     """What does one step after the other, as `zoquant.training.steps.Steps` does.
@@ -46,10 +51,7 @@ class BackwardSteps:
         self, model: nn.Module, train: Task[Any], settings: Settings, views: Views, micro_batches: MicroBatches
     ) -> None:
         if isinstance(train, WithObjective):
-            raise DataError(
-                "gradient is backward, but the objective is a number without a gradient. Take objective loss, gradient "
-                "forward, or forward_steps, which follow the steps along the gradient of the loss."
-            )
+            raise DataError(NO_GRADIENT)
         self._model, self._train, self._settings = model, train, settings
         self._micro_batches, self.watch = micro_batches, Stopwatch()
         self._rank, self._ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
