@@ -1,6 +1,7 @@
 """A run that begins by backwards and ends by forwards: one command, one folder, one delta, to the same bytes."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import zoquant
+from tests.distributed.processes import on_ranks
 from tests.tiny import LABELS, TEMPLATE, write_checkpoint, write_rows
 from zoquant.checkpoint.replay_views import checkpoint_views
 from zoquant.errors import DataError
@@ -139,3 +141,24 @@ def test_forwards_take_the_objective_and_the_gradient_the_loss(config: Callable[
     assert max(losses[:3]) < 10
     assert min(losses[3:]) > 100
     assert not (out / "config.toml").exists()
+
+
+def ends_on_a_rank(rank: int, config: Config, out: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Do a run on a rank of two, and return its summary and what its model holds in the end."""
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+    opened = config.source.open()
+    found = finetune(config, out, opened=opened)
+    views = zoquant.attach(opened[0])
+    return found, {key: views.base(key) for key in views.keys}
+
+
+def test_two_ranks_within_a_bound_end_with_the_same_bytes(config: Callable[..., Config], tmp_path: Path) -> None:
+    asked = config(memory="1GiB", objective="accuracy")
+    (summary, held), (_, other) = on_ranks(2, ends_on_a_rank, asked, str(tmp_path / "run"))
+    assert summary["steps"] == 7
+    assert held.keys() == other.keys()
+    assert all(torch.equal(held[key], other[key]) for key in held)
+    model, _ = zoquant.load(tmp_path / "base.gguf", compute_dtype=torch.float32)
+    zoquant.load_delta(tmp_path / "run" / DELTA, zoquant.attach(model))
+    after = zoquant.attach(model)
+    assert all(torch.equal(held[key], after.base(key)) for key in held)
