@@ -74,7 +74,7 @@ def test_the_whole_way(shell: Shell, folder: Path) -> None:
     assert summary["format"] == "gguf"
     assert summary == json.loads((folder / "run" / "summary.json").read_text())
     assert {path.name for path in (folder / "run").iterdir()} == {
-        "README.md", "config.toml", "delta.safetensors", "metrics.jsonl", "settings.json", "summary.json",
+        "README.md", "report.html", "config.toml", "delta.safetensors", "metrics.jsonl", "settings.json", "summary.json",
         "trajectory.safetensors",
     }  # fmt: skip
 
@@ -428,6 +428,7 @@ def test_doctor(shell: Shell) -> None:
 
 def test_report(shell: Shell, folder: Path) -> None:
     shell.json(*TRAIN, "--eval-data", "rows.jsonl", "--out", "run")
+    assert "Answers before and after" in (folder / "run" / "report.html").read_text(encoding="utf-8")
     found = shell.json("report", "run")
     assert found == {"report": "run/report.html", "bytes": (folder / "run" / "report.html").stat().st_size}
     assert "both.html" in shell.text("report", "run", "run", "--out", "both.html")

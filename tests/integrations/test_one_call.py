@@ -55,6 +55,7 @@ def test_the_delta_is_that_of_the_command_line(folder: Path, way: dict[str, Any]
 
 def test_a_run_measures_exports_and_reports(folder: Path) -> None:
     run = zoquant.finetune("model.gguf", data=ROWS, eval_data=ROWS, out="run", **ASKED, **BACKWARD)
+    assert "<svg" in Path("run/report.html").read_text(encoding="utf-8")
     assert run.before is not None
     assert run.evaluation is not None
     assert run.before.loss != run.evaluation.loss

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.report.runs import HOSTILE, KINDS, make_run
+from tests.report.runs import HOSTILE, KINDS, evaluation, make_run
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.report import write_report
 from zoquant.report.axes import tick_text, ticks
@@ -113,6 +113,38 @@ def test_several_runs(tmp_path: Path) -> None:
     assert "Settings that differ" in page.said("caption")
     same = page_of(runs[0], make_run(tmp_path / "c").path)
     assert "All settings are the same." in same.said("p")
+
+
+def test_answers_before_and_after(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    tables = iter([[[3, 1], [4, 0]], [[2, 2], [0, 4]]])
+    lines = [line | ({"eval_answers": next(tables)} if "eval_primary" in line else {}) for line in lines]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cells = page_of(run.path).said("td")
+    assert "3 → 2 1 → 2 4 → 0 0 → 4" in cells
+    lines[0]["eval_answers"] = [[3, "1"], [4, 0]]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "2 → 2 2 → 2 0 → 0 4 → 4" in page_of(run.path).said("td")
+    lines[-1]["eval_answers"] = [[1, 2, 3]]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "true label" not in page_of(run.path).said("th")
+
+
+def test_both_ways_of_a_run_are_beside_each_other(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", steps=40)
+    said = json.loads(run.settings.read_text()) | {"steps": 30, "forward_steps": 10, "gradient": "backward"}
+    run.settings.write_text(json.dumps(said))
+    lines = run.metrics.read_text().splitlines()
+    middle = json.dumps(evaluation(30, 0.7, "plain"))
+    run.metrics.write_text("".join(line + "\n" for line in [*lines[:31], middle, *lines[31:]]))
+    page = page_of(run.path)
+    assert "Comparison" in page.said("h2")
+    assert "a, backward" in page.said("th")
+    assert "a, forward" in page.said("th")
+    cells = page.said("td")
+    assert "0.5 → 0.7" in cells
+    assert "0.7 → 0.8" in cells
 
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ def test_a_csv_of_ones_own(shell: Shell, folder: Path) -> None:
 def test_generation_leaves_samples_before_and_after(shell: Shell, folder: Path) -> None:
     task = ("--task", "squad", "--data", f"{DATA}/squad/train.jsonl", "--max-new-tokens", "4")
     summary = shell.json(
-        "train", "base.gguf", *task, *FEW, "--eval-data", f"{DATA}/squad/train.jsonl", "--objective", "f1"
-    )
+        "train", "base.gguf", *task, *FEW, "--eval-data", f"{DATA}/squad/train.jsonl", "--objective", "f1",
+        "--eval-every", "0",
+    )  # fmt: skip
     assert summary["eval_after"]["primary"] == "f1"
     assert len(summary["eval_after"]["f1_interval"]) == 2
     lines = [json.loads(line) for line in (folder / "run" / "samples.jsonl").read_text().splitlines()]

@@ -58,7 +58,8 @@ def test_nan_is_refused(make: object) -> None:
 
 
 def test_evaluations_go_through_json() -> None:
-    found = Evaluation("f1", {"f1": Metric(0.5, (0.4, 0.6)), "loss": Metric(2.0, None)}, 10)
+    metrics = {"f1": Metric(0.5, (0.4, 0.6)), "loss": Metric(2.0, None)}
+    found = Evaluation("f1", metrics, 10, answers=((3, 2), (1, 4)))
     assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert found.score.value == found["f1"] == 0.5
     assert found.loss == 2

@@ -43,7 +43,7 @@ CONFIGS = st.builds(
     protocol=st.none() | st.just("mezo"),
     reward=st.none() | TEXT,
     eval_data=st.none() | TEXT,
-    eval_every=st.integers(0, 9),
+    eval_every=st.none() | st.integers(0, 9),
     settings=st.builds(
         Settings,
         steps=st.integers(1, 10**9),

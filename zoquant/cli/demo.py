@@ -17,6 +17,7 @@ from zoquant.cli.show import JSON, show_json
 from zoquant.cli.train import INTERRUPTED, show_summary
 from zoquant.errors import CheckpointError, OutputExistsError
 from zoquant.files.atomic_files import write_text
+from zoquant.report import write_report
 from zoquant.tasks import TaskSettings, Template
 from zoquant.training import Config, OnProgress, Progress, RunFolder, Settings, Source, evaluate, finetune
 from zoquant.training.card import write_card
@@ -79,6 +80,7 @@ def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, An
     summary["export_path"] = str(tuned)
     write_text(folder.summary, dumps(summary, indent=1) + "\n")
     write_card(folder)
+    write_report([out])
     return summary
 
 

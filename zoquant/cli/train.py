@@ -40,11 +40,13 @@ def train_command(
     The same run again: `zoquant train --config run/config.toml --out again`
     """
     from zoquant.distributed.launch import is_first
+    from zoquant.report import write_report
 
     chosen, out = config_of(given, config, [] if out else ["out"]), out or Path()
     with reporting(quiet=quiet, silent=json or not is_first()) as on_progress:
         summary = finetune(chosen, out, resume=resume, on_progress=on_progress)
     if is_first():
+        write_report([out])
         if json:
             show_json(summary)
         else:
@@ -87,6 +89,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         "memory": _memory(summary),
         "delta": mebibytes(summary["delta_bytes"]),
         **({"trajectory": mebibytes(summary["trajectory_bytes"])} if summary["trajectory_bytes"] else {}),
+        "report": out / "report.html",
         "files": out,
     }
     if summary["export_path"] is not None:

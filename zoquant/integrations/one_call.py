@@ -76,7 +76,7 @@ class Run:
         return export(base or self.config.model, delta=self.delta, out=out)
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the page of the run, into its folder if no other place is named, and return its path."""
+        """Write the page of the run anew, into its folder if no other place is named, and return its path."""
         return write_report([self.folder], out)
 
 
@@ -131,6 +131,8 @@ def finetune(
             reward=reward_of(reward) if callable(reward) else None, rows=rows, opened=opened, resume=resume,
             on_progress=shown,
         )  # fmt: skip
+    if is_first():
+        write_report([out])
     return Run(Path(out), summary, config, None if opened is None else opened[0])
 
 

@@ -20,9 +20,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 
 def page(runs: Sequence[Recorded]) -> str:
     """Return the whole page."""
+    beside = runs if len(runs) > 1 else runs[0].parts()
     return templates().get_template("page.html").render(
         title=f"Report: {', '.join(run.name for run in runs)}",
-        comparison=_comparison(runs) if len(runs) > 1 else None,
+        comparison=_comparison(beside) if beside else None,
         runs=[_run(run) for run in runs],
         made_by=own_package(),
     )  # fmt: skip
@@ -82,6 +83,7 @@ def _run(run: Recorded) -> dict[str, Any]:
         "tiles": [*_gained(run), *_tested(run), *_cost(run)],
         "figures": figures_of(run),
         "prompts": _prompts(run),
+        "answers": _answers(run),
         "reasons": reasons if isinstance(reasons, list) else [],
         "settings": [[name, _setting(run, name)] for name in run.settings],
         "came": [
@@ -142,6 +144,27 @@ def _prompts(run: Recorded) -> list[tuple[str, Sample, Sample]]:
         (prompt, min(samples, key=lambda each: each.step), max(samples, key=lambda each: each.step))
         for prompt, samples in found.items()
     ]
+
+
+def _answers(run: Recorded) -> dict[str, Any] | None:
+    """Return how often the held-out rows of each label were answered with each, at first and at last."""
+    found = [table for line in run.evaluations if (table := _counts(line.get("eval_answers")))]
+    if not found or len(found[0]) != len(found[-1]):
+        return None
+    labels = run.settings.get("labels")
+    names = list(map(str, labels.values())) if isinstance(labels, dict) else []
+    names = names if len(names) == len(found[0]) else [f"label {number}" for number in range(1, len(found[0]) + 1)]
+    rows = [
+        [name, *(f"{before} → {after}" for before, after in zip(*both, strict=True))]
+        for name, *both in zip(names, found[0], found[-1], strict=True)
+    ]
+    return {"head": ["true label", *names], "rows": rows}
+
+
+def _counts(found: Any) -> list[list[int]]:
+    """Return a square of counts, nothing where it is none."""
+    square = isinstance(found, list) and all(isinstance(row, list) and len(row) == len(found) for row in found)
+    return found if square and all(type(count) is int for row in found for count in row) else []
 
 
 def _setting(run: Recorded, name: str) -> str:

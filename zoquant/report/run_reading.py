@@ -1,6 +1,7 @@
 """A run as its folder has it, under way or done."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,32 @@ class Recorded:
             samples=[_sample(folder.samples, number, line) for number, line in enumerate(_lines(folder.samples), 1)],
         )
 
+    def parts(self) -> list["Recorded"]:
+        """Return the run by backwards and the forwards that followed, each by itself; nothing of a run of one way."""
+        steps, forwards = (finite(self.settings, name) for name in ("steps", "forward_steps"))
+        if steps is None or not forwards:
+            return []
+        return [
+            self._part("backward", [each for each in self.steps if each["step"] <= steps], -1.0, steps),
+            self._part("forward", [each for each in self.steps if each["step"] > steps], steps, steps + forwards),
+        ]
+
+    def _part(self, way: str, lines: Sequence[Mapping[str, Any]], after: float, until: float) -> "Recorded":
+        """Return some steps as a run of their own, with what was evaluated from its beginning to its end."""
+        found = [line for line in self.evaluations if after <= line["step"] <= until]
+        summary: dict[str, Any] = {
+            name: statistics.median(values)
+            for name, key in (("step_seconds", "seconds"), ("overhead", "overhead"))
+            if (values := [value for line in lines if (value := finite(line, key)) is not None])
+        }
+        if len(found) > 1:
+            summary |= {"eval_before": _plain(found[0]), "eval_after": _plain(found[-1])}
+        settings = {"gradient": way, "steps": len(lines), "objective": self._objective(way)}
+        return Recorded(f"{self.name}, {way}", settings, summary, {}, lines, found, None, [])
+
+    def _objective(self, way: str) -> Any:
+        return "loss" if way == "backward" else self.settings.get("objective", "loss")
+
     def stepwise(self, name: str) -> list[tuple[float, float]]:
         """Return a number over the steps."""
         return [(line["step"], value) for line in self.steps if (value := finite(line, name)) is not None]
@@ -81,6 +108,11 @@ class Recorded:
     def evaluated(self, name: str) -> list[tuple[float, float]]:
         """Return a number over the evaluations."""
         return [(line["step"], value) for line in self.evaluations if (value := finite(line, name)) is not None]
+
+
+def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an evaluation measured, as a summary has it."""
+    return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
 
 def finite(line: Mapping[str, Any], name: str) -> float | None:

@@ -85,12 +85,15 @@ class Evaluation:
         metrics: all of them by name; `"loss"` is always there, in nats.
         examples: how many were seen.
         samples: some generations, for tasks that generate.
+        answers: of a few labels, how often those of each true label (a row) were answered with each (a column), in the
+            order of the labels; empty for other tasks.
     """
 
     primary: str
     metrics: Mapping[str, Metric]
     examples: int
     samples: tuple[Sample, ...] = ()
+    answers: tuple[tuple[int, ...], ...] = ()
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name].value
@@ -113,6 +116,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data without the samples: each metric by its name, its interval as `<name>_interval`."""
         found: dict[str, Any] = {"primary": self.primary, "examples": self.examples}
+        found |= {"answers": [list(row) for row in self.answers]} if self.answers else {}
         for name, metric in self.metrics.items():
             found |= {name: metric.value, f"{name}_interval": metric.interval and list(metric.interval)}
         return found
@@ -132,7 +136,8 @@ class Evaluation:
             metrics[name] = Metric(value, None if pair is None else (_plain(pair, 0), _plain(pair, 1)))
         if found["primary"] not in metrics:
             raise ValueError(f"no metric stands there by the name of its primary, {shown(found['primary'])}")
-        return cls(found["primary"], metrics, int(_plain(found, "examples")))
+        answers = tuple(tuple(int(_plain(row, at)) for at in range(len(row))) for row in found.get("answers", ()))
+        return cls(found["primary"], metrics, int(_plain(found, "examples")), answers=answers)
 
 
 def _plain(found: Any, name: str | int) -> float:

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,7 +27,7 @@ from zoquant.tasks.rows.sha256 import rows_sha256
 from zoquant.tasks.splits import Parts, read_parts
 from zoquant.tasks.task import Task
 from zoquant.training.backward.steps import NO_GRADIENT
-from zoquant.training.best_step import CAUSAL, MASKED
+from zoquant.training.best_step import CAUSAL, MASKED, BestStep
 from zoquant.training.card import write_card
 from zoquant.training.config import Config
 from zoquant.training.job import Job
@@ -44,6 +45,8 @@ from zoquant.training.trainer import run
 
 log = logging.getLogger("zoquant")
 
+_EVALUATIONS = 10
+"""How often a run is evaluated if nothing is said."""
 _LABELS_TOLD = 5
 """How many labels of the data are named."""
 
@@ -176,11 +179,22 @@ def _job(
         held_out=held_out,
         settings=config.settings,
         folder=folder,
-        eval_every=config.eval_every or (best.every(config.settings.steps) if config.protocol else 0),
+        eval_every=_eval_every(config, best, parts.dev),
         test=test,
         best=best,
         notices=(_batches_told(config, parts.train),),
     )
+
+
+def _eval_every(config: Config, best: BestStep, held_out: Sequence[Row] | None) -> int:
+    """Return the steps between two evaluations: as given, as the protocol has it, or so that they cost little."""
+    if config.eval_every is not None or held_out is None:
+        return config.eval_every or 0
+    steps = config.settings.steps
+    if config.protocol:
+        return best.every(steps)
+    seen = steps * config.settings.batch_size * (1 if config.settings.gradient == "backward" else 2)
+    return max(1, math.ceil(steps / min(_EVALUATIONS, max(1, seen // (2 * len(held_out))))))
 
 
 def _done(

@@ -114,6 +114,9 @@ def test_evaluation_counts_what_batches_hold(loaded: tuple[Any, Any]) -> None:
     assert one.accuracy == many.accuracy
     assert one.loss == pytest.approx(many.loss, rel=1e-4)
     assert one.examples == len(ROWS)
+    assert one.answers == many.answers
+    assert sum(one.answers[label][label] for label in range(2)) == round(one.accuracy * len(ROWS))
+    assert [sum(row) for row in one.answers] == [examples.labels.count(0), examples.labels.count(1)]
 
 
 def test_logits_are_computed_where_they_are_needed(loaded: tuple[Any, Any]) -> None:

@@ -1,6 +1,7 @@
 """What all kinds of tasks have in common: examples of which each training step draws some."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -13,6 +14,8 @@ from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.sampling import Draws, by_length
 
 B = TypeVar("B")
+_LABELS_TOLD = 30
+"""How many labels a table of answers has at most."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,16 @@ class WordChoices(Examples[L]):
     Args:
         labels: the index of each example's word.
         lengths: tokens of each example.
+        words: how many label words there are.
         device: where batches go.
         balanced: whether every label has its share of a batch of training; else rows are drawn whatever their label.
     """
 
     def __init__(
-        self, labels: Sequence[int], lengths: Sequence[int], device: torch.device, *, balanced: bool = True
+        self, labels: Sequence[int], lengths: Sequence[int], words: int, device: torch.device, *, balanced: bool = True
     ) -> None:
         super().__init__(labels if balanced else [0] * len(labels), device)
-        self.labels, self._lengths = labels, lengths
+        self.labels, self._lengths, self._count_of_words = labels, lengths, words
 
     @abstractmethod
     def scores(self, model: nn.Module, batch: L) -> Tensor:
@@ -94,21 +98,25 @@ class WordChoices(Examples[L]):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
-        """Return accuracy and loss over all examples."""
-        right: list[bool] = []
+        """Return accuracy and loss over all examples, and of a few labels what was answered."""
+        said: list[int] = []
+        true: list[int] = []
         losses: list[float] = []
         offsets = self._offsets(model)
 
-        def measure(examples: list[int]) -> tuple[list[bool], list[float]]:
+        def measure(examples: list[int]) -> tuple[list[int], list[int], list[float]]:
             batch = self.batch(examples)
             scores = self.scores(model, batch) if offsets is None else self._sums(model, batch) - offsets[examples]
             lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
-            return (scores.argmax(-1) == batch.labels).tolist(), lost.tolist()
+            return scores.argmax(-1).tolist(), batch.labels.tolist(), lost.tolist()
 
-        for _, (hits, lost) in in_groups(by_length(self._lengths, batch_size), measure):
-            right += hits
+        for _, (answers, labels, lost) in in_groups(by_length(self._lengths, batch_size), measure):
+            said += answers
+            true += labels
             losses += lost
-        return Evaluation("accuracy", {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}, len(self))
+        right = [answer == label for answer, label in zip(said, true, strict=True)]
+        metrics = {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}
+        return Evaluation("accuracy", metrics, len(self), answers=_counted(true, said, self._count_of_words))
 
     def _offsets(self, model: nn.Module) -> Tensor | None:
         """Return what evaluation takes off the scores, `[examples, labels]`, or None."""
@@ -117,3 +125,10 @@ class WordChoices(Examples[L]):
     def _sums(self, model: nn.Module, batch: L) -> Tensor:
         """Return the scores that evaluation takes `_offsets` off."""
         return self.scores(model, batch)
+
+
+def _counted(true: Sequence[int], said: Sequence[int], labels: int) -> tuple[tuple[int, ...], ...]:
+    """Return how often each label was answered with each; nothing of many labels."""
+    counts = Counter(zip(true, said, strict=True))
+    few = range(labels if labels <= _LABELS_TOLD else 0)
+    return tuple(tuple(counts[label, answer] for answer in few) for label in few)

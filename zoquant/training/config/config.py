@@ -67,7 +67,11 @@ class Config:
     ]
     asked: TaskSettings
     eval_data: Annotated[str | None, "Rows to evaluate on before and after."] = None
-    eval_every: Annotated[int, "Evaluate every so many steps as well."] = 0
+    eval_every: Annotated[
+        int | None,
+        "Steps between evaluations on eval_data; 0 for none between start and end. Not given: a tenth of the run, or "
+        "more where that would take over half as many examples as training.",
+    ] = None
     protocol: Annotated[
         Literal["mezo"] | None, "mezo: 1,000 rows to train on, 500 for choices, 1,000 to test the best step on."
     ] = None
@@ -92,7 +96,7 @@ class Config:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.eval_every < 0:
+        if self.eval_every is not None and self.eval_every < 0:
             raise ValueError(f"eval_every is {self.eval_every}, expected 0 or more steps.")
         if self.memory is not None:
             parse_size(self.memory)
