@@ -46,7 +46,9 @@ def test_what_needs_no_torch(words: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_libraries_are_imported(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    # A job in the background inherits that Ctrl-C is ignored.
+    heeds = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    (tmp_path / "torch.py").write_text(f"import os, signal\n{heeds}\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = python("-m", "zoquant", "inspect", "base.gguf", before=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")

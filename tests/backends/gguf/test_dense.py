@@ -8,10 +8,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from tests.backends.gguf.files import TinyFile
-from tests.backends.gguf.models import logits, metadata_of, relative_error, tiny
+from tests.backends.gguf.models import VERSION, logits, metadata_of, relative_error, tiny
 from zoquant import ZOSGD, attach, export, load, save_delta
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.views.stored_form import FormView
@@ -25,6 +26,8 @@ CASES = [
 
 
 def written(folder: Path, arch: str, changes: dict[str, Any], types: Any) -> Path:
+    if arch == "mixtral" and Version("5") > VERSION:
+        pytest.skip("transformers 4 calls the experts of Mixtral by other names")
     name, model = ("llama", tiny(arch, **changes)) if arch == "mixtral" else (arch, tiny(arch, **changes))
     return TinyFile(name, model, metadata_of(model), types).write(folder / "base.gguf")
 
