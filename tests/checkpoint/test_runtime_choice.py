@@ -37,7 +37,7 @@ def test_the_faster_layer_wins() -> None:
     comparison = faster(native, vendor)
     assert comparison.vendor_wins
     assert comparison.layer == "layers.l0"
-    assert comparison.why.startswith("vendor: layers.l0 took ")
+    assert comparison.why.startswith("its library's layers: layers.l0 took ")
     assert not faster(vendor, native).vendor_wins
 
 
@@ -56,8 +56,8 @@ def test_runtimes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     finally:
         zoquant.unregister("toy-vendor")
     auto, vendor = (record.getMessage() for record in caplog.records)
-    assert auto.endswith("runtime native: on a CPU the layers of zoquant are the default")
-    assert vendor.endswith("runtime vendor: as asked for")
+    assert auto.endswith("computed by zoquant's own layers, the default on a CPU")
+    assert vendor.endswith("computed by its library's layers, as asked for")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of\nmemory"), RuntimeError("no kernel image")])
@@ -75,7 +75,7 @@ def test_a_vendor_that_fails_leaves_the_native_model(
     path, native = write_toy(tmp_path / "a.toy", toy_model()), (toy_model(), None)
     loaded, why = loading._choose(WithVendor(), path, torch.float32, torch.device("meta"), native)
     assert loaded is native
-    assert why == f"native: {' '.join(str(error).split())}"
+    assert why == f"zoquant's own layers: {' '.join(str(error).split())}"
     error.with_traceback(None)
     gc.collect()
     assert vendors[0]() is None
@@ -99,7 +99,9 @@ def test_a_dtype_of_activations_chooses_the_layers_that_have_one(
         zoquant.unregister("toy-vendor")
     assert not hasattr(model, "marker")
     assert getattr(model, "passed", torch.float32) == chosen
-    assert caplog.messages[-1].endswith("native: activation_dtype is given, and a vendor's layers have none")
+    assert caplog.messages[-1].endswith(
+        "zoquant's own layers: activation_dtype is given, and a library's layers have none"
+    )
 
 
 def test_refusals(tmp_path: Path) -> None:

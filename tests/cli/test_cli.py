@@ -106,7 +106,7 @@ def test_numbers_that_are_not_given_are_calibrated(shell: Shell, folder: Path) -
 def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) -> None:
     text = " ".join(shell.text(*FREE, "--eval-data", "rows.jsonl", "--out", "run").split())
     found = json.loads((folder / "run" / "calibration.json").read_text())
-    assert "set without a forward: subspace rows-columns, with a direction for each example: 7 layers move" in text
+    assert "chosen without a forward: Training the 7 matrices of layer 1, their rows and columns" in text
     assert all(" ".join(reason.split()) in text for reason in found["reasons"])
     after = json.loads((folder / "run" / "summary.json").read_text())["eval_after"]
     shell.json("replay", "base.gguf", "run/trajectory.safetensors", "--out", "again.safetensors")
@@ -114,7 +114,7 @@ def test_with_no_number_given_rows_and_columns_move(shell: Shell, folder: Path) 
     shell.json("export", "base.gguf", "--delta", "again.safetensors", "--out", "tuned.gguf")
     assert shell.json("eval", "tuned.gguf", *TASK) == after
     assert "calibrated with" in shell.text(*FREE, "--out", "values", "--subspace", "values")
-    assert "subspace values, since lr is 0.01." in shell.text(*TRAIN, "--out", "given")
+    assert "(subspace values), since lr is 0.01." in " ".join(shell.text(*TRAIN, "--out", "given").split())
     assert "expected one of auto, values, rows-columns" in shell.error(*FREE, "--out", "bad", "--subspace", "rows")
 
 

@@ -12,10 +12,10 @@ from zoquant.record import rules
 from zoquant.views.attach import attach
 
 
-def python(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def python(*words: str, before: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
     root = str(Path(zoquant.__file__).parent.parent)
-    path = ":".join(filter(None, (environment.get("before"), root)))
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env={"PYTHONPATH": path})
+    environment |= {"PYTHONPATH": ":".join(filter(None, (before, root)))}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,18 @@ def test_public_names_are_imported_at_their_first_use() -> None:
     assert zoquant.rules is rules
     with pytest.raises(AttributeError, match="module 'zoquant' has no attribute 'atach'"):
         zoquant.atach  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("zoquant ex", "export"),
+        ("zoquant export --de", "--delta"),
+        ("zoquant train --eval", "--eval-data --eval-every"),
+        ("zoquant train m.gguf --gradient ba", "backward"),
+    ],
+)
+def test_what_a_shell_completes(typed: str, offered: str) -> None:
+    asked = {"_ZOQUANT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    done = python("-m", "zoquant", **asked)
+    assert done.stdout.split() == offered.split(), done.stderr

@@ -59,7 +59,8 @@ def files(work: Job) -> tuple[bytes, bytes]:
 def test_layers_that_are_excluded_leave_values(opened: tuple[nn.Module, Classification]) -> None:
     resolved = Moving.choose(Settings(exclude=("model.layers.1.*",)), *opened)
     assert resolved.settings.subspace == "values"
-    assert resolved.why == "subspace values, since exclude leaves nothing of the layers that would move."
+    assert resolved.why is not None
+    assert resolved.why.endswith("(subspace values), since exclude leaves nothing of the layers that would move.")
     assert not any(key.startswith("model.layers.1.") for key in resolved.views.keys)
 
 
@@ -70,7 +71,7 @@ def test_with_no_number_given_it_is_rows_and_columns(opened: tuple[nn.Module, Cl
     assert resolved.settings.estimator == "group-relative"
     assert {key.split(".")[2] for key in resolved.views.keys} == {"1"}
     assert resolved.why is not None
-    assert resolved.why.startswith("subspace rows-columns, with a direction for each example: 7 layers move, model.l")
+    assert resolved.why.startswith("Training the 7 matrices of layer 1, their rows and columns (subspace rows-colu")
     assert all(bool((resolved.views.delta(key) == 0).all()) for key in resolved.views.keys)
     assert Moving.choose(Settings(include=("*.layers.0.*",)), *opened).settings.include == ("*.layers.0.*",)
     assert Moving.choose(resolved.settings, *opened).settings == resolved.settings
@@ -95,7 +96,7 @@ def test_what_speaks_for_values(given: dict[str, Any], why: str, opened: tuple[n
     resolved = Moving.choose(settings, *opened)
     assert resolved.settings == replace(settings, subspace="values")
     assert resolved.why is not None
-    assert resolved.why.startswith("subspace values, since ")
+    assert ", each value by itself (subspace values), since " in resolved.why
     assert why in resolved.why
 
 
@@ -110,9 +111,9 @@ def test_a_run_of_values_moves_all_values(opened: tuple[nn.Module, Classificatio
 def test_a_task_without_a_loss_of_each_example(opened: tuple[nn.Module, Classification]) -> None:
     model, task = opened
     other = WithObjective(task, lambda model, batch: -task.accuracy(model, batch))
-    assert Moving.choose(Settings(), model, other).why == (
-        "subspace values, since this task with this objective does not tell the loss of each example."
-    )
+    told = Moving.choose(Settings(), model, other).why
+    assert told is not None
+    assert told.endswith("since this task with this objective does not tell the loss of each example.")
     with pytest.raises(DataError, match="subspace is 'rows-columns', but WithObjective does not tell the loss of each"):
         Moving.choose(Settings(subspace="rows-columns"), model, other)
 
@@ -221,7 +222,7 @@ def test_a_run_leaves_its_files_and_says_what_it_chose(job: Callable[..., Job]) 
     found = json.loads(work.folder.calibration.read_text())
     assert [one.to_dict() for one in told] == [found]
     assert found["forwards"] == 0
-    assert [reason.split()[0] for reason in found["reasons"]] == ["subspace", "eps", "lr", "clip:"]
+    assert [reason.split()[0] for reason in found["reasons"]] == ["Training", "eps", "lr", "clip:"]
     settings = json.loads(work.folder.settings.read_text())
     assert (settings["subspace"], settings["include"]) == ("rows-columns", ["model.layers.1.*"])
     recorded = zoquant.Trajectory.load(work.folder.trajectory)
@@ -234,7 +235,8 @@ def test_with_all_numbers_given_the_choice_is_still_said(job: Callable[..., Job]
     seen: list[Progress] = []
     work = job(settings=replace(FREE, lr=1e-3, eps=1e-2))
     run(work, on_progress=seen.append)
-    assert [progress.notice for progress in seen if progress.notice] == ["subspace values, since lr is 0.001."]
+    moved = "Training the 16 matrices from model.embed_tokens to lm_head, each value by itself (subspace values)"
+    assert [progress.notice for progress in seen if progress.notice] == [f"{moved}, since lr is 0.001."]
     assert json.loads(work.folder.settings.read_text())["subspace"] == "values"
 
 

@@ -73,16 +73,16 @@ def load(
     place = torch.device(device) if device is not None else default_device()
     dtype = compute_dtype or default_compute_dtype(place)
     if runtime == "vendor":
-        loaded, why = _open_vendor(found, path, dtype, place), "vendor: as asked for"
+        loaded, why = _open_vendor(found, path, dtype, place), "its library's layers, as asked for"
     else:
-        loaded, why = found.open_native(path, compute_dtype=dtype, device=place), "native: as asked for"
+        loaded, why = found.open_native(path, compute_dtype=dtype, device=place), "zoquant's own layers, as asked for"
         if activation_dtype not in (None, torch.float32):
             pass_activations(loaded[0], activation_dtype)
         if runtime == "auto" and activation_dtype is not None and place.type != "cpu":
-            why = "native: activation_dtype is given, and a vendor's layers have none"
+            why = "zoquant's own layers: activation_dtype is given, and a library's layers have none"
         elif runtime == "auto":
             loaded, why = _choose(found, path, dtype, place, loaded)
-    log.info("%s (%s): runtime %s", path, found.name, why)
+    log.info("%s: %s, computed by %s", path, found.name, why)
     if delta is not None:
         _put_on(delta_path(delta), loaded[0])
     return loaded
@@ -111,7 +111,7 @@ def _put_on(path: str | Path, model: nn.Module) -> None:
 def _choose(found: Format, path: Path, dtype: torch.dtype, place: torch.device, native: Loaded) -> tuple[Loaded, str]:
     """Return the runtime that `auto` stands for, and why."""
     if place.type == "cpu":
-        return native, "native: on a CPU the layers of zoquant are the default"
+        return native, "zoquant's own layers, the default on a CPU"
     try:
         vendor, comparison = _measured(found, path, dtype, place, native)
     except Exception as error:  # whatever stops a library, such as memory that ran out: the native model is there
@@ -119,7 +119,7 @@ def _choose(found: Format, path: Path, dtype: torch.dtype, place: torch.device, 
     else:
         return (vendor if comparison.vendor_wins else native), comparison.why
     release_memory()
-    return native, f"native: {why}"
+    return native, f"zoquant's own layers: {why}"
 
 
 def _measured(

@@ -29,8 +29,8 @@ class Comparison:
     @property
     def why(self) -> str:
         """One line: which runtime to take, and the figures."""
-        winner = "vendor" if self.vendor_wins else "native"
-        times = f"{self.vendor * 1e3:.2f} ms in the vendor's layer, {self.native * 1e3:.2f} ms in zoquant's"
+        winner = "its library's layers" if self.vendor_wins else "zoquant's own layers"
+        times = f"{self.vendor * 1e3:.2f} ms in the library's layer, {self.native * 1e3:.2f} ms in zoquant's"
         return f"{winner}: {self.layer} took {times}"
 
 

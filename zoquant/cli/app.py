@@ -12,7 +12,7 @@ from zoquant.cli.show import show_error, show_json, showing_log
 from zoquant.errors import ZoquantError
 from zoquant.registry import own_package
 
-_LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
+_LOOK: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
 _UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line that makes no sense; its module depends on the version of typer."""
 
@@ -50,7 +50,7 @@ app = typer.Typer(
 
 
 def _imported(name: str) -> Any:
-    alone = typer.Typer(**_LOOK)
+    alone = typer.Typer(**_LOOK, add_completion=False)
     alone.command(name)(EntryPoint(name, COMMANDS[name][0], "").load())
     return typer.main.get_command(alone)
 

@@ -182,7 +182,7 @@ def _lines(progress: Progress) -> Iterator[str]:
     if progress.notice is not None:
         yield progress.notice
     if (chosen := progress.calibration) is not None:
-        yield f"calibrated with {chosen.forwards} forwards:" if chosen.forwards else "set without a forward:"
+        yield f"calibrated with {chosen.forwards} forwards:" if chosen.forwards else "chosen without a forward:"
         yield from (f"  {reason}" for reason in chosen.reasons)
     if progress.skipped is not None:
         yield f"{at} skipped: {progress.skipped}"

@@ -5,6 +5,7 @@ and it spends none on calibration; see docs/project/study.md. A number or a choi
 values, so it makes the run one.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ _DECIDING = (
 CHOSEN = ("subspace", "include", "estimator")
 """The settings that `"auto"` chooses."""
 _TRIED = 2
+_NUMBER = re.compile(r"\.(\d+)\.")
 _EXCLUDED = "exclude leaves nothing of the layers that would move"
 
 
@@ -160,7 +162,19 @@ def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
 def _told(found: Moving, against: str | None) -> str:
     """Return what `"auto"` came to and why, for people."""
     if found.settings.subspace == "values":
-        return f"subspace values, since {(against or 'the run was begun with them').rstrip('.')}."
-    layers = list(dict.fromkeys(view.layer.path for view in found.views if view.layer is not None))
-    moved = f"{len(layers)} layers move, {layers[0]} to {layers[-1]}"
-    return f"subspace rows-columns, with a direction for each example: {moved}."
+        why = (against or "the run was begun so").rstrip(".")
+        return f"Training {_matrices(found.views)}, each value by itself (subspace values), since {why}."
+    moved = f"Training {_matrices(found.views)}, their rows and columns (subspace rows-columns)"
+    return f"{moved}: each example has a direction of its own."
+
+
+def _matrices(views: Views) -> str:
+    """Return what views belong to, for people: how many matrices, and of which layers."""
+    paths = list(dict.fromkeys(view.layer.path for view in views if view.layer is not None))
+    if len(paths) < 2:
+        return paths[0] if paths else "the values"
+    numbers = [int(found[1]) for path in paths if (found := _NUMBER.search(f"{path}."))]
+    if len(numbers) < len(paths):
+        return f"the {len(paths)} matrices from {paths[0]} to {paths[-1]}"
+    first, last = min(numbers), max(numbers)
+    return f"the {len(paths)} matrices of " + (f"layer {first}" if first == last else f"layers {first} to {last}")

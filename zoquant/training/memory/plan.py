@@ -130,4 +130,4 @@ def _instead(found: Footprint, way: Way, bound: int | None) -> str:
         backward = _first_below(found, asked, limit)
     except (DoesNotFitError, UnsupportedLayoutError):
         return told
-    return f"{told} The gradient would work here and fit, --gradient {backward}."
+    return f"{told} The gradient would work here and fit: about {backward}."

@@ -51,9 +51,9 @@ class Way:
     def __str__(self) -> str:
         chosen, how = self.settings, "forwards alone"
         if chosen.gradient == "backward":
-            how = f"backward, rule {chosen.rule or 'adam'}" + (", checkpoint" if chosen.checkpoint else "")
-        parts = f", {chosen.micro_batches} micro-batches" if chosen.micro_batches > 1 else ""
-        return f"{how}{parts}: {mib(self.bytes)}"
+            how = f"--gradient backward --rule {chosen.rule or 'adam'}" + (" --checkpoint" if chosen.checkpoint else "")
+        parts = f" --micro-batches {chosen.micro_batches}" if chosen.micro_batches > 1 else ""
+        return f"{mib(self.bytes)} by {how}{parts}"
 
 
 class Footprint:
