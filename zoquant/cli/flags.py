@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -114,19 +113,19 @@ def _option(key: Key) -> Any:
     flag = f"{name}/--no-{name[2:]}" if key.kind is bool else _SINGULAR.get(key.name, name)
     return typer.Option(
         flag, help=key.help, show_default=_shown(key), rich_help_panel=panel_of(key.name),
-        autocompletion=partial(_beginning, _choices(key.kind)),
+        autocompletion=_completion(key.kind),
     )  # fmt: skip
 
 
-def _choices(kind: Any) -> list[str]:
-    """Return the words that a key may be, where it is one of some words."""
+def _completion(kind: Any) -> Callable[[str], list[str]]:
+    """Return what offers a shell the words that a key may be, where it is one of some words."""
     literals = [each for each in (kind, *get_args(kind)) if get_origin(each) is Literal]
-    return [word for each in literals for word in get_args(each)]
+    words = [word for each in literals for word in get_args(each)]
 
+    def beginning(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
 
-def _beginning(words: list[str], incomplete: str) -> list[str]:
-    """Return the words that begin so, for the completion of a shell."""
-    return [word for word in words if word.startswith(incomplete)]
+    return beginning
 
 
 def _shown(key: Key) -> str | bool:
