@@ -43,6 +43,21 @@ def test_a_second_run_into_the_folder_is_told_who_is_there(tmp_path: Path) -> No
     assert not (tmp_path / "run" / "run.lock").exists()
 
 
+def test_a_lock_is_taken_in_a_fork_of_who_made_it(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "run.lock")
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            lock.acquire()
+            lock.release()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    lock.acquire()
+    lock.release()
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
@@ -85,9 +100,12 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", taken_away)
-    second._lock.timeout = 10  # a busy machine may take longer than a holder that is going
+    monkeypatch.setattr(
+        "zoquant.files.lock._PATIENCE", 10
+    )  # a busy machine may take longer than a holder that is going
     second.acquire()
     assert tried
+    monkeypatch.setattr("zoquant.files.lock._PATIENCE", 0.02)
     with pytest.raises(FolderInUseError):
         Lock(tmp_path / "run.lock").acquire()
     second.release()

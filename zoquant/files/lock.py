@@ -12,7 +12,7 @@ from datetime import datetime
 from errno import ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from zoquant.errors import FolderInUseError
 from zoquant.files.atomic_files import writing
@@ -29,7 +29,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path, timeout=_PATIENCE, thread_local=False, fallback_to_soft=False, poll_interval=0.005)
+        self._held: BaseFileLock | None = None  # made when it is taken: it may be in a fork of who made this
 
     def acquire(self) -> None:
         """Take the lock.
@@ -38,7 +38,7 @@ class Lock:
             FolderInUseError: somebody holds it, and the message says who; or the file system has no locks.
             WriteError: the file cannot be made.
         """
-        if self._lock.is_locked:
+        if self._held is not None:
             return
         with writing(self.path):
             self._claim()
@@ -50,14 +50,18 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back; nothing happens if it is not held."""
-        if self._lock.is_locked:
+        if self._held is not None:
             with suppress(OSError):
                 self.path.unlink()
-            self._lock.release()
+            self._held.release()
+            self._held = None
 
     def _claim(self) -> None:
+        lock = FileLock(
+            self.path, timeout=_PATIENCE, thread_local=False, fallback_to_soft=False, poll_interval=0.005
+        )  # fmt: skip
         try:
-            self._lock.acquire()
+            lock.acquire()
         except Timeout as error:
             raise FolderInUseError(
                 f"{self.path.parent}: a run is under way here, held by {_holder(self.path)}. Wait for it, stop it, or "
@@ -70,6 +74,7 @@ class Lock:
                 f"{self.path.parent}: this file system gives no locks ({error.strerror}), so a second run could not be "
                 "noticed. Choose a folder on another one."
             ) from error
+        self._held = lock
 
 
 def _myself() -> dict[str, str | int]:
