@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
@@ -18,37 +19,8 @@ from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 HIDDEN, VOCAB = 256, 96
 QUANTIZABLE = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "mlp.experts.gate_proj": "ffn_gate_exps",
-    "mlp.experts.up_proj": "ffn_up_exps",
-    "mlp.experts.down_proj": "ffn_down_exps",
-    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_expert.up_proj": "ffn_up_shexp",
-    "mlp.shared_expert.down_proj": "ffn_down_shexp",
-    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-}
-_NORMS = {
-    False: {"post_attention_layernorm": "ffn_norm"},
-    True: {
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    },
-}
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_ARCHS = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+_ROTARY_ORDER = ("llama", "granite", "smollm3")
 
 
 def random_blocks(codec: BlockCodec, rows: int, groups: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -126,9 +98,9 @@ class TinyFile:
         for key, tensor in with_stacked_experts(self.model.state_dict()).items():
             if key == "lm_head.weight" and config.tie_word_embeddings:
                 continue
-            name = file_name(key, gemma)
+            name = file_name(key, self.arch)
             array = tensor.detach().float().numpy().copy()
-            if self.arch == "llama" and (".attn_q." in name or ".attn_k." in name):
+            if self.arch in _ROTARY_ORDER and (".attn_q." in name or ".attn_k." in name):
                 heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
                 array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
             if gemma and "norm" in name:
@@ -159,13 +131,12 @@ def with_stacked_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**stacked, **{key: torch.stack(tensors) for key, tensors in parts.items()}}
 
 
-def file_name(key: str, gemma: bool) -> str:
-    """Return llama.cpp's name of a parameter."""
+def file_name(key: str, arch: str) -> str:
+    """Return the name that llama.cpp's converter gives a parameter, by its own map."""
     path, _, what = key.rpartition(".")
-    if path in _TOP:
-        return f"{_TOP[path]}.{what}"
-    _, _, number, module = path.split(".", 3)
-    return f"blk.{number}.{({**_LAYER, **_NORMS[gemma]})[module]}.{what}"
+    name = gguf.get_tensor_name_map(_ARCHS[arch], 100).get_name(path)
+    assert name is not None, f"llama.cpp has no name for {key} of {arch}"
+    return f"{name}.{what}"
 
 
 def standard_metadata(config: Any) -> dict[str, Any]:
@@ -182,12 +153,19 @@ def standard_metadata(config: Any) -> dict[str, Any]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        **_epsilon(config),
         "attention.key_length": head,
         "attention.value_length": head,
         "rope.freq_base": float(theta),
         "vocab_size": config.vocab_size,
     }
+
+
+def _epsilon(config: Any) -> dict[str, float]:
+    if hasattr(config, "rms_norm_eps"):
+        return {"attention.layer_norm_rms_epsilon": float(config.rms_norm_eps)}
+    value = getattr(config, "layer_norm_eps", None) or config.norm_epsilon
+    return {"attention.layer_norm_epsilon": float(value)}
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.backends.gguf.files import VOCAB, TinyFile
-from tests.backends.gguf.models import ARCHITECTURES, VERSION, logits, metadata_of, relative_error, tiny
+from tests.backends.gguf.models import ARCHITECTURES, VENDOR, VERSION, logits, metadata_of, relative_error, tiny
+from zoquant.backends.gguf import architectures as architectures_of
 from zoquant.backends.gguf.blocks import CODECS
 from zoquant.backends.gguf.format import GGUFFormat
 from zoquant.backends.gguf.header import read_header
@@ -68,11 +69,22 @@ def test_opening_walks_the_model_as_often_whatever_its_depth(tmp_path: Path, mon
     assert walks[0] == walks[1]
 
 
-@architectures
+@pytest.mark.parametrize("arch", VENDOR)
 def test_quantized_weights_give_what_transformers_gives(tmp_path: Path, arch: str) -> None:
     wide = {"sliding_window": 4096} if arch.startswith("gemma") else {}  # transformers 4.48 does not read it
     _, path = written(tmp_path, arch, types=MIXED, **wide)
     assert relative_error(logits(opened(path)), logits(vendor(path))) < CLOSE
+
+
+@pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - set(VENDOR)))
+def test_quantized_weights_give_what_their_numbers_give(tmp_path: Path, arch: str) -> None:
+    model, path = written(tmp_path, arch, types=MIXED)
+    found = gguf.GGUFReader(path).tensors
+    numbers = {each.name: gguf.quants.dequantize(each.data, each.tensor_type) for each in found}
+    plain = TinyFile(arch, model, metadata_of(model), extra=numbers).write(tmp_path / "plain.gguf")
+    got = logits(opened(path))
+    assert relative_error(got, logits(opened(plain))) < CLOSE
+    assert relative_error(got, logits(model)) > 1e-4
 
 
 @pytest.mark.parametrize("types", [EVERY[:9], EVERY[9:18], EVERY[18:]], ids=lambda types: "-".join(types))
@@ -324,11 +336,66 @@ def test_a_model_that_transformers_cannot_build_is_refused(tmp_path: Path, monke
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     path = TinyFile("mamba", tiny("llama")).write(tmp_path / "bad.gguf")
-    known = "gemma2, gemma3, llama, phi3, qwen2, qwen2moe, qwen3, qwen3moe"
+    known = ", ".join(sorted(architectures_of.ARCHITECTURES))
     with pytest.raises(CheckpointError, match=f"{known}, got 'mamba'"):
         opened(path)
     with pytest.raises(CheckpointError, match="got 'mamba'"):
         GGUFFormat().index(path)
+
+
+def test_a_kind_that_cannot_be_run_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = TinyFile("gpt-oss", tiny("llama")).write(tmp_path / "bad.gguf")
+    with pytest.raises(CheckpointError, match=r"got 'gpt-oss'\. zoquant cannot run .* have no biases, and it does not"):
+        GGUFFormat().index(path)
+    assert set(architectures_of.REFUSED) < set(gguf.MODEL_ARCH_NAMES.values()) - set(architectures_of.ARCHITECTURES)
+
+
+def test_the_page_lists_the_architectures() -> None:
+    page = Path(__file__).parents[3].joinpath("docs/formats/gguf.md").read_text(encoding="utf-8")
+    assert ", ".join(sorted(architectures_of.ARCHITECTURES)) in " ".join(page.split())
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [
+        ("stablelm", {"use_qkv_bias": False, "use_parallel_residual": True}),
+        ("granite", {"attention_bias": True}),
+        ("command-r", {"use_qk_norm": False, "attention_bias": True}),
+        ("starcoder2", {"use_bias": False}),
+        ("glm4", {"attention_bias": False}),
+        ("qwen2", {"head_dim": 64}),
+    ],
+)
+def test_what_a_kind_may_have_is_seen_in_its_tensors(tmp_path: Path, arch: str, changes: dict[str, Any]) -> None:
+    model, path = written(tmp_path, arch, **changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(100 if name.endswith(("q_proj.bias", "k_proj.bias")) else 1)
+    TinyFile(arch, model, metadata_of(model)).write(path)
+    assert relative_error(logits(opened(path)), logits(model)) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("arch", "key", "value"),
+    [
+        ("granite", "attention.scale", 0.9),
+        ("granite", "embedding_scale", 1.0),
+        ("granite", "residual_scale", 1.0),
+        ("granite", "logit_scale", 5.0),
+        ("command-r", "logit_scale", 0.25),
+        ("cohere2", "attention.sliding_window", 64),
+        ("phi2", "rope.dimension_count", 64),
+    ],
+)
+def test_a_key_of_a_kind_changes_the_logits(tmp_path: Path, arch: str, key: str, value: float) -> None:
+    model = tiny(arch)
+    path = TinyFile(arch, model, {**metadata_of(model), key: value}).write(tmp_path / "tiny.gguf")
+    assert relative_error(logits(opened(path)), logits(model)) > 1e-4
+
+
+def test_olmo_3_is_not_olmo_2(tmp_path: Path) -> None:
+    message = refused(tmp_path, "olmo2", metadata={"attention.sliding_window": 8})
+    assert "'olmo2.attention.sliding_window': expected no such key, for zoquant cannot run OLMo 3" in message
 
 
 def test_types_without_a_decoder_are_refused_by_name(tmp_path: Path) -> None:

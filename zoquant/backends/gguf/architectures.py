@@ -17,10 +17,12 @@ Field = Literal["weight", "bias"]
 
 _NAME = re.compile(r"(?:blk\.(0|[1-9]\d{0,5})\.)?(\w+)\.(weight|bias)")
 _TOP: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_ATTENTION: Mapping[str, str] = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+_PHI_TOP: Mapping[str, str] = {**_TOP, "output_norm": "model.final_layernorm"}
+_PROJECTIONS: Mapping[str, str] = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
 }  # fmt: skip
+_ATTENTION: Mapping[str, str] = {"attn_norm": "input_layernorm", **_PROJECTIONS}
 _MLP: Mapping[str, str] = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _EXPERTS: Mapping[str, str] = {
     "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
@@ -32,10 +34,20 @@ _SHARED_EXPERT: Mapping[str, str] = {
 }  # fmt: skip
 _QK_NORM: Mapping[str, str] = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _POST_NORM: Mapping[str, str] = {"ffn_norm": "post_attention_layernorm"}
+_LLAMA: Mapping[str, str] = {**_ATTENTION, **_MLP, **_POST_NORM}
 _FOUR_NORMS: Mapping[str, str] = {
     "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
+_SANDWICH: Mapping[str, str] = {
+    "post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+_GLM: Mapping[str, str] = {
+    "post_attention_norm": "post_self_attn_layernorm", "ffn_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm", "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_STARCODER: Mapping[str, str] = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+_PHI: Mapping[str, str] = {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
 _FUSED: Mapping[str, str] = {
     "attn_norm": "input_layernorm", "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
     "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj",
@@ -79,6 +91,8 @@ class Architecture:
         permuted: parts whose rows the file holds in llama.cpp's rope order: pairs side by side, not in two halves.
         norm_offset: what the file adds to the weights of the norms.
         rope_tensors: tensors that hold rope factors and belong to no module.
+        epsilon: transformers' word for the epsilon of the norms; `"rms_norm_eps"` tells that they are RMS norms.
+        top: part -> path of the module outside of the layers.
     """
 
     name: str
@@ -87,6 +101,8 @@ class Architecture:
     permuted: Set[str] = field(default_factory=frozenset)
     norm_offset: float = 0.0
     rope_tensors: Set[str] = field(default_factory=frozenset)
+    epsilon: str = "rms_norm_eps"
+    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
 
     def target(self, tensor: str) -> Target | None:
         """Return where a tensor goes, or None for a name that this kind of model does not have."""
@@ -94,7 +110,7 @@ class Architecture:
         if match is None:
             return None
         number, part, what = match.groups()
-        module = _TOP.get(part) if number is None else self.layer.get(part)
+        module = self.top.get(part) if number is None else self.layer.get(part)
         if module is None or (part.endswith("_exps") and what == "bias"):
             return None
         path = module if number is None else f"model.layers.{number}.{module}"
@@ -110,17 +126,40 @@ _LLAMA_ROPE, _PHI_ROPE = {"rope_freqs.weight"}, {"rope_factors_long.weight", "ro
 ARCHITECTURES: Mapping[str, Architecture] = {
     each.name: each
     for each in (
-        Architecture("llama", "llama", {**_ATTENTION, **_MLP, **_POST_NORM}, _LLAMA_ORDER, rope_tensors=_LLAMA_ROPE),
-        Architecture("qwen2", "qwen2", {**_ATTENTION, **_MLP, **_POST_NORM}),
-        Architecture("qwen3", "qwen3", {**_ATTENTION, **_MLP, **_POST_NORM, **_QK_NORM}),
+        Architecture("llama", "llama", _LLAMA, _LLAMA_ORDER, rope_tensors=_LLAMA_ROPE),
+        Architecture("qwen2", "qwen2", _LLAMA),
+        Architecture("qwen3", "qwen3", {**_LLAMA, **_QK_NORM}),
         Architecture("qwen2moe", "qwen2_moe", {**_ATTENTION, **_EXPERTS, **_SHARED_EXPERT, **_POST_NORM}),
         Architecture("qwen3moe", "qwen3_moe", {**_ATTENTION, **_EXPERTS, **_POST_NORM, **_QK_NORM}),
         Architecture("gemma2", "gemma2", {**_ATTENTION, **_MLP, **_FOUR_NORMS}, norm_offset=1.0),
         Architecture("gemma3", "gemma3_text", {**_ATTENTION, **_MLP, **_FOUR_NORMS, **_QK_NORM}, norm_offset=1.0),
         Architecture("phi3", "phi3", {**_FUSED, **_POST_NORM}, rope_tensors=_PHI_ROPE),
+        Architecture("gemma", "gemma", _LLAMA, norm_offset=1.0),
+        Architecture("granite", "granite", _LLAMA, _LLAMA_ORDER, rope_tensors=_LLAMA_ROPE),
+        Architecture("smollm3", "smollm3", _LLAMA, _LLAMA_ORDER, rope_tensors=_LLAMA_ROPE),
+        Architecture("olmo2", "olmo2", {**_PROJECTIONS, **_MLP, **_SANDWICH, **_QK_NORM}),
+        Architecture("glm4", "glm4", {**_ATTENTION, **_GLM}),
+        Architecture("starcoder2", "starcoder2", {**_ATTENTION, **_STARCODER, **_POST_NORM}, epsilon="norm_epsilon"),
+        Architecture("stablelm", "stablelm", _LLAMA, epsilon="layer_norm_eps"),
+        Architecture("phi2", "phi", {**_ATTENTION, **_PHI}, epsilon="layer_norm_eps", top=_PHI_TOP),
+        Architecture("command-r", "cohere", {**_ATTENTION, **_MLP, **_QK_NORM}, epsilon="layer_norm_eps"),
+        Architecture("cohere2", "cohere2", {**_ATTENTION, **_MLP}, epsilon="layer_norm_eps"),
     )
 }
 """`general.architecture` -> what zoquant knows of it."""
+
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), "zoquant has no place for the tensors of linear attention"),
+    **dict.fromkeys(("gpt2", "falcon"), "zoquant does not read its fused q, k and v"),
+    "deepseek2": "zoquant does not read latent keys and values, which the file splits by head",
+    "gemma4": "zoquant does not read its embeddings and scales of a layer",
+    "gpt-oss": "zoquant's layers for experts have no biases, and it does not read attention sinks",
+    "granitemoe": "zoquant cannot fill the experts of transformers' class",
+    "lfm2": "zoquant does not read its short convolutions",
+    "llama4": "zoquant cannot fill the experts of transformers' class",
+    "mistral3": "zoquant does not scale queries by their position",
+}
+"""`general.architecture` of a kind that is often met -> why zoquant cannot run it."""
 
 _MIXTRAL = Architecture("mixtral", "mixtral", {**_ATTENTION, **_EXPERTS, **_POST_NORM}, _LLAMA_ORDER)
 """What the architecture `llama` is in a file with experts."""
@@ -134,9 +173,10 @@ def architecture_of(header: Header) -> Architecture:
     """
     name = header.architecture
     if name not in ARCHITECTURES:
+        why = f": {REFUSED[name]}" if name in REFUSED else ""
         raise CheckpointError(
             f"{header.path}: expected one of the architectures {', '.join(sorted(ARCHITECTURES))}, got {name!r}. "
-            "zoquant cannot run or index this kind of model."
+            f"zoquant cannot run or index this kind of model{why}."
         )
     return _MIXTRAL if name == "llama" and header.metadata.get("llama.expert_count") else ARCHITECTURES[name]
 

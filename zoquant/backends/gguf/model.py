@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zoquant.backends.gguf.architectures import Architecture, Field, Target, architecture_of, target_of
-from zoquant.backends.gguf.config import Keys, config_of
+from zoquant.backends.gguf.config import config_of
 from zoquant.backends.gguf.data import read_dense, read_matrix
 from zoquant.backends.gguf.header import Header, TensorInfo, refusal
+from zoquant.backends.gguf.keys import Keys
 from zoquant.backends.gguf.types import DENSE
 from zoquant.checkpoint.folder.libraries import refusing
 from zoquant.errors import CheckpointError
@@ -198,7 +199,7 @@ class _Filler:
     def _tie(self) -> None:
         if "output.weight" in self.header.tensors:
             return
-        embedding = self.model.get_submodule("model.embed_tokens")
+        embedding = self.model.get_submodule(self.architecture.top["token_embd"])
         if isinstance(embedding, QuantEmbedding):
             self.places.replace("lm_head", QuantLinear(embedding.packed, compute_dtype=self.compute_dtype))
 
