@@ -80,7 +80,7 @@ class TinyFile:
         for name, array in {**self.tensors(), **self.extra}.items():
             if name in self.skip:
                 continue
-            if array.ndim >= 2 and "ffn_gate_inp" not in name:
+            if array.ndim >= 2 and "ffn_gate_inp" not in name and "norm" not in name:
                 _add_matrix(writer, name, array, types[number % len(types)], seed=number)
                 number += 1
             else:
@@ -132,11 +132,10 @@ def with_stacked_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def file_name(key: str, arch: str) -> str:
-    """Return the name that llama.cpp's converter gives a parameter, by its own map."""
+    """Return the name that llama.cpp's converter gives a parameter, by its own map; llama's if the kind has no such."""
     path, _, what = key.rpartition(".")
-    name = gguf.get_tensor_name_map(_ARCHS[arch], 100).get_name(path)
-    assert name is not None, f"llama.cpp has no name for {key} of {arch}"
-    return f"{name}.{what}"
+    names = (gguf.get_tensor_name_map(_ARCHS[each], 100).get_name(path) for each in (arch, "llama"))
+    return f"{next(name for name in names if name is not None)}.{what}"
 
 
 def standard_metadata(config: Any) -> dict[str, Any]:

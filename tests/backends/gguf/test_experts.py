@@ -47,9 +47,10 @@ def dequantized(model: nn.Module, path: Path) -> nn.Module:
         tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
         for tensor in gguf.GGUFReader(path).tensors
     }
+    kind = model.config.model_type.replace("_", "").replace("mixtral", "llama")  # type: ignore[union-attr,operator]
     with torch.no_grad():
         for key, target in with_stacked_experts(model.state_dict()).items():
-            value = found[file_name(key, False)]
+            value = found[file_name(key, kind)]
             if model.config.model_type == "mixtral" and key.endswith(("q_proj.weight", "k_proj.weight")):  # type: ignore[union-attr]
                 value = value.view(-1, 32, 2, 256).transpose(1, 2).reshape(value.shape)
             assert target.untyped_storage().data_ptr() in storages(model), key
