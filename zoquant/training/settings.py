@@ -49,6 +49,11 @@ class Settings:
     forward_steps: Annotated[
         int, "Backward: so many steps by forwards alone follow, with numbers of their own, on the objective."
     ] = 0
+    rising: Annotated[
+        Literal["auto", "halve", "keep"],
+        "Where the loss of the examples rises above that of the start: halve the learning rate, or keep it; auto: "
+        "halve where lr is not given.",
+    ] = AUTO
     schedule: Annotated[Schedule, "Course of the learning rate: constant, linear or cosine."] = "linear"
     probes: Annotated[int, "Directions a step."] = 1
     seed: Annotated[int, "Seed of noise and batches: the same seed gives the same bytes."] = 0
@@ -138,9 +143,16 @@ class Settings:
 
     def resolved(self) -> "Settings":
         """Return the settings with what a run by backwards takes where nothing is given; forwards choose later."""
+        if self.rising == AUTO:
+            return replace(self, rising="halve" if self.halves else "keep").resolved()
         if self.gradient == "forward":
             return self
         return replace(self, subspace="values", lr=LR if self.lr is None else self.lr, rule=self.rule or "adam")
+
+    @property
+    def halves(self) -> bool:
+        """Whether the learning rate is halved where the loss rises."""
+        return self.rising == "halve" or (self.rising == AUTO and self.lr is None)
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class Steps:
     Attributes:
         optimizer: of the run.
         watch: the time of the forwards.
+        slower: what the learning rate of the next step is multiplied by.
 
     Args:
         model: the model.
@@ -40,7 +41,7 @@ class Steps:
         self._micro_batches = micro_batches
         self._stepper = stepper(moving.optimizer)
         self._trunk = Trunk(model, moving.views)
-        self._lr = 0.0
+        self._lr, self.slower = 0.0, 1.0
 
     @property
     def done(self) -> int:
@@ -102,7 +103,7 @@ class Steps:
             DoesNotFitError: one example alone needs more memory than there is.
         """
         step = self.done
-        self.optimizer.param_groups[0]["lr"] = self._lr * self._settings.rate_at(step)
+        self.optimizer.param_groups[0]["lr"] = self._lr * self._settings.rate_at(step) * self.slower
         return self._micro_batches.fit(step, self._batch(step), self._attempt)
 
     def close(self) -> None:

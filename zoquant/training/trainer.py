@@ -9,6 +9,7 @@ from zoquant.errors import LossError, RewardError
 from zoquant.files.atomic_files import write_text
 from zoquant.optim.choosing import Numbers
 from zoquant.optim.measuring import StepResult
+from zoquant.optim.rising import Rising
 from zoquant.record.delta import save_delta
 from zoquant.tasks import Evaluation
 from zoquant.training.backward.steps import BackwardSteps
@@ -107,6 +108,7 @@ class Run:
         self.folder, self.steps, self.trail, self.on_progress = job.folder, steps, trail, on_progress
         self.wait_for_first = waiting()
         self.rss_loaded = rss_bytes()
+        self.rising = Rising(settings.steps)
         self.best_step: int | None = None
         self.test: Evaluation | None = None
         self.changed = 0.0
@@ -133,6 +135,7 @@ class Run:
             numbers = self._numbers()
             self.wait_for_first()
             self.steps.begin(from_first(numbers))
+            self._remember()
             self._train()
             if all(step < self.steps.done for step, _ in self.folder.evaluations()):
                 self._evaluate()
@@ -174,6 +177,20 @@ class Run:
         why = self.why
         return numbers if why is None else replace(numbers, reasons=(why, *numbers.reasons))
 
+    def _remember(self) -> None:
+        """Take in the losses of an earlier life of the run, which rank 0 alone has kept."""
+        losses = [line["loss"] for line in self.folder.read_metrics() if "loss" in line] if is_first() else []
+        for loss in from_first(losses):
+            self._heed(loss)
+
+    def _heed(self, loss: float) -> str | None:
+        """Lower the learning rate of the steps to come if the loss has risen, where that is wanted; return why."""
+        if not self.settings.halves:
+            return None
+        why = self.rising.see(loss)
+        self.steps.slower = self.rising.factor
+        return why
+
     def _train(self) -> None:
         failures = 0
         self.trail.begin()
@@ -200,6 +217,8 @@ class Run:
         self.folder.append_metrics(progress)
         self.trail.record()  # last: of a step that it does not hold, a run that goes on forgets the line
         self.on_progress(progress)
+        if (why := self._heed(result.loss)) is not None:
+            self._say(notice=f"step {steps}: {why}.")
         if every and steps % every == 0:
             self._evaluate()
             self.wait_for_first()

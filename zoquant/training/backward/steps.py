@@ -31,6 +31,7 @@ class BackwardSteps:
     Attributes:
         descent: what moves the deltas.
         watch: the time of the forwards.
+        slower: what the learning rate of the next step is multiplied by.
         forwards: how many forwards of the batch a step takes.
 
     Args:
@@ -56,7 +57,7 @@ class BackwardSteps:
         self._micro_batches, self.watch = micro_batches, Stopwatch()
         self._rank, self._ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.descent = settings.descent(model, views, add_up if dist.is_initialized() else None)
-        self._lr = self.descent.lr
+        self._lr, self.slower = self.descent.lr, 1.0
         give_back_large_blocks()
         try:
             self._try()
@@ -106,7 +107,7 @@ class BackwardSteps:
             DoesNotFitError: one example alone needs more memory than there is.
         """
         step, chosen = self.done, self._settings
-        self.descent.lr = self._lr * chosen.rate_at(step)
+        self.descent.lr = self._lr * chosen.rate_at(step) * self.slower
         batch = self._train.batch_of_step(chosen.seed, step, chosen.batch_size)
         return self._micro_batches.fit(step, cut(batch, chosen.micro_batches), self._attempt)
 
