@@ -393,6 +393,13 @@ def test_a_key_of_a_kind_changes_the_logits(tmp_path: Path, arch: str, key: str,
     assert relative_error(logits(opened(path)), logits(model)) > 1e-4
 
 
+@pytest.mark.parametrize("arch", ["command-r", "cohere2"])
+def test_a_scale_of_the_logits_has_no_default(tmp_path: Path, arch: str) -> None:
+    path = TinyFile(arch, tiny(arch), {"attention.sliding_window": 8}).write(tmp_path / "bad.gguf")
+    with pytest.raises(CheckpointError, match=f"key '{arch}.logit_scale': expected a number, got nothing"):
+        opened(path)
+
+
 def test_olmo_3_is_not_olmo_2(tmp_path: Path) -> None:
     message = refused(tmp_path, "olmo2", metadata={"attention.sliding_window": 8})
     assert "'olmo2.attention.sliding_window': expected no such key, for zoquant cannot run OLMo 3" in message

@@ -141,13 +141,20 @@ def _stablelm(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 def _command_r(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     tensors = keys.header.tensors
-    return {"attention_bias": "blk.0.attn_q.bias" in tensors, "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors}
+    return {
+        "logit_scale": keys.number("logit_scale"),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+    }
 
 
 def _cohere2(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     """Three layers of four look through a window, and only they have rotary positions."""
-    bias = "blk.0.attn_q.bias" in keys.header.tensors
-    return {"attention_bias": bias, "sliding_window": keys.integer("attention.sliding_window")}
+    return {
+        "logit_scale": keys.number("logit_scale"),
+        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        "sliding_window": keys.integer("attention.sliding_window"),
+    }
 
 
 def _partial_rotary(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
