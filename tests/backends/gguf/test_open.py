@@ -133,7 +133,8 @@ def test_nothing_trains_and_nothing_is_kept_dequantized(tmp_path: Path, arch: st
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(tensor.device.type == "meta" for tensor in [*model.parameters(), *model.buffers()])
-    assert all(parameter.dim() == 1 for parameter in model.parameters())
+    # command-r has norms of a head, [heads, width], which the file holds as plain numbers
+    assert all(each.dim() == 1 or name.endswith("norm.weight") for name, each in model.named_parameters())
     assert not any(isinstance(module, (nn.Linear, nn.Embedding)) for module in model.modules())
     logits(model)
     kept = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
