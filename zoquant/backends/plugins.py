@@ -43,6 +43,7 @@ _OTHER = "Quantize the model in a format that `zoquant backends` lists"
 _DECOMPRESSED = "turns its weight into a plain matrix at its first forward, and its scales are dead then"
 _FP8 = "multiplies float8 on a GPU alone"
 _EETQ = "multiplies int8 on a GPU alone"
+_GGML = "keeps its blocks as they are for a kernel of the hub, and a write to them was not checked against it"
 _POWERS = "has scales that are powers of two, nothing to train"
 _BLACKWELL = "keeps its scales in the order of a Blackwell GPU, in float8"
 _FLUTE = "keeps its codes in an order that FLUTE tunes for one GPU, and turns its inputs by a Hadamard matrix there"
@@ -176,6 +177,9 @@ BACKENDS: dict[str, str | Refused] = {
         _FLUTE,
         _OTHER,
     ),
+    "transformers.integrations.gguf.utils.GgufLinear": _refused(_GGML, _NATIVE),
+    "transformers.integrations.gguf.utils.GgufEmbedding": _refused(_GGML, _NATIVE),
+    "transformers.integrations.gguf.utils.GgufExperts": _refused(_GGML, _NATIVE),
     "transformers.integrations.eetq.EetqLinear": _refused(_EETQ, _NATIVE),
     # one or two of a library
     "aqlm.inference.QuantizedLinear": "zoquant.backends.aqlm.live:AQLMBackend",
