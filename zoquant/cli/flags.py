@@ -24,7 +24,8 @@ PANELS = {
     MOST: ("model", "data", "eval_data", "template", "labels", "steps", "batch_size", "lr"),
     "The task": (*TASK, "batches", "protocol", "objective", "reward", "reward_timeout"),
     "What moves": ("subspace", "roles", "include", "exclude", "coupled", "space"),
-    "How it is computed": SOURCE,
+    "How it is computed": (*SOURCE, "memory", "micro_batches", "checkpoint"),
+    "Steps by forward passes": ("eps", "probes", "noise", "density", "unit", "estimator"),
     _STEPS: (),
 }
 """In which part of the help a key stands: the first that names it, else the last."""
