@@ -30,6 +30,9 @@ document.querySelector("iframe").onload = event => {
     overflow: root.scrollWidth - root.clientWidth,
     wide: [...page.querySelectorAll("main *")].filter(each => !each.closest(".scroll")
       && each.getBoundingClientRect().right > root.clientWidth + 1).map(each => each.tagName),
+    cut: [...page.querySelectorAll(".scroll")].filter(each => !each.querySelector("svg.map")
+      && [...each.children].some(inner => inner.getBoundingClientRect().right > root.clientWidth + 1))
+      .map(each => each.ariaLabel),
     page: style(page.body).backgroundColor, ink: style(page.body).color,
     charts: [...page.querySelectorAll("svg[role=img]")].map(each => each.getBoundingClientRect().height),
     text: Math.min(...[...page.querySelectorAll("svg.chart text")].map(each => each.getBoundingClientRect().height)),
@@ -115,6 +118,15 @@ def test_light_and_dark(tmp_path: Path, server: str, page: Path) -> None:
     for found in (light, dark):
         low, high = sorted((luminance(found["page"]), luminance(found["ink"])))
         assert (high + 0.05) / (low + 0.05) > 7
+
+
+def test_the_page_prints_whole(tmp_path: Path, server: str, page: Path) -> None:
+    """No table is wider than the paper, and the ink is dark on a machine that prefers dark."""
+    style = page.read_text().replace("@media print", "@media all").replace("@media screen and", "@media print and")
+    page.write_text(style)  # a browser measures what it shows: the rules of print, shown at the width of A4
+    found = measured(tmp_path, server, 700, "--blink-settings=preferredColorScheme=0")
+    assert found["cut"] == []
+    assert luminance(found["ink"]) < 0.1
 
 
 def test_a_picture_of_the_page(tmp_path: Path, server: str, page: Path) -> None:

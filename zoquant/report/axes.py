@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 78, 14, 10, 42
 """Room beside the lines, for the numbers and the names of the axes."""
 _TICKS = 5
 

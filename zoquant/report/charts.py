@@ -119,7 +119,7 @@ def _frame(axes: Axes, x_label: str, y_label: str) -> Iterator[Shape]:
     for tick in ticks(*axes.y):
         x, y = axes.place(axes.x[0], tick)
         yield _segment((x, y), (WIDTH - RIGHT, y), "grid")
-        yield _label(tick_text(tick, *axes.y), x - 6, y + 4, "end")
+        yield _label(tick_text(tick, *axes.y), x - 9, y + 4, "end")
     for tick in ticks(*axes.x):
         x, y = axes.place(tick, axes.y[0])
         yield _segment((x, y), (x, y + 4), "axis")

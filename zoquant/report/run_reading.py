@@ -86,11 +86,9 @@ class Recorded:
         }
         if len(found) > 1:
             summary |= {"eval_before": _plain(found[0]), "eval_after": _plain(found[-1])}
-        settings = {"gradient": way, "steps": len(lines), "objective": self._objective(way)}
+        objective = "loss" if way == "backward" else self.settings.get("objective", "loss")
+        settings = {"gradient": way, "steps": len(lines), "objective": objective}
         return Recorded(f"{self.name}, {way}", settings, summary, {}, lines, found, None, [])
-
-    def _objective(self, way: str) -> Any:
-        return "loss" if way == "backward" else self.settings.get("objective", "loss")
 
     def stepwise(self, name: str) -> list[tuple[float, float]]:
         """Return a number over the steps."""
