@@ -262,7 +262,7 @@ def test_a_call_leaves_the_log_as_it_was(shell: Shell, folder: Path) -> None:
 
 def test_a_calibrated_run_takes_no_number(shell: Shell, folder: Path) -> None:
     shell.json(*FREE, "--out", "run")
-    assert "was begun with lr not given, rising halve, now it is lr 0.5, rising keep" in shell.error(
+    assert "was begun with lr not given, if_loss_rises halve, now it is lr 0.5, if_loss_rises keep" in shell.error(
         *FREE, "--out", "run", "--resume", "--lr", "0.5"
     )
 
@@ -327,10 +327,9 @@ def test_a_run_is_compared_before_the_model_is_loaded(
     assert "was begun with batch_size 4, now it is 2" in shell.error(
         *FREE, "--batch-size", "2", "--out", "run", "--resume"
     )
-    assert (
-        "was begun with batch_size 4, lr not given, rising halve, now it is batch_size 2, lr 0.5, rising keep"
-        in shell.error(*FREE, "--batch-size", "2", "--lr", "0.5", "--out", "run", "--resume")
-    )
+    message = shell.error(*FREE, "--batch-size", "2", "--lr", "0.5", "--out", "run", "--resume")
+    assert "was begun with batch_size 4, lr not given, if_loss_rises halve, now it is batch_size 2" in message
+    assert ", lr 0.5, if_loss_rises keep" in message
     with (folder / "run" / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 4, "eval_primary": "accuracy"}\n')
     assert "line 5: the evaluation is damaged: no metric stands there by the name of its primary, 'accuracy'" in (

@@ -100,9 +100,8 @@ def test_a_lock_taken_away_while_another_waits_for_it_is_not_two_locks(
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", taken_away)
-    monkeypatch.setattr(
-        "zoquant.files.lock._PATIENCE", 10
-    )  # a busy machine may take longer than a holder that is going
+    # A busy machine may take longer than a holder that is going.
+    monkeypatch.setattr("zoquant.files.lock._PATIENCE", 10)
     second.acquire()
     assert tried
     monkeypatch.setattr("zoquant.files.lock._PATIENCE", 0.02)

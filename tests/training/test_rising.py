@@ -44,6 +44,11 @@ def test_a_loss_that_rises_halves_the_rate_once_a_window_until_it_falls() -> Non
     assert factors(of(1, 1.05, 1.1, 0.9, 1.04))[7::8] == [1, 1, 1, 1, 1]
 
 
+def test_losses_of_any_size_are_compared() -> None:
+    assert factors([1e308 * (-1) ** step for step in range(40)])[-1] == 1
+    assert factors([1e300] * 8 + [1e301] * 8)[-1] == 0.5
+
+
 def test_a_window_is_a_twentieth_of_a_run_and_eight_steps_at_least() -> None:
     rising = [1 + step / 10 for step in range(400)]
     assert factors(rising, steps=7)[:15] == [1.0] * 15
@@ -70,7 +75,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
     def make(name: str, **changes: Any) -> Job:
         model, tokenizer = zoquant.load(checkpoint, compute_dtype=torch.float32)
         examples = Worse(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, CPU)
-        settings = Settings(steps=20, batch_size=4, lr=1e-3, schedule="constant", rising="halve")
+        settings = Settings(steps=20, batch_size=4, lr=1e-3, schedule="constant", if_loss_rises="halve")
         return Job(model, examples, None, replace(settings, **changes), RunFolder(tmp_path / name))
 
     return make
@@ -83,7 +88,7 @@ def rates(work: Job) -> list[float]:
 @pytest.mark.parametrize("way", [{"gradient": "backward"}, {"eps": 1e-2, "subspace": "values"}])
 def test_a_run_halves_says_so_and_goes_on_to_the_same_bytes(job: Callable[..., Job], way: dict[str, Any]) -> None:
     seen: list[Progress] = []
-    whole, stopped, kept = job("whole", **way), job("stopped", **way), job("kept", **way, rising="keep")
+    whole, stopped, kept = job("whole", **way), job("stopped", **way), job("kept", **way, if_loss_rises="keep")
     run(whole, on_progress=seen.append)
     assert rates(whole) == pytest.approx([1e-3] * 16 + [5e-4] * 4)
     (notice,) = [each.notice for each in seen if each.notice and "risen" in each.notice]
@@ -102,7 +107,7 @@ def test_a_run_halves_says_so_and_goes_on_to_the_same_bytes(job: Callable[..., J
 
 
 def test_a_rate_that_is_given_is_kept() -> None:
-    assert Settings().resolved().rising == "halve"
-    assert Settings(gradient="backward").resolved().rising == "halve"
-    assert Settings(lr=1e-3).resolved().rising == "keep"
-    assert Settings(lr=1e-3, rising="halve").resolved().rising == "halve"
+    assert Settings().resolved().if_loss_rises == "halve"
+    assert Settings(gradient="backward").resolved().if_loss_rises == "halve"
+    assert Settings(lr=1e-3).resolved().if_loss_rises == "keep"
+    assert Settings(lr=1e-3, if_loss_rises="halve").resolved().if_loss_rises == "halve"

@@ -80,7 +80,6 @@ def demo(out: Path, settings: Settings, on_progress: OnProgress) -> dict[str, An
     summary["export_path"] = str(tuned)
     write_text(folder.summary, dumps(summary, indent=1) + "\n")
     write_card(folder)
-    write_report([out])
     return summary
 
 
@@ -112,6 +111,7 @@ def demo_command(
     """
     with reporting(silent=json) as on_progress:
         summary = demo(out, replace(SETTINGS, seed=seed), on_progress)
+    write_report([out])
     if json:
         show_json(summary)
     else:

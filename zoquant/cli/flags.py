@@ -104,7 +104,9 @@ def _type(key: Key) -> Any:
     """Return what typer shall read: text is left to the config, which knows the choices."""
     if get_origin(key.kind) is tuple or any(get_origin(each) is tuple for each in get_args(key.kind)):
         return list[str]
-    return int if key.kind == int | None else key.kind if key.kind in (bool, int, float) else str
+    if key.kind == int | None:
+        return int
+    return key.kind if key.kind in (bool, int, float) else str
 
 
 def _option(key: Key) -> Any:

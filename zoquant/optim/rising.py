@@ -1,7 +1,6 @@
-"""A learning rate that nobody gave does no harm: it is halved where the loss rises above that of the start."""
+"""A learning rate that nobody gave is halved where the loss of the examples rises above that of the start."""
 
 import math
-import statistics
 
 _FEWEST, _WINDOWS = 8, 20
 _ERRORS = 3.0
@@ -33,13 +32,14 @@ class Rising:
         self._window.append(loss)
         if len(self._window) < self._size:
             return None
-        mean, error = statistics.fmean(self._window), statistics.variance(self._window) / self._size
+        mean = math.fsum(loss / self._size for loss in self._window)
+        error = math.dist(self._window, [mean] * self._size) / math.sqrt(self._size * (self._size - 1))
         falls, self._last, self._window = mean < self._last, mean, []
         if self._first is None:
             self._first = mean, error
             return None
         first, error_then = self._first
-        if falls or mean - first <= _ERRORS * math.sqrt(error + error_then):
+        if falls or not mean - first > _ERRORS * math.hypot(error, error_then):
             return None
         self.factor /= 2
         return (

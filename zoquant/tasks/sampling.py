@@ -35,9 +35,7 @@ class Draws:
 
 def _drawn(size: int, kinds: int, group: int, steps: int) -> int:
     """Return how many examples of a group the first steps had: `size` in every `kinds` of them, one after the other."""
-    rounds, rest = divmod(steps, kinds)
-    turns = ((group + step) % kinds for step in range(rest))
-    return rounds * size + sum(size * (turn + 1) // kinds - size * turn // kinds for turn in turns)
+    return size * (group + steps) // kinds - size * group // kinds
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoquant.errors import DataError, NoViewsError, ShapeError, UnsupportedLayoutError, shown
 from zoquant.optim.default_layers import upper_middle
 from zoquant.optim.optimizer import ZOSGD
+from zoquant.protocol import PLAIN_ROLES
 from zoquant.record.group import Subspace
 from zoquant.tasks import PerExample, Task
 from zoquant.training.settings import AUTO, Settings
@@ -169,12 +170,13 @@ def _told(found: Moving, against: str | None) -> str:
 
 
 def _matrices(views: Views) -> str:
-    """Return what views belong to, for people: how many matrices, and of which layers."""
+    """Return what views belong to, for people: how many matrices, or with plain values modules, and of which layers."""
+    kind = "modules" if any(view.role in PLAIN_ROLES for view in views) else "matrices"
     paths = list(dict.fromkeys(view.layer.path for view in views if view.layer is not None))
     if len(paths) < 2:
         return paths[0] if paths else "the values"
     numbers = [int(found[1]) for path in paths if (found := _NUMBER.search(f"{path}."))]
     if len(numbers) < len(paths):
-        return f"the {len(paths)} matrices from {paths[0]} to {paths[-1]}"
+        return f"the {len(paths)} {kind} from {paths[0]} to {paths[-1]}"
     first, last = min(numbers), max(numbers)
-    return f"the {len(paths)} matrices of " + (f"layer {first}" if first == last else f"layers {first} to {last}")
+    return f"the {len(paths)} {kind} of " + (f"layer {first}" if first == last else f"layers {first} to {last}")

@@ -148,11 +148,12 @@ class RunFolder:
         self._check_begun()
         before, after = self.read_settings(), json.loads(json.dumps(settings))
         found = {name: value for name, value in (self.read_calibration() or {}).items() if before.get(name) is None}
-        others = []
-        for name in after | before:
-            given = after.get(name)
-            if name not in but and given != before.get(name) and (given is None or given != found.get(name)):
-                others.append(name)
+        others = [
+            name
+            for name in after | before
+            if name not in but and (given := after.get(name)) != before.get(name)
+            and (given is None or given != found.get(name))
+        ]  # fmt: skip
         if others:
             raise CheckpointError(f"{self.path}: {_differs(others, before, after)}")
 

@@ -49,7 +49,7 @@ class Settings:
     forward_steps: Annotated[
         int, "Backward: so many steps by forwards alone follow, with numbers of their own, on the objective."
     ] = 0
-    rising: Annotated[
+    if_loss_rises: Annotated[
         Literal["auto", "halve", "keep"],
         "Where the loss of the examples rises above that of the start: halve the learning rate, or keep it; auto: "
         "halve where lr is not given.",
@@ -143,8 +143,8 @@ class Settings:
 
     def resolved(self) -> "Settings":
         """Return the settings with what a run by backwards takes where nothing is given; forwards choose later."""
-        if self.rising == AUTO:
-            return replace(self, rising="halve" if self.halves else "keep").resolved()
+        if self.if_loss_rises == AUTO:
+            return replace(self, if_loss_rises="halve" if self.halves else "keep").resolved()
         if self.gradient == "forward":
             return self
         return replace(self, subspace="values", lr=LR if self.lr is None else self.lr, rule=self.rule or "adam")
@@ -152,7 +152,7 @@ class Settings:
     @property
     def halves(self) -> bool:
         """Whether the learning rate is halved where the loss rises."""
-        return self.rising == "halve" or (self.rising == AUTO and self.lr is None)
+        return self.if_loss_rises == "halve" or (self.if_loss_rises == AUTO and self.lr is None)
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -179,9 +179,10 @@ class Run:
 
     def _remember(self) -> None:
         """Take in the losses of an earlier life of the run, which rank 0 alone has kept."""
-        losses = [line["loss"] for line in self.folder.read_metrics() if "loss" in line] if is_first() else []
-        for loss in from_first(losses):
-            self._heed(loss)
+        if self.settings.halves:
+            losses = [line["loss"] for line in self.folder.read_metrics() if "loss" in line] if is_first() else []
+            for loss in from_first(losses):
+                self._heed(loss)
 
     def _heed(self, loss: float) -> str | None:
         """Lower the learning rate of the steps to come if the loss has risen, where that is wanted; return why."""

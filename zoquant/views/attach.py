@@ -182,8 +182,8 @@ def _storage(view: ScaleView) -> tuple[int, int] | None:
 
 def _refuse_overlaps(views: Sequence[BoundView]) -> None:
     """Refuse two values in one piece of memory, of which the one written last would decide both."""
-    held = [(view, view.live) for view in views]
-    dense = [(live.data_ptr(), live.nbytes, view) for view, live in held if live is not None and live.is_contiguous()]
+    held = [(view, live) for view in views if (live := view.live) is not None and live.numel()]
+    dense = [(live.data_ptr(), live.nbytes, view) for view, live in held if live.is_contiguous()]
     for (start, size, one), (following, _, other) in pairwise(sorted(dense, key=itemgetter(0))):
         if following < start + size:
             raise UnsupportedLayoutError(

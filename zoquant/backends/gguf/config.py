@@ -17,7 +17,6 @@ from zoquant.backends.gguf.keys import DEFAULT_THETA, Keys
 from zoquant.backends.gguf.kinds import EXTRAS, SCALES
 
 _REFUSED = ("attention.scale", "logit_scale", "embedding_scale", "residual_scale")
-_EPSILON = {"rms_norm_eps": "attention.layer_norm_rms_epsilon"}
 _EXPERTS = ("qwen2moe", "qwen3moe", "mixtral")
 
 
@@ -49,6 +48,7 @@ def config_of(header: Header, architecture: Architecture, rope_factors: Mapping[
 
 def _common(keys: Keys, architecture: Architecture) -> dict[str, Any]:
     header, metadata = keys.header, keys.header.metadata
+    rms = "rms_" if architecture.epsilon == "rms_norm_eps" else ""
     embedding = _embedding(header)
     said = keys.integer("embedding_length")
     if embedding.shape[1] != said:
@@ -65,7 +65,7 @@ def _common(keys: Keys, architecture: Architecture) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": width,
-        architecture.epsilon: keys.number(_EPSILON.get(architecture.epsilon, "attention.layer_norm_epsilon")),
+        architecture.epsilon: keys.number(f"attention.layer_norm_{rms}epsilon"),
         "max_position_embeddings": keys.integer("context_length"),
         "rope_theta": keys.number("rope.freq_base", DEFAULT_THETA),
         "tie_word_embeddings": "output.weight" not in header.tensors,

@@ -105,8 +105,8 @@ def _phi3(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _granite(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
-    usual = {"attention_multiplier": config["head_dim"] ** -0.5}
-    return usual | {name: config[name] for name in SCALES["granite"].values() if name in config} | _llama(keys, config)
+    usual = config["head_dim"] ** -0.5
+    return {"attention_multiplier": config.get("attention_multiplier", usual), **_llama(keys, config)}
 
 
 def _smollm3(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
