@@ -14,6 +14,7 @@ _BACKWARD = Settings(steps=100, gradient="backward")
 WAYS = {
     "forward, 250 forwards": Settings(steps=125),
     "forward, 1,000 forwards": Settings(steps=500),
+    "linear probe": Settings(steps=63, gradient="linear-probe"),
     "backward": _BACKWARD,
     "backward, memory of inference": replace(_BACKWARD, checkpoint=True, micro_batches=8),
 }

@@ -18,6 +18,11 @@ from zoquant.training.outcome import step_time, warnings_of
 from zoquant.training.run_folder import RunFolder
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_HOW = {
+    "forward": "found with forward passes alone",
+    "backward": "found along its gradient",
+    "linear-probe": "found by a linear probe of the norm in front of the head, with forward passes alone",
+}
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")
 
 
@@ -54,7 +59,7 @@ def _card(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, 
 
 def _head(settings: Mapping[str, Any]) -> str:
     """Return the block that the Hub reads; a base that is no name on the Hub is left out of it."""
-    order = "zeroth-order" if _by_forwards(settings) else "first-order"
+    order = "first-order" if settings["gradient"] == "backward" else "zeroth-order"
     lines = ["---", "library_name: zoquant", f"tags: [zoquant, {order}, quantized, delta]"]
     if repository := _repository(settings["model"]):
         lines.append(f"base_model: {json.dumps(repository)}")
@@ -76,7 +81,7 @@ def _base(model: str) -> str:
 
 def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     base = _text(_base(settings["model"]))
-    how = "found with forward passes alone" if _by_forwards(settings) else "found along its gradient"
+    how = _HOW[settings["gradient"]]
     how += f", the last {count:,} steps with forward passes alone" if (count := settings.get("forward_steps")) else ""
     done = "" if summary["finished"] else " The run was interrupted before its last step."
     return (
@@ -141,7 +146,9 @@ def _data(source: str) -> str:
 
 
 def _numbers(settings: Mapping[str, Any]) -> Sequence[str]:
-    """Return the settings of a step: a backward has neither probes nor an estimator."""
+    """Return the settings of a step: a backward has neither probes nor an estimator, a linear probe no rate."""
+    if settings["gradient"] == "linear-probe":
+        return ("gradient", "seed")
     if _by_forwards(settings):
         return ("lr", "eps", "clip", "seed", "space", "estimator", "rule")
     return ("gradient", "lr", "clip", "seed", "space", "rule", "micro_batches", "checkpoint")

@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from zoquant.checkpoint.inspection import list_keys
 from zoquant.distributed.launch import folder_of_rank, from_first, goes_on, is_first, process_group
-from zoquant.errors import DataError
+from zoquant.errors import ConfigError, DataError
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
@@ -136,9 +137,28 @@ def _check(config: Config, objective: str | Objective, reward: Reward | None) ->
         check_objective(config.asked.kind, objective, reward)
     if config.settings.gradient == "backward" and objective != "loss" and not config.settings.forward_steps:
         raise DataError(NO_GRADIENT)
+    if config.settings.gradient == "linear-probe":
+        _check_linear_probe(config, objective)
     if config.settings.subspace == "rows-columns":
         per_example = objective == "loss" and config.asked.kind == "classification"
         check_rows_columns(per_example, f"task {config.asked.task} with objective {_name(objective)}")
+
+
+def _check_linear_probe(config: Config, objective: str | Objective) -> None:
+    """Refuse a linear probe of what is no choice among label words.
+
+    Raises:
+        DataError, ConfigError, ValueError: see above.
+    """
+    if config.asked.kind != "classification" or objective != "loss":
+        raise DataError(
+            f"gradient is linear-probe, which fits the loss of label words, not task {config.asked.task} with "
+            f"objective {_name(objective)}. Take gradient forward."
+        )
+    if config.memory is not None:
+        raise ConfigError("a linear probe takes what an evaluation takes. Leave memory out.", "memory")
+    if dist.is_available() and dist.is_initialized():
+        raise ValueError("gradient is linear-probe, which is for one process, and several share this run.")
 
 
 def _name_patterns(config: Config) -> None:
@@ -188,7 +208,7 @@ def _job(
 
 def _eval_every(config: Config, best: BestStep, held_out: Sequence[Row] | None) -> int:
     """Return the steps between two evaluations: as given, as the protocol has it, or so that they cost little."""
-    if config.eval_every is not None or held_out is None:
+    if config.eval_every is not None or held_out is None or config.settings.gradient == "linear-probe":
         return config.eval_every or 0
     steps = config.settings.steps
     if config.protocol:
@@ -222,6 +242,8 @@ def _following(job: Job, learned: Task[Any]) -> Job:
 
 def _batches_told(config: Config, rows: list[Row]) -> str:
     """Return what the batches of a run are drawn of, for people."""
+    if config.settings.gradient == "linear-probe":
+        return "rows: as they are, each once."
     if not config.asked.has_labels:
         return "batches: shuffled rows."
     counts = Counter(str(row.get(config.asked.label)) for row in config.asked.rows(rows))

@@ -21,7 +21,9 @@ from zoquant.views.flat_buffer import Space
 from zoquant.views.model_views import Views
 
 Schedule = Literal["constant", "linear", "cosine"]
+Way = Literal["forward", "backward", "linear-probe"]
 AUTO: Literal["auto"] = "auto"
+_OF_LINEAR_PROBE = {"steps", "batch_size", "seed", "gradient", "if_loss_rises"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Settings:
         "What a direction has numbers for: values; or rows-columns, with a direction for each example; auto chooses.",
     ] = AUTO
     gradient: Annotated[
-        Literal["forward", "backward"], "How a step finds its direction: by forwards alone, or by a backward."
+        Way,
+        "How a step finds its direction: by forwards alone, or by a backward; linear-probe: no steps, the norm in "
+        "front of the head is fitted to one forward of each row, for label words of one token.",
     ] = "forward"
     checkpoint: Annotated[bool, "Backward: keep of each layer its input alone, and run the layer again."] = False
     forward_steps: Annotated[
@@ -85,7 +89,7 @@ class Settings:
             most = f"expected a power of 2 of at most batch_size, {self.batch_size}"
             raise ValueError(f"micro_batches is {self.micro_batches}, {most}.")
         known = {
-            "schedule": get_args(Schedule), "gradient": ("forward", "backward"), "subspace": (AUTO, *SUBSPACES),
+            "schedule": get_args(Schedule), "gradient": get_args(Way), "subspace": (AUTO, *SUBSPACES),
             "estimator": ESTIMATORS, "rule": (None, *RULES),
         }  # fmt: skip
         for name, choices in known.items():
@@ -97,6 +101,8 @@ class Settings:
             self._check_backward()
         elif self.checkpoint:
             raise ValueError("checkpoint is for gradient backward: forwards keep nothing. Leave it out.")
+        elif self.gradient == "linear-probe":
+            self._check_linear_probe()
         elif self.subspace == "rows-columns":
             self._check_rows_columns()
         self._check_numbers()
@@ -112,6 +118,16 @@ class Settings:
                 )
         if self.subspace == "rows-columns":
             raise ValueError("subspace is 'rows-columns', but gradient is backward, which moves values. Leave it out.")
+
+    def _check_linear_probe(self) -> None:
+        """Refuse what is said of directions, rates and keys: there is one fit, of the norm."""
+        usual = type(self).__dataclass_fields__
+        for name in [each for each in usual if each not in _OF_LINEAR_PROBE]:
+            if getattr(self, name) != usual[name].default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but gradient is linear-probe, which fits the norm in front of "
+                    f"the head and knows steps, batch_size and seed alone. Leave {name} out."
+                )
 
     def _check_rows_columns(self) -> None:
         """Refuse what a direction for each example leaves no choice of."""
@@ -145,7 +161,7 @@ class Settings:
         """Return the settings with what a run by backwards takes where nothing is given; forwards choose later."""
         if self.if_loss_rises == AUTO:
             return replace(self, if_loss_rises="halve" if self.halves else "keep").resolved()
-        if self.gradient == "forward":
+        if self.gradient != "backward":
             return self
         return replace(self, subspace="values", lr=LR if self.lr is None else self.lr, rule=self.rule or "adam")
 
@@ -157,7 +173,7 @@ class Settings:
     @property
     def missing(self) -> tuple[str, ...]:
         """The numbers that are not given: a calibration has to choose them, or for rows and columns a rule."""
-        if self.gradient == "backward":
+        if self.gradient != "forward":
             return ()
         names = tuple(name for name in ("lr", "eps") if getattr(self, name) is None)
         if self.subspace == "rows-columns":

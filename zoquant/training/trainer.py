@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 from zoquant.distributed.launch import from_first, is_first, waiting
 from zoquant.errors import LossError, RewardError
@@ -12,9 +12,11 @@ from zoquant.optim.measuring import StepResult
 from zoquant.optim.rising import Rising
 from zoquant.record.delta import save_delta
 from zoquant.tasks import Evaluation
+from zoquant.tasks.kinds.classification import Classification
 from zoquant.training.backward.steps import BackwardSteps
 from zoquant.training.best_step import holding
 from zoquant.training.job import Job
+from zoquant.training.linear_probe.steps import LinearProbe
 from zoquant.training.memory.resident import rss_bytes
 from zoquant.training.micro_batches import MicroBatches
 from zoquant.training.moving import Moving
@@ -55,9 +57,8 @@ def run(job: Job, *, resume: bool = False, on_progress: OnProgress = lambda _: N
 
 def prepared(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
     """Return a run that is ready to begin or to go on; its folder is locked until it is closed."""
-    made = _by_backwards if job.settings.gradient == "backward" else _by_forwards
     try:
-        return made(job, resume, on_progress)
+        return _WAYS[job.settings.gradient](job, resume, on_progress)
     except BaseException:
         job.folder.release()
         raise
@@ -91,6 +92,20 @@ def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
     return Run(job, settings, views, steps, States(folder, steps.descent), on_progress)
 
 
+def _by_linear_probe(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
+    """Return a linear probe as a run of one step, ready to begin or to go on."""
+    folder, facts = job.folder, asdict(job.settings) | job.identity
+    probe = LinearProbe(job.model, cast(Classification, job.train), job.settings)
+    if resume:
+        go_on(folder, facts, probe)
+    else:
+        folder.begin(facts, job.config_text(job.settings))
+    return Run(job, replace(job.settings, steps=1), probe.views, probe, States(folder, probe), on_progress)
+
+
+_WAYS = {"forward": _by_forwards, "backward": _by_backwards, "linear-probe": _by_linear_probe}
+
+
 class Run:
     """A run, ready to begin or to go on. Whoever holds it closes it."""
 
@@ -99,7 +114,7 @@ class Run:
         job: Job,
         settings: Settings,
         views: Views,
-        steps: Steps | BackwardSteps,
+        steps: Steps | BackwardSteps | LinearProbe,
         trail: Trajectories | States,
         on_progress: OnProgress,
         why: str | None = None,

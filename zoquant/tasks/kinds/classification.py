@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from zoquant.errors import DataError
 from zoquant.tasks.encoding import Encoder, padded
+from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.kinds.examples import Labelled, WordChoices
 from zoquant.tasks.rows import Row
+from zoquant.tasks.sampling import by_length
 from zoquant.tasks.scoring import hidden_states, logits_at
 from zoquant.tasks.template import Prompt, Template, label_numbers
 
@@ -58,6 +60,9 @@ class Classification(WordChoices[Batch]):
             taken off. None for none.
         balanced: whether every label has its share of a batch of training; else rows are drawn whatever their label.
 
+    Attributes:
+        single: whether every label word is one token.
+
     Raises:
         DataError: a field is missing, a row has an unknown label, or a label has no row.
     """
@@ -81,7 +86,7 @@ class Classification(WordChoices[Batch]):
             free = Prompt(sfc)
             free.check(rows)
             self.empty = Encoder(tokenizer, max_length).prompts([free.prompt(row) for row in rows], after)
-        self._single = all(len(word) == 1 for word in self.words)
+        self.single = all(len(word) == 1 for word in self.words)
         self._tokens = torch.tensor([word[0] for word in self.words], device=device)
 
     def batch(self, examples: Sequence[int]) -> Batch:
@@ -99,17 +104,40 @@ class Classification(WordChoices[Batch]):
         Source: MeZO at 552cb1b, `large_models/utils.py`, `forward_wrap_with_option_len`, which takes the mean.
         """
         states = hidden_states(model, batch.ids, batch.rows, batch.repeated)
-        if self._single:
-            last = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
-            return logits_at(model, last, self._tokens)
-        return self._long_scores(model, states, batch, summed)
+        return (
+            self.word_scores(model, _last(states, batch))
+            if self.single
+            else self._long_scores(model, states, batch, summed)
+        )
+
+    @torch.no_grad()
+    def last_states(self, model: nn.Module, examples: Sequence[int], *, batch_size: int = 32) -> Tensor:
+        """Return the last hidden state of the prompt of some examples, `[examples, width]`.
+
+        Where memory runs out, fewer go through at a time.
+        """
+
+        def measure(some: list[int]) -> Tensor:
+            batch = self.batch([examples[place] for place in some])
+            return _last(hidden_states(model, batch.ids, batch.rows), batch)
+
+        lengths = [len(self.prompts[example]) for example in examples]
+        found = {
+            place: state for places, states in in_groups(by_length(lengths, batch_size), measure)
+            for place, state in zip(places, states, strict=True)
+        }  # fmt: skip
+        return torch.stack([found[place] for place in range(len(examples))])
+
+    def word_scores(self, model: nn.Module, states: Tensor) -> Tensor:
+        """Return what each label word of one token scores after some last hidden states, float32 `[states, labels]`."""
+        return logits_at(model, states, self._tokens)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy over the label words of each example, float32 `[examples]`."""
         return nn.functional.cross_entropy(self.scores(model, batch), batch.labels, reduction="none")
 
     def _batch(self, prompts: Sequence[list[int]], labels: Sequence[int]) -> Batch:
-        rows = prompts if self._single else [prompt + word for prompt in prompts for word in self.words]
+        rows = prompts if self.single else [prompt + word for prompt in prompts for word in self.words]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         where = torch.tensor(labels, device=self.device)
         return Batch(padded(rows).to(self.device), where, lengths, tuple(map(len, rows)))
@@ -142,3 +170,8 @@ class Classification(WordChoices[Batch]):
             found = chances.gather(-1, target.expand(len(rows), -1)[..., None]).squeeze(-1)
             columns.append(found.sum(-1) if summed else found.mean(-1))
         return torch.stack(columns, -1)
+
+
+def _last(states: Tensor, batch: Batch) -> Tensor:
+    """Return the hidden states of the last token of each prompt."""
+    return states[torch.arange(len(states), device=states.device), batch.lengths - 1]

@@ -58,6 +58,8 @@ class Plan:
             DoesNotFitError: nothing stays below it.
         """
         bound = None if memory is None else parse_size(memory)
+        if settings.gradient == "linear-probe":
+            return cls(settings)
         if isinstance(train, WithObjective):
             if bound is not None:
                 raise ConfigError(

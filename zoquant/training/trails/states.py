@@ -1,18 +1,32 @@
 """The trail of a run by backwards: deltas and what the rule remembers, every few steps."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from zoquant.errors import CheckpointError
 from zoquant.files.atomic_files import load_tensors, save_tensors
-from zoquant.optim.backward.descent import GradientDescent
 from zoquant.record.delta import Delta, read_delta, save_delta
 from zoquant.training.run_folder import RunFolder
+from zoquant.views.model_views import Views
 
 _VERSION = 1
 _EVERY = 10
 """Steps between two states: what a kill may cost."""
+
+
+class Descent(Protocol):
+    """What makes steps and can say where it stands: a descent along the gradient, or a linear probe."""
+
+    steps: int
+    views: Views
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it takes to go on from here, by name."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
 
 
 class States:
@@ -25,7 +39,7 @@ class States:
         descent: what makes the steps.
     """
 
-    def __init__(self, folder: RunFolder, descent: GradientDescent) -> None:
+    def __init__(self, folder: RunFolder, descent: Descent) -> None:
         self.folder, self.descent = folder, descent
 
     def begin(self) -> None:
@@ -63,7 +77,7 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def go_on(folder: RunFolder, settings: dict[str, Any], descent: GradientDescent) -> None:
+def go_on(folder: RunFolder, settings: dict[str, Any], descent: Descent) -> None:
     """Take over the state of an earlier life of a run, if there is one, and forget what it told of later steps.
 
     Raises:
