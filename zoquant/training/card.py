@@ -119,11 +119,11 @@ def _metric(found: Mapping[str, Any], name: str) -> str:
 
 
 def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[list[str]]:
-    chosen = {**settings, **(folder.read_calibration() or {})}
+    chosen = {**settings, **(folder.read_calibration() or {}), "roles": ", ".join(settings["roles"])}
     facts = {
         "data": _data(settings["data"]),
         "held-out data": _data(settings["eval_data"]) if settings.get("eval_data") else "none",
-        **{name: settings.get(name) for name in ("task", "protocol", "batches", "objective", "reward")},
+        **{name: settings.get(name) for name in ("task", "protocol", "objective", "reward")},
         **{
             name: json.dumps(settings[name], ensure_ascii=False)
             for name in ("template", "labels")
@@ -131,7 +131,6 @@ def _facts(folder: RunFolder, settings: Mapping[str, Any], summary: Mapping[str,
         },
         "steps x batch": f"{summary['steps']} x {settings['batch_size']}",
         **{name: chosen.get(name) for name in _numbers(settings)},
-        "roles": ", ".join(settings["roles"]),
         "changed in the file": f"{summary['changed']:.1%} of the values that may move",
         "step": step_time(summary),
         "peak memory": f"{summary['rss_peak_bytes'] / 2**20:,.0f} MiB",
@@ -150,8 +149,8 @@ def _numbers(settings: Mapping[str, Any]) -> Sequence[str]:
     if settings["gradient"] == "linear-probe":
         return ("gradient", "seed")
     if _by_forwards(settings):
-        return ("lr", "eps", "clip", "seed", "space", "estimator", "rule")
-    return ("gradient", "lr", "clip", "seed", "space", "rule", "micro_batches", "checkpoint")
+        return ("batches", "lr", "eps", "clip", "seed", "space", "estimator", "rule", "roles")
+    return ("batches", "gradient", "lr", "clip", "seed", "space", "rule", "micro_batches", "checkpoint", "roles")
 
 
 def _loading(settings: Mapping[str, Any], folder: RunFolder) -> str:

@@ -20,6 +20,7 @@ from zoquant.errors import ConfigError, DataError
 from zoquant.files.atomic_files import write_text
 from zoquant.files.hub import local_path
 from zoquant.registry import format_of
+from zoquant.tasks.kinds.classification import Classification
 from zoquant.tasks.objective import Objective, WithObjective, check_objective, with_objective
 from zoquant.tasks.rewards import OutsideReward, Reward
 from zoquant.tasks.rows import Row, RowsInMemory
@@ -202,7 +203,7 @@ def _job(
         eval_every=_eval_every(config, best, parts.dev),
         test=test,
         best=best,
-        notices=(_batches_told(config, parts.train),),
+        notices=(_batches_told(config, parts.train), *_probe_told(config, train)),
     )
 
 
@@ -255,6 +256,13 @@ def _batches_told(config: Config, rows: list[Row]) -> str:
             "shuffled takes rows as they are."
         )
     return f"batches: shuffled rows as they are ({held}{more}). --batches balanced takes an equal share of each label."
+
+
+def _probe_told(config: Config, train: Task[Any]) -> tuple[str, ...]:
+    """Return that a linear probe would do, where it would: it sees each row once."""
+    if config.settings.gradient == "forward" and isinstance(train, Classification) and train.single:
+        return (f"A linear probe would work here, too: one forward of each of {len(train):,} rows, see --gradient.",)
+    return ()
 
 
 def _identity(config: Config, parts: Parts, objective: str | Objective, reward: Reward | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Fit:
         """Return the loss of all rows before anything has moved, and the norm of its gradient."""
         loss = self._losses(self.all).mean()
         gradients = torch.autograd.grad(loss, self._deltas)
-        return float(loss), float(torch.cat([each.double().reshape(-1) for each in gradients]).norm())
+        return float(loss.detach()), float(torch.cat([each.double().reshape(-1) for each in gradients]).norm())
 
     def best_penalty(self) -> float | None:
         """Return the penalty with the least loss on rows left out of the fit.
