@@ -23,13 +23,13 @@ SETTINGS = Settings(steps=5, batch_size=4, lr=1e-2, eps=3e-2, schedule="constant
 
 
 class HeldOut:
-    """Held-out data of which the losses are known beforehand."""
+    """Held-out data of which losses and accuracies are known beforehand."""
 
-    def __init__(self, losses: Sequence[float]) -> None:
-        self.losses = list(losses)
+    def __init__(self, losses: Sequence[float], shares: Sequence[float] = ()) -> None:
+        self.losses, self.shares = list(losses), list(shares) or [0.5] * len(losses)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        return measured(self.losses.pop(0))
+        return measured(self.losses.pop(0), self.shares.pop(0))
 
 
 def measured(loss: float, accuracy: float = 0.5) -> Evaluation:
@@ -109,3 +109,31 @@ def test_without_data_to_test_on_nothing_is_chosen(tmp_path: Path) -> None:
     outcome = run(job)
     assert outcome.best_step is None
     assert outcome.test is None
+
+
+WAYS = {
+    "values": {"lr": 1e-2, "eps": 3e-2, "subspace": "values"},
+    "rows-columns": {"lr": 1e-2, "eps": 3e-2, "subspace": "rows-columns"},
+    "backward": {"lr": 1e-2, "gradient": "backward"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_that_was_measured_better_than_the_last_is_kept_beside_it(way: str, tmp_path: Path) -> None:
+    def done(name: str, steps: int, shares: Sequence[float]) -> Job:
+        model, tokenizer = zoquant.load(write_checkpoint(tmp_path / f"{name}.gguf"), compute_dtype=torch.float32)
+        examples = Classification(ROWS, Template(TEMPLATE, parse_words(LABELS)), tokenizer, torch.device("cpu"))
+        settings: Any = Settings(steps=steps, batch_size=4, schedule="constant", **WAYS[way])  # type: ignore[arg-type]
+        held_out: Any = HeldOut([1.0] * len(shares), shares)
+        job = Job(model, examples, held_out, settings, RunFolder(tmp_path / name), {}, eval_every=1)
+        outcome = run(job)
+        better = max(range(1, steps + 1), key=lambda step: shares[step])
+        assert outcome.better_step == (better if shares[better] > shares[-1] else None)
+        assert (outcome.better is None) == (outcome.better_step is None)
+        assert ("better" in outcome.to_dict()) == job.folder.best.exists() == (outcome.better_step is not None)
+        assert outcome.after == measured(1.0, shares[-1])
+        return job
+
+    whole, short = done("whole", 4, [0.4, 0.5, 0.8, 0.6, 0.7]), done("short", 2, [0.4, 0.5, 0.6])
+    assert whole.folder.best.read_bytes() == short.folder.delta.read_bytes()
+    done("level", 2, [0.4, 0.6, 0.6])

@@ -1,10 +1,12 @@
 """What a run came to: which share of the values really changed, and what speaks against its export."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.test_cli import TRAIN, Shell, folder, shell
+from zoquant.cli import train
 from zoquant.training.outcome import warnings_of
 
 __all__ = ["folder", "shell"]  # fixtures
@@ -31,6 +33,27 @@ def test_what_speaks_against_an_export(given: dict[str, Any], said: list[str]) -
     warnings = warnings_of(given)
     assert len(warnings) == len(said)
     assert all(text.startswith(start) for text, start in zip(warnings, said, strict=True))
+
+
+def test_the_best_step_speaks_for_itself() -> None:
+    better = {"primary": "accuracy", "accuracy": 0.9}
+    assert warnings_of({**summary(0.8, 0.5), "better": better}) == []
+    (said,) = warnings_of({**summary(0.95, 0.5), "better": better})
+    assert said.startswith("Held-out accuracy got worse: 0.95 before, 0.9 after.")
+
+
+def test_the_last_line_names_what_was_measured_best(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "show_summary", lambda *_: None)
+    found: dict[str, Any] = {**summary(0.5, 0.75), "finished": True}
+    train._show_end(found, "m.gguf", Path("run"))
+    assert capsys.readouterr().out == "Next: zoquant export m.gguf --delta run/delta.safetensors --out tuned.gguf\n"
+    better = {"primary": "accuracy", "accuracy": 0.9}
+    train._show_end({**found, "better": better, "better_step": 4}, "m.gguf", Path("run"))
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "Step 4 was measured better than the end; its delta is run/best.safetensors."
+    assert told[1] == "Next: zoquant export m.gguf --delta run/best.safetensors --out tuned.gguf"
 
 
 def test_a_run_whose_steps_are_lost_says_so(shell: Shell, folder: object) -> None:

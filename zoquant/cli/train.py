@@ -12,6 +12,7 @@ from zoquant.cli.show import JSON, mebibytes, percent, score, show_json, show_pa
 from zoquant.training import finetune
 from zoquant.training.config import keys
 from zoquant.training.outcome import step_time, warnings_of
+from zoquant.training.run_folder import RunFolder
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as of any command: `train ... && export ...` exports no part of a run."""
@@ -64,8 +65,11 @@ def _show_end(summary: dict[str, Any], model: str, out: Path) -> None:
     if not summary["finished"]:
         print(f"Interrupted after {summary['steps']} steps; all is saved. The same command with --resume goes on.")
     elif not against:
-        tuned = "tuned.gguf" if Path(model).suffix == ".gguf" else "tuned"
-        words = ["zoquant", "export", model, "--delta", str(out / "delta.safetensors"), "--out", tuned]
+        folder, tuned = RunFolder(out), "tuned.gguf" if Path(model).suffix == ".gguf" else "tuned"
+        delta = folder.best if "better" in summary else folder.delta
+        if "better" in summary:
+            print(f"Step {summary['better_step']} was measured better than the end; its delta is {delta}.")
+        words = ["zoquant", "export", model, "--delta", str(delta), "--out", tuned]
         print(f"Next: {shlex.join(words)}")
 
 
@@ -80,6 +84,8 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         found = summary[f"eval_{when}"]
         if found is not None:
             pairs[f"held-out {when}"] = score(found)
+    if "better" in summary:
+        pairs[f"held-out, step {summary['better_step']}"] = score(summary["better"])
     if "test" in summary:
         pairs[f"test of step {summary['best_step']}"] = score(summary["test"])
     if summary["skipped"]:

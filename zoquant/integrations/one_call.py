@@ -56,6 +56,12 @@ class Run:
         """The file of what training added: for `zoquant.load`, `zoquant.export`, `zoquant.load_delta`."""
         return RunFolder(self.folder).delta
 
+    @property
+    def best(self) -> Path:
+        """The delta that was measured best on held-out rows: of an earlier step than the last, where one did better."""
+        folder = RunFolder(self.folder)
+        return folder.best if "better" in self.summary else folder.delta
+
     @cached_property
     def model(self) -> nn.Module:
         """The tuned model, loaded at first use; one that was passed loaded is itself, as the last step left it."""

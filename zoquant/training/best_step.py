@@ -27,9 +27,12 @@ class BestStep:
 
     def among(self, found: Sequence[tuple[int, Evaluation]]) -> int | None:
         """Return the number of steps after which a run did best, the fewest of several; None before the first step."""
-        sign = -1.0 if self.metric == "loss" else 1.0
-        scores = {step: sign * evaluation[self.metric] for step, evaluation in found if step > 0}
+        scores = {step: self.score(evaluation) for step, evaluation in found if step > 0}
         return max(scores, key=scores.__getitem__, default=None)
+
+    def score(self, evaluation: Evaluation) -> float:
+        """Return what is compared; more is better."""
+        return -evaluation[self.metric] if self.metric == "loss" else evaluation[self.metric]
 
 
 CAUSAL = BestStep("loss", 5)

@@ -100,7 +100,8 @@ def _by_forwards(settings: Mapping[str, Any]) -> bool:
 def _measured(summary: Mapping[str, Any]) -> str:
     """Return the table of what was measured; a column a metric."""
     test = f"test of step {summary.get('best_step')}"
-    found = {"held-out before": "eval_before", "held-out after": "eval_after", test: "test"}
+    better = f"held-out of step {summary.get('better_step')}"
+    found = {"held-out before": "eval_before", "held-out after": "eval_after", better: "better", test: "test"}
     measured = {when: summary[name] for when, name in found.items() if summary.get(name) is not None}
     if not measured:
         return "The run had no data to evaluate on.\n"
@@ -176,7 +177,7 @@ def _files(folder: RunFolder, settings: Mapping[str, Any], best: int | None) -> 
         folder.delta: f"what training added to each value{until}",
         folder.trajectory: f"all of training: a seed and a derivative a step; {replay} makes the delta of it",
         folder.state: "where the run stands: deltas and what the rule remembers, for `--resume`",
-        folder.best: "the delta of the step that did best on held-out data so far, for `--resume`",
+        folder.best: "the delta of the step that did best on held-out data",
         folder.forward: "the forwards that followed: a run on what the gradient had left",
         folder.config: f"the run again: `zoquant train --config config.toml --out again`{reward}",
         folder.settings: "what decides the bytes, for `--resume`",

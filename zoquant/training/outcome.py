@@ -10,6 +10,8 @@ from zoquant.training.memory.resident import peak_rss_bytes
 from zoquant.training.run_folder import RunFolder
 from zoquant.views.model_views import Views
 
+_SOMETIMES = ("best_step", "test", "better_step", "better")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -17,7 +19,8 @@ class Outcome:
 
     Of the values that may move, `changed` is the share that differs from the base in the dtype that stores them. Steps
     that were skipped had no finite loss, and were undone. `after` is of the step whose delta the folder holds, `test`
-    of `best_step`, which did best on held-out data. Times are medians over the steps of all lives of the run, None
+    of `best_step`, which did best on held-out data. A run that tests nothing may have a `better_step`, measured better
+    than the last: its delta is in `best.safetensors`. Times are medians over the steps of all lives of the run, None
     before the first: of a step, of a forward of the batch, and step ÷ its forwards. A run by backwards has no
     trajectory. `rss_loaded_bytes` is the resident memory before the first forward.
     """
@@ -32,6 +35,8 @@ class Outcome:
     after: Evaluation | None
     best_step: int | None
     test: Evaluation | None
+    better_step: int | None
+    better: Evaluation | None
     step_seconds: float | None
     forward_seconds: float | None
     overhead: float | None
@@ -44,6 +49,7 @@ class Outcome:
     def read(
         cls, folder: RunFolder, views: Views, steps: int, forwards: int, *, finished: bool, changed: float,
         rss_loaded_bytes: int, best_step: int | None, test: Evaluation | None,
+        better_step: int | None,
     ) -> "Outcome":  # fmt: skip
         """Return what the folder of a run says of it, after everything was saved; a step takes so many forwards."""
         found = folder.evaluations()
@@ -61,6 +67,8 @@ class Outcome:
             after=evaluations[-1] if len(evaluations) > 1 else None,
             best_step=best_step,
             test=test,
+            better_step=better_step,
+            better=None if better_step is None else dict(found)[better_step],
             step_seconds=_median([line["seconds"] for line in timed]),
             forward_seconds=_median([line["seconds"] / line["overhead"] / forwards for line in timed]),
             overhead=_median([line["overhead"] for line in timed]),
@@ -74,12 +82,13 @@ class Outcome:
         """Return all of it as `summary.json` has it; what was tested where something was."""
         plain = {f"eval_{name}" if name in ("before", "after") else name: value for name, value in vars(self).items()}
         plain |= {name: value.to_dict() for name, value in plain.items() if isinstance(value, Evaluation)}
-        return {name: value for name, value in plain.items() if self.test or name not in ("best_step", "test")}
+        return {name: value for name, value in plain.items() if value is not None or name not in _SOMETIMES}
 
 
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     """Return what speaks against exporting what a run came to, for people; nothing where nothing does."""
-    found, (before, after) = [], (summary.get(f"eval_{when}") for when in ("before", "after"))
+    found: list[str] = []
+    before, after = summary.get("eval_before"), summary.get("better") or summary.get("eval_after")
     if summary["steps"] and not summary["changed"]:
         found.append(
             f"No value changed: all {summary['trainable']:,} round to those of the base in the dtype of the file, so "

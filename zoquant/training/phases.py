@@ -51,6 +51,9 @@ def run_both(first: Job, then: Job, *, resume: bool, on_progress: OnProgress) ->
         run.close()
     del run
     joined(start, read_delta(then.folder.delta)).put(views)
+    first.folder.best.unlink(missing_ok=True)
+    if then.folder.best.exists():
+        joined(start, read_delta(then.folder.best)).save(first.folder.best)
     _append(first.folder, then.folder, begun.steps)
     Delta.of(views).save(first.folder.delta)
     return _outcome(begun, ended, views, first, then)
@@ -78,6 +81,7 @@ def _outcome(begun: Outcome, ended: Outcome, views: Views, first: Job, then: Job
         after=None if ended.after is None or then.held_out is None else then.held_out.evaluate(first.model),
         best_step=None if ended.best_step is None else begun.steps + ended.best_step,
         test=None if ended.test is None or then.test is None else then.test.evaluate(first.model),
+        better_step=None if ended.better_step is None else begun.steps + ended.better_step,
         rss_loaded_bytes=begun.rss_loaded_bytes,
         rss_peak_bytes=peak_rss_bytes(),
         delta_bytes=first.folder.delta.stat().st_size,

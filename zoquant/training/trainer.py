@@ -14,7 +14,7 @@ from zoquant.record.delta import save_delta
 from zoquant.tasks import Evaluation
 from zoquant.tasks.kinds.classification import Classification
 from zoquant.training.backward.steps import BackwardSteps
-from zoquant.training.best_step import holding
+from zoquant.training.best_step import BestStep, holding
 from zoquant.training.job import Job
 from zoquant.training.linear_probe.steps import LinearProbe
 from zoquant.training.memory.resident import rss_bytes
@@ -125,6 +125,7 @@ class Run:
         self.rss_loaded = rss_bytes()
         self.rising = Rising(settings.steps)
         self.best_step: int | None = None
+        self.better_step: int | None = None
         self.test: Evaluation | None = None
         self.changed = 0.0
 
@@ -162,9 +163,11 @@ class Run:
         if finished:
             self.trail.finish()
             self._test()
+            self._keep_better()
         return Outcome.read(
             self.folder, self.views, self.steps.done, self.steps.forwards, finished=finished,
             changed=self.changed, rss_loaded_bytes=self.rss_loaded, best_step=self.best_step, test=self.test,
+            better_step=self.better_step,
         )  # fmt: skip
 
     def _numbers(self) -> dict[str, Any] | None:
@@ -265,8 +268,7 @@ class Run:
         start = time.perf_counter()
         found = self.job.held_out.evaluate(self.job.model)
         steps, before = self.steps.done, self.folder.evaluations()
-        if self.job.test is not None:
-            self.trail.evaluated(best=self.job.best.among([*before, (steps, found)]) == steps)
+        self.trail.evaluated(best=self._ranking(found).among([*before, (steps, found)]) == steps)
         self._note(evaluation=found, seconds=time.perf_counter() - start)
 
     def _test(self) -> None:
@@ -284,6 +286,24 @@ class Run:
             self.changed = self.views.share_changed()
         delta.save(self.folder.delta)
         self.best_step = best
+
+    def _ranking(self, found: Evaluation) -> BestStep:
+        """Return how steps are compared: as the protocol says, or by what says how good the model is."""
+        return replace(self.job.best, metric=found.primary) if self.job.test is None else self.job.best
+
+    def _keep_better(self) -> None:
+        """Leave the delta of a step that was measured better than the last beside that of the last."""
+        found = dict(self.folder.evaluations())
+        last = found.get(self.steps.done)
+        if self.job.test is not None or last is None:
+            return
+        ranking = self._ranking(last)
+        best = ranking.among(list(found.items()))
+        if best is not None and ranking.score(found[best]) > ranking.score(last):
+            self.trail.best(best).save(self.folder.best)
+            self.better_step = best
+        else:
+            self.folder.best.unlink(missing_ok=True)
 
     def _note(self, **what: Any) -> None:
         """Write a line of metrics, and say it."""
