@@ -35,27 +35,15 @@ class RefusedBackend:
     name = "refused"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Refuse the layer.
-
-        Raises:
-            UnsupportedLayoutError: always; it says why, and what to do instead.
-        """
+        """Refuse the layer."""
         raise _refusal(module)
 
     def dequantize(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
+        """Refuse the layer, as `open` does."""
         raise _refusal(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
+        """Refuse the layer, as `open` does."""
         raise _refusal(module)
 
 

@@ -186,11 +186,7 @@ class _Remember:
 def _recalled(
     kept: Any, beside: Iterator[Call], last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run no layer; the last one returns what was kept.
-
-    Raises:
-        OpaqueError: a layer gets something else than in the forward whose output was kept.
-    """
+    """Run no layer; the last one returns what was kept."""
     if not next(beside).same(Call.of(args[1:], kwargs)):
         raise OpaqueError
     return kept if last else _like(kept, torch.empty_like(args[0], device="meta"))

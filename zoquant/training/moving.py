@@ -147,11 +147,7 @@ def _attached(settings: Settings, model: nn.Module) -> Moving:
 
 
 def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
-    """Probe the model once with the first examples of the run. It stays as it was.
-
-    Raises:
-        UnsupportedLayoutError, ShapeError: a layer cannot be probed from outside.
-    """
+    """Probe the model once with the first examples of the run. It stays as it was."""
     batch = task.batch_of_step(found.settings.seed, 0, _TRIED)
 
     def losses(repeat: int) -> Tensor:

@@ -163,11 +163,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
-    """Return messages as the template lays them out.
-
-    Raises:
-        DataError: it refuses them, or cannot write what they hold.
-    """
+    """Return messages as the template lays them out."""
     from jinja2 import TemplateError
 
     try:

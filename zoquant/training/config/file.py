@@ -107,11 +107,7 @@ def _yaml(file: Path, text: str) -> Any:
 
 
 def _check_yaml(text: str) -> None:
-    """Refuse what a small text can make large: aliases, which may double sixty times, and depth.
-
-    Raises:
-        yaml.YAMLError: the text holds one of them, or is no YAML.
-    """
+    """Refuse what a small text can make large: aliases, which may double sixty times, and depth."""
     import yaml
 
     depth = 0
