@@ -37,5 +37,6 @@ def eval_command(
         show_json(found.to_dict())
         return
     pairs: dict[str, Any] = {"found": score(found.to_dict()), "examples": found.examples}
-    pairs |= {f"wrote {number}": sample.text for number, sample in enumerate(found.samples[:3], 1)}
+    if chosen.asked.kind == "generation":
+        pairs |= {f"wrote {number}": sample.text for number, sample in enumerate(found.samples[:3], 1)}
     show_pairs(f"{chosen.model}, {shots} worked examples" if shots else chosen.model, pairs)

@@ -23,6 +23,7 @@ class Sample:
     step: int
     prompt: str
     text: str
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,4 +160,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _sample(path: Path, number: int, line: Mapping[str, Any]) -> Sample:
     if not isinstance(line.get("prompt"), str) or not isinstance(line.get("text"), str):
         raise CheckpointError(f"{path}, line {number}: expected prompt and text, each a text. Remove the line.")
-    return Sample(int(line["step"]), line["prompt"], line["text"])
+    right = line.get("references")
+    references = tuple(map(str, right)) if isinstance(right, list) else ()
+    return Sample(int(line["step"]), line["prompt"], line["text"], references)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zoquant.errors import FLOAT16_OVERFLOWS, LossError, shown
@@ -84,7 +84,7 @@ class Evaluation:
         primary: name of the metric that says how good the model is.
         metrics: all of them by name; `"loss"` is always there, in nats.
         examples: how many were seen.
-        samples: some generations, for tasks that generate.
+        samples: what was said of some rows, of tasks that generate or have label words.
         answers: of a few labels, how often those of each true label (a row) were answered with each (a column), in the
             order of the labels; empty for other tasks.
     """
@@ -92,7 +92,7 @@ class Evaluation:
     primary: str
     metrics: Mapping[str, Metric]
     examples: int
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[Sample, ...] = field(default=(), compare=False)
     answers: tuple[tuple[int, ...], ...] = ()
 
     def __getitem__(self, name: str) -> float:

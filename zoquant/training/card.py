@@ -185,7 +185,7 @@ def _files(folder: RunFolder, settings: Mapping[str, Any], best: int | None) -> 
         folder.micro_batches: "at which steps batches were halved, since memory ran out",
         folder.metrics: "a line a step and an evaluation",
         folder.summary: "what came of it",
-        folder.samples: "what the model generates",
+        folder.samples: "what the model says of some held-out rows",
     }
     return _table(["file", ""], [[f"`{path.name}`", text] for path, text in told.items() if path.exists()])
 

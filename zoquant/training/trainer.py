@@ -1,8 +1,9 @@
 """The loop of a training run. Any moment can be its last: `resume` goes on from there, to the same bytes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, cast
+from typing import Any
 
 from zoquant.distributed.launch import from_first, is_first, waiting
 from zoquant.errors import LossError, RewardError
@@ -12,10 +13,11 @@ from zoquant.optim.measuring import StepResult
 from zoquant.optim.rising import Rising
 from zoquant.record.delta import save_delta
 from zoquant.tasks import Evaluation
-from zoquant.tasks.kinds.classification import Classification
+from zoquant.training.backward.beginning import by_backwards
 from zoquant.training.backward.steps import BackwardSteps
 from zoquant.training.best_step import BestStep, holding
 from zoquant.training.job import Job
+from zoquant.training.linear_probe.beginning import by_linear_probe
 from zoquant.training.linear_probe.steps import LinearProbe
 from zoquant.training.memory.resident import rss_bytes
 from zoquant.training.micro_batches import MicroBatches
@@ -24,7 +26,7 @@ from zoquant.training.outcome import Outcome
 from zoquant.training.progress import OnProgress, Progress
 from zoquant.training.settings import AUTO, Settings
 from zoquant.training.steps import Steps
-from zoquant.training.trails.states import States, go_on
+from zoquant.training.trails.states import States
 from zoquant.training.trails.trajectories import Trajectories
 from zoquant.views.model_views import Views
 
@@ -58,14 +60,14 @@ def run(job: Job, *, resume: bool = False, on_progress: OnProgress = lambda _: N
 def prepared(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
     """Return a run that is ready to begin or to go on; its folder is locked until it is closed."""
     try:
-        return _WAYS[job.settings.gradient](job, resume, on_progress)
+        return Run(job, on_progress, *_WAYS[job.settings.gradient](job, resume))
     except BaseException:
         job.folder.release()
         raise
 
 
-def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
-    """Return a run whose steps are made of losses alone, ready to begin or to go on."""
+def _by_forwards(job: Job, resume: bool) -> tuple[Settings, Views, Steps, Trajectories, str | None]:
+    """Return what a run is made of whose steps are made of losses alone, ready to begin or to go on."""
     folder, settings = job.folder, job.settings
     begun = folder.subspace() if resume and settings.subspace == AUTO else None
     moving = Moving.choose(settings, job.model, job.train, begun)
@@ -75,35 +77,12 @@ def _by_forwards(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
     elif (trajectory := folder.resume(facts)) is not None:
         moving.optimizer.resume(trajectory)
     steps = Steps(job.model, job.train, moving, MicroBatches(folder.micro_batches))
-    trail = Trajectories(folder, moving.optimizer)
-    return Run(job, moving.settings, moving.views, steps, trail, on_progress, moving.why)
+    return moving.settings, moving.views, steps, Trajectories(folder, moving.optimizer), moving.why
 
 
-def _by_backwards(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
-    """Return a run whose steps follow the gradient, ready to begin or to go on."""
-    folder, settings = job.folder, replace(job.settings, subspace="values")
-    views = settings.attach(job.model)
-    facts = asdict(settings) | job.identity
-    steps = BackwardSteps(job.model, job.train, settings, views, MicroBatches(folder.micro_batches))
-    if resume:
-        go_on(folder, facts, steps.descent)
-    else:
-        folder.begin(facts, job.config_text(settings))
-    return Run(job, settings, views, steps, States(folder, steps.descent), on_progress)
-
-
-def _by_linear_probe(job: Job, resume: bool, on_progress: OnProgress) -> "Run":
-    """Return a linear probe as a run of one step, ready to begin or to go on."""
-    folder, facts = job.folder, asdict(job.settings) | job.identity
-    probe = LinearProbe(job.model, cast(Classification, job.train), job.settings)
-    if resume:
-        go_on(folder, facts, probe)
-    else:
-        folder.begin(facts, job.config_text(job.settings))
-    return Run(job, replace(job.settings, steps=1), probe.views, probe, States(folder, probe), on_progress)
-
-
-_WAYS = {"forward": _by_forwards, "backward": _by_backwards, "linear-probe": _by_linear_probe}
+_WAYS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "forward": _by_forwards, "backward": by_backwards, "linear-probe": by_linear_probe,
+}  # fmt: skip
 
 
 class Run:
@@ -112,11 +91,11 @@ class Run:
     def __init__(
         self,
         job: Job,
+        on_progress: OnProgress,
         settings: Settings,
         views: Views,
         steps: Steps | BackwardSteps | LinearProbe,
         trail: Trajectories | States,
-        on_progress: OnProgress,
         why: str | None = None,
     ) -> None:
         self.job, self.settings, self.views, self.why = job, settings, views, why

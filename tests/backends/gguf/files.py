@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,13 @@ def with_stacked_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def file_name(key: str, arch: str) -> str:
     """Return the name that llama.cpp's converter gives a parameter, by its own map; llama's if the kind has no such."""
     path, _, what = key.rpartition(".")
-    names = (gguf.get_tensor_name_map(_ARCHS[each], 100).get_name(path) for each in (arch, "llama"))
+    names = (_names_of(each).get_name(path) for each in (arch, "llama"))
     return f"{next(name for name in names if name is not None)}.{what}"
+
+
+@cache
+def _names_of(arch: str) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(_ARCHS[arch], 100)
 
 
 def standard_metadata(config: Any) -> dict[str, Any]:

@@ -224,3 +224,19 @@ def test_the_column_of_the_answer_is_no_field() -> None:
 def test_a_label_that_is_no_text_is_named(loaded: tuple[Any, Any], label: Any) -> None:
     with pytest.raises(DataError, match=r"row 1 has the label .*, expected one of '0', '1'"):
         task(loaded[1], rows=[{"sentence": "x", "label": label}, {"sentence": "y", "label": "1"}])
+
+
+def test_samples_are_the_first_rows_of_each_label_and_what_was_answered(loaded: tuple[Any, Any]) -> None:
+    examples = task(loaded[1])
+    found = examples.evaluate(loaded[0])
+    with torch.no_grad():
+        answers = examples.scores(loaded[0], examples.batch([0, 6, 1, 7])).argmax(-1).tolist()
+    words = ["bad", "good"]
+    expected = [
+        (f"{ROWS[row]['sentence']} It was", words[answer], (words[int(ROWS[row]["label"])],))
+        for row, answer in zip((0, 6, 1, 7), answers, strict=True)
+    ]
+    assert [(each.prompt, each.text, each.references) for each in found.samples] == expected
+    assert [each.score for each in found.samples] == [float(text == right) for _, text, (right,) in expected]
+    shares = [row[label] for label, row in enumerate(found.answers)]
+    assert sum(shares) / len(ROWS) == found.accuracy

@@ -80,7 +80,10 @@ class Classification(WordChoices[Batch]):
             raise DataError(f"labels: two of {words} are the same tokens. Choose other words.")
         after = [max(map(len, self.words))] * len(rows)
         self.prompts = encoder.prompts([template.prompt(row) for row in rows], after)
-        super().__init__(labels, [len(prompt) for prompt in self.prompts], len(self.words), device, balanced=balanced)
+        lengths, names = [len(prompt) for prompt in self.prompts], list(template.words.values())
+        super().__init__(
+            labels, lengths, names, device, lambda example: template.prompt(rows[example]), balanced=balanced
+        )
         self.empty: list[list[int]] = []
         if sfc is not None:
             free = Prompt(sfc)

@@ -2,20 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from zoquant.tasks.evaluation import Evaluation, Metric
+from zoquant.tasks.evaluation import Evaluation, Metric, Sample
 from zoquant.tasks.fitting import in_groups
 from zoquant.tasks.sampling import Draws, by_length
 
 B = TypeVar("B")
 _LABELS_TOLD = 30
 """How many labels a table of answers has at most."""
+_SAMPLES = 2
+"""How many rows of each label are samples."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,20 @@ class WordChoices(Examples[L]):
     Args:
         labels: the index of each example's word.
         lengths: tokens of each example.
-        words: how many label words there are.
+        words: the label words.
         device: where batches go.
+        told: returns the prompt of an example, for people.
         balanced: whether every label has its share of a batch of training; else rows are drawn whatever their label.
     """
 
     def __init__(
-        self, labels: Sequence[int], lengths: Sequence[int], words: int, device: torch.device, *, balanced: bool = True
-    ) -> None:
+        self, labels: Sequence[int], lengths: Sequence[int], words: Sequence[str], device: torch.device,
+        told: Callable[[int], str], *, balanced: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(labels if balanced else [0] * len(labels), device)
-        self.labels, self._lengths, self._count_of_words = labels, lengths, words
+        self.labels, self._lengths, self._words = labels, lengths, words
+        some = islice(zip_longest(*_by_label(labels)), _SAMPLES)
+        self._told = {example: told(example) for each in some for example in each if example is not None}
 
     @abstractmethod
     def scores(self, model: nn.Module, batch: L) -> Tensor:
@@ -99,24 +106,30 @@ class WordChoices(Examples[L]):
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch_size: int = 32) -> Evaluation:
         """Return accuracy and loss over all examples, and of a few labels what was answered."""
-        said: list[int] = []
-        true: list[int] = []
+        said: dict[int, int] = {}
         losses: list[float] = []
         offsets = self._offsets(model)
 
-        def measure(examples: list[int]) -> tuple[list[int], list[int], list[float]]:
+        def measure(examples: list[int]) -> tuple[list[int], list[float]]:
             batch = self.batch(examples)
             scores = self.scores(model, batch) if offsets is None else self._sums(model, batch) - offsets[examples]
             lost = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
-            return scores.argmax(-1).tolist(), batch.labels.tolist(), lost.tolist()
+            return scores.argmax(-1).tolist(), lost.tolist()
 
-        for _, (answers, labels, lost) in in_groups(by_length(self._lengths, batch_size), measure):
-            said += answers
-            true += labels
+        for examples, (answers, lost) in in_groups(by_length(self._lengths, batch_size), measure):
+            said |= zip(examples, answers, strict=True)
             losses += lost
-        right = [answer == label for answer, label in zip(said, true, strict=True)]
+        right = [answer == self.labels[example] for example, answer in said.items()]
         metrics = {"accuracy": Metric.share(right), "loss": Metric.mean(losses)}
-        return Evaluation("accuracy", metrics, len(self), answers=_counted(true, said, self._count_of_words))
+        true = [self.labels[example] for example in said]
+        counts = _counted(true, list(said.values()), len(self._words))
+        return Evaluation("accuracy", metrics, len(self), tuple(self._samples(said)), counts)
+
+    def _samples(self, said: Mapping[int, int]) -> Iterator[Sample]:
+        """Yield what was answered to the first rows of each label."""
+        for example, prompt in self._told.items():
+            answer, label = said[example], self.labels[example]
+            yield Sample(prompt, self._words[answer], (self._words[label],), float(answer == label))
 
     def _offsets(self, model: nn.Module) -> Tensor | None:
         """Return what evaluation takes off the scores, `[examples, labels]`, or None."""
@@ -125,6 +138,14 @@ class WordChoices(Examples[L]):
     def _sums(self, model: nn.Module, batch: L) -> Tensor:
         """Return the scores that evaluation takes `_offsets` off."""
         return self.scores(model, batch)
+
+
+def _by_label(labels: Sequence[int]) -> list[list[int]]:
+    """Return the examples of each label that some have."""
+    found: dict[int, list[int]] = {}
+    for example, label in enumerate(labels):
+        found.setdefault(label, []).append(example)
+    return [found[label] for label in sorted(found)][:_LABELS_TOLD]
 
 
 def _counted(true: Sequence[int], said: Sequence[int], labels: int) -> tuple[tuple[int, ...], ...]:

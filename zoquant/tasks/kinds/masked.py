@@ -93,7 +93,10 @@ class MaskedClassification(WordChoices[MaskedBatch]):
         fitted = [_fit(*cloze.sides(row), tokenizer, max_length) for row in rows]
         self.texts = [ids for ids, _, _ in fitted]
         self.masks = [place for _, place, _ in fitted]
-        super().__init__(labels, [len(text) for text in self.texts], len(words), device, balanced=balanced)
+        lengths, names = [len(text) for text in self.texts], list(cloze.words.values())
+        super().__init__(
+            labels, lengths, names, device, lambda example: "[...]".join(cloze.sides(rows[example])), balanced=balanced
+        )
         if cut := sum(was for _, _, was in fitted):
             log.warning(
                 "%d of %d texts are longer than the %s tokens of the model and are cut.", cut, len(rows), max_length
