@@ -17,11 +17,9 @@ class NativeBackend(PackedBackend):
     cached: Literal[False] = False
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the layer's own matrix."""
         return cast(QuantLinear | QuantEmbedding, module).packed
 
     def grids(self, module: nn.Module) -> Mapping[str, Grid]:
-        """Return the grids of a linear layer's fields; a lookup table multiplies no input."""
         return super().grids(module) if isinstance(module, QuantLinear) else {}
 
     def dequantize(self, module: nn.Module) -> Tensor:

@@ -48,11 +48,7 @@ class RefusedBackend:
 
 
 def reason(name: str) -> str:
-    """Return why a class is refused and what to do instead, or nothing if it is not.
-
-    Args:
-        name: the dotted name of the class.
-    """
+    """Return why a class of this dotted name is refused and what to do instead, or nothing if it is not."""
     entry, (*_, file, last) = BACKENDS.get(name), name.split(".")
     return entry.why.format(file=file, name=last) if isinstance(entry, Refused) else ""
 

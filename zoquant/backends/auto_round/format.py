@@ -29,7 +29,6 @@ class AutoRoundFormat(FolderFormat):
     library = "auto_round"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix that has a `qweight`."""
         said = folder.quantization
         packing = said.get("packing_format") or said.get("backend") or "auto_round:auto_gptq"
         act_bits = said.get("act_bits", _HALF)

@@ -33,7 +33,6 @@ class CompressedTensorsFormat(FolderFormat):
         return {path: _first(folder, path, schemes) for path in dict.fromkeys(paths)}
 
     def summarize(self, path: Path) -> Summary:
-        """Return what the config and the headers say, activations included."""
         summary = super().summarize(path)
         return replace(summary, notes=[*summary.notes, *activations(open_folder(path))])
 

@@ -52,7 +52,6 @@ class HQQFormat(FolderFormat):
             return False
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix with packed words."""
         layers = {path: _layer(folder, path) for path in folder.paths("W_q")}
         if not layers:
             raise folder.error("W_q", "at least one matrix with W_q", "none")

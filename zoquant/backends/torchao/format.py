@@ -29,7 +29,6 @@ class TorchAOFormat(FolderFormat):
     library = "torchao"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix that the metadata describes."""
         found: dict[str, StoredMatrix] = {}
         for name in folder.metadata:
             path, dot, parameter = name.rpartition(".")

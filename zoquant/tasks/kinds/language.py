@@ -31,7 +31,6 @@ class LanguageModeling(SequenceExamples[Sequences]):
         self.texts = texts
 
     def batch(self, examples: Sequence[int]) -> Sequences:
-        """Return some texts as a batch."""
         return Sequences.of([self.texts[i] for i in examples], self.device)
 
     @torch.no_grad()
