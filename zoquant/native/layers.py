@@ -96,6 +96,8 @@ class QuantWeight(PackedWeight):
         return super().product(x, dtype, factors)
 
     def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
+        # Weights are linear in all fields of a block together: decoded from a one in a field and zeros in the others,
+        # they say what each of them is multiplied with.
         if any(self.value(field.name).dim() != 2 for field in self.fields):
             super().add_field_gradients(rows, gradient, into)
             return

@@ -48,6 +48,7 @@ class ScalarWeight(PackedWeight):
         return next(values.data for values in self.numbers if values.spec is not None and values.spec.name == name)
 
     def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
+        # Autograd goes from the numbers of the groups to the fields alone, and never sees a number a weight.
         leaves = {name: self.value(name).detach().float().requires_grad_() for name in into}
         with torch.enable_grad(), self._instead(leaves):
             parts = [values.at(rows) for values in self.applied]
