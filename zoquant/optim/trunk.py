@@ -51,9 +51,6 @@ class Trunk:
         In a forward that leaves layers out, what they pass to each other is a tensor on the device `meta`, which has a
         shape and no values: a loss of hidden states below the views raises an error of torch.
 
-        Args:
-            repeat: how often the batch of each forward stands one below the other.
-
         Raises:
             UnsupportedLayoutError: the model calls its layers in another way than in the first forward.
         """

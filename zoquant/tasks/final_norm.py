@@ -13,10 +13,7 @@ from zoquant.views.dry_run import ordinary_ids, trial
 
 
 def final_norm(model: nn.Module) -> str:
-    """Return the path of the norm whose output is the last hidden state.
-
-    Args:
-        model: a causal language model of transformers.
+    """Return the path of the norm of a causal language model of transformers whose output is the last hidden state.
 
     Raises:
         UnsupportedLayoutError: there is none, or a task cannot score tokens by the model's hidden states.

@@ -74,11 +74,7 @@ class ConfigFile:
             raise ConfigError(f"{where}: {error}", error.key) from error
 
     def line_of(self, key: str) -> int | None:
-        """Return the number of the line that a key stands on, None where it is not to be found.
-
-        Args:
-            key: its name; `"table.name"` for one in a table.
-        """
+        """Return the line that a key, or a `table.name`, stands on; None where it is not to be found."""
         lines = toml_lines(self.text) if self.path.suffix == ".toml" else yaml_lines(self.text)
         return next((number for name, number in lines if name == key), None)
 
@@ -132,9 +128,6 @@ def _inside(value: Any) -> Iterable[Any]:
 
 def toml_text(values: Mapping[str, Any]) -> str:
     """Return values by key as TOML, with the tables at its end.
-
-    Args:
-        values: text, numbers, bools, sequences and mappings of such.
 
     Raises:
         ConfigError: a text is none, since it holds half of a character.
