@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from zoquant.native import PackedWeight, QuantEmbedding, QuantLinear
 from zoquant.protocol import Grid
-from zoquant.views.packed_backend import PackedBackend
+from zoquant.views.packed_backend import PackedBackend, random_input, some_rows
 
 
 class NativeBackend(PackedBackend):
@@ -18,11 +17,9 @@ class NativeBackend(PackedBackend):
     cached: Literal[False] = False
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the layer's own matrix."""
         return cast(QuantLinear | QuantEmbedding, module).packed
 
     def grids(self, module: nn.Module) -> Mapping[str, Grid]:
-        """Return the grids of a linear layer's fields; a lookup table multiplies no input."""
         return super().grids(module) if isinstance(module, QuantLinear) else {}
 
     def dequantize(self, module: nn.Module) -> Tensor:
@@ -34,5 +31,5 @@ class NativeBackend(PackedBackend):
         """Return random numbers float32 `[2, in_features]`, or the first rows' indices for a lookup table."""
         packed = self.packed(module)
         if isinstance(module, QuantEmbedding):
-            return torch.arange(min(4, packed.rows), device=packed.device)
-        return torch.randn(2, packed.columns, generator=torch.Generator().manual_seed(0)).to(packed.device)
+            return some_rows(packed.rows, packed.device)
+        return random_input(packed.columns, packed.device)

@@ -35,36 +35,20 @@ class RefusedBackend:
     name = "refused"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Refuse the layer.
-
-        Raises:
-            UnsupportedLayoutError: always; it says why, and what to do instead.
-        """
+        """Refuse the layer."""
         raise _refusal(module)
 
     def dequantize(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
+        """Refuse the layer, as `open` does."""
         raise _refusal(module)
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Refuse the layer, as `open` does.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
+        """Refuse the layer, as `open` does."""
         raise _refusal(module)
 
 
 def reason(name: str) -> str:
-    """Return why a class is refused and what to do instead, or nothing if it is not.
-
-    Args:
-        name: the dotted name of the class.
-    """
+    """Return why a class of this dotted name is refused and what to do instead, or nothing if it is not."""
     entry, (*_, file, last) = BACKENDS.get(name), name.split(".")
     return entry.why.format(file=file, name=last) if isinstance(entry, Refused) else ""
 

@@ -52,7 +52,6 @@ class QuantWeight(PackedWeight):
         return self.codec.fields
 
     def value(self, name: str) -> Tensor:
-        """Return the storage of one continuous field."""
         tensor: Tensor = getattr(self, name)
         return tensor
 
@@ -66,11 +65,9 @@ class QuantWeight(PackedWeight):
         return {name: Grid((value.shape[0], value.shape[1]), rows, columns) for name, value in values.items()}
 
     def decode_rows(self, rows: Rows) -> Tensor:
-        """Decode some rows of the matrix, see `PackedWeight.decode_rows`."""
         return self.decode_rows_to(rows, torch.float32)
 
     def decode_rows_to(self, rows: Rows, dtype: torch.dtype) -> Tensor:
-        """Decode some rows of the matrix and round them, see `PackedWeight.decode_rows_to`."""
         found = decoded_on_gpu(self, rows, dtype)
         if found is not None:
             return found
@@ -99,11 +96,8 @@ class QuantWeight(PackedWeight):
         return super().product(x, dtype, factors)
 
     def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
-        """Add the gradient by some fields, see `PackedWeight.add_field_gradients`.
-
-        Weights are linear in all fields of a block together: decoded from a one in a field and zeros in the others,
-        they say what each of them is multiplied with.
-        """
+        # Weights are linear in all fields of a block together: decoded from a one in a field and zeros in the others,
+        # they say what each of them is multiplied with.
         if any(self.value(field.name).dim() != 2 for field in self.fields):
             super().add_field_gradients(rows, gradient, into)
             return

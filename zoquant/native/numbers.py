@@ -18,13 +18,7 @@ _MARK = 1 << 40
 def numbers_of(values: Values, rows: int, columns: int, wanted: Rows | None = None) -> Numbers | None:
     """Return the numbers of a matrix as a kernel reads them, where they lie if they are factors as they are.
 
-    Numbers that have to be decoded first, such as nested absmax, are decoded at every call.
-
-    Args:
-        values: the numbers.
-        rows: rows of the matrix.
-        columns: columns of the matrix.
-        wanted: the rows of which numbers are decoded, where they have to be; None for all.
+    Numbers that have to be decoded first, such as nested absmax, are decoded at every call, those of `wanted` or all.
 
     Returns:
         None where each column has numbers of its own that would have to be decoded, or groups do not divide a row.

@@ -48,10 +48,7 @@ class ScalarWeight(PackedWeight):
         return next(values.data for values in self.numbers if values.spec is not None and values.spec.name == name)
 
     def add_field_gradients(self, rows: Rows, gradient: Tensor, into: Mapping[str, Tensor]) -> None:
-        """Add the gradient by some fields, see `PackedWeight.add_field_gradients`.
-
-        Autograd goes from the numbers of the groups to the fields alone, and never sees a number a weight.
-        """
+        # Autograd goes from the numbers of the groups to the fields alone, and never sees a number a weight.
         leaves = {name: self.value(name).detach().float().requires_grad_() for name in into}
         with torch.enable_grad(), self._instead(leaves):
             parts = [values.at(rows) for values in self.applied]
@@ -140,7 +137,6 @@ class AffineWeight(ScalarWeight):
         return out
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
-        """Return codes, scale, zero, shift and offset as a kernel reads them, see `PackedWeight.operands`."""
         codes = self.codes.in_words()
         if codes is None:
             return None
@@ -201,7 +197,6 @@ class TableWeight(ScalarWeight):
         return out
 
     def operands(self, rows: Rows | None = None) -> Operands | None:
-        """Return codes, table and scales as a kernel reads them, see `PackedWeight.operands`."""
         codes = self.codes.in_words()
         if codes is None:
             return None

@@ -61,12 +61,7 @@ class Values(nn.Module):
         return part.to(torch.float32).unsqueeze(-1)
 
     def grid(self, rows: int, columns: int) -> Grid | None:
-        """Return how the numbers lie over a matrix; None if they are no grid, or no factors of its weights.
-
-        Args:
-            rows: rows of the matrix.
-            columns: columns of the matrix.
-        """
+        """Return how the numbers lie over a matrix; None if they are no grid, or no factors of its weights."""
         decoded_elsewhere = type(self).at is not Values.at
         if self.spec is None or decoded_elsewhere or not (self.decode is None or _is_linear(self.decode, self.data)):
             return None
@@ -77,13 +72,6 @@ def grid_of(
     data: Tensor, lookup: GroupLookup, rows: int, columns: int, *, group_of: Tensor | None = None
 ) -> Grid | None:
     """Return the grid that a lookup makes of a tensor, found by sending the numbers of its elements through it.
-
-    Args:
-        data: the tensor of the file.
-        lookup: which of its elements belong to some rows of the matrix.
-        rows: rows of the matrix.
-        columns: columns of the matrix.
-        group_of: for every column its group, see `Values`.
 
     Returns:
         None if the elements do not form rows and columns, one each.

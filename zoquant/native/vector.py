@@ -49,7 +49,6 @@ class VectorWeight(PackedWeight):
         return self.codebooks if self.scale is None or name == self.codebook_spec.name else self.scale.data
 
     def grids(self) -> Mapping[str, Grid]:
-        """Return the grid of the scale."""
         found = None if self.scale is None else self.scale.grid(self.rows // self.height, self.columns)
         if self.scale is None or self.scale.spec is None or found is None:
             return {}

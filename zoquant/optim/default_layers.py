@@ -17,9 +17,6 @@ def upper_middle(paths: Iterable[str]) -> tuple[str, ...]:
     The depth is counted in the list of modules with the most numbers, such as `model.layers.<n>`. Of a path the first
     number alone counts: a list within a layer, such as that of its experts, is no depth.
 
-    Args:
-        paths: paths of layers in their model.
-
     Returns:
         A pattern a layer, `"model.layers.15.*"`; none if no path has a number.
     """

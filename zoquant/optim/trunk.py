@@ -51,9 +51,6 @@ class Trunk:
         In a forward that leaves layers out, what they pass to each other is a tensor on the device `meta`, which has a
         shape and no values: a loss of hidden states below the views raises an error of torch.
 
-        Args:
-            repeat: how often the batch of each forward stands one below the other.
-
         Raises:
             UnsupportedLayoutError: the model calls its layers in another way than in the first forward.
         """
@@ -186,11 +183,7 @@ class _Remember:
 def _recalled(
     kept: Any, beside: Iterator[Call], last: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run no layer; the last one returns what was kept.
-
-    Raises:
-        OpaqueError: a layer gets something else than in the forward whose output was kept.
-    """
+    """Run no layer; the last one returns what was kept."""
     if not next(beside).same(Call.of(args[1:], kwargs)):
         raise OpaqueError
     return kept if last else _like(kept, torch.empty_like(args[0], device="meta"))

@@ -96,10 +96,6 @@ class Delta:
     def put(self, views: Views, what: str = "delta") -> None:
         """Let a model compute with this delta: views that it does not name go back to their base.
 
-        Args:
-            views: views of the same base.
-            what: where the delta comes from, for the messages.
-
         Raises:
             BaseMismatchError: it was made on another base, or moves views apart that share their delta here.
             CheckpointError, ShapeError, ValueRangeError: it is damaged. Nothing has changed.

@@ -28,11 +28,7 @@ class Encoder:
         self.tokenizer, self.max_length, self.prefix = tokenizer, max_length, prefix
 
     def prompts(self, texts: Sequence[str], after: Sequence[int]) -> list[list[int]]:
-        """Return the token ids of prompts.
-
-        Args:
-            texts: the prompts; an empty one becomes the token that begins a text.
-            after: how many tokens each must leave room for.
+        """Return the token ids of prompts that leave room for `after` tokens; an empty one becomes what begins a text.
 
         Raises:
             DataError: what follows a prompt leaves no room for it.

@@ -1,11 +1,11 @@
 """The norm that a causal language model ends with: what goes into it, and what the head makes of it."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.tasks.scoring import hidden_states
@@ -13,10 +13,7 @@ from zoquant.views.dry_run import ordinary_ids, trial
 
 
 def final_norm(model: nn.Module) -> str:
-    """Return the path of the norm whose output is the last hidden state.
-
-    Args:
-        model: a causal language model of transformers.
+    """Return the path of the norm of a causal language model of transformers whose output is the last hidden state.
 
     Raises:
         UnsupportedLayoutError: there is none, or a task cannot score tokens by the model's hidden states.
@@ -38,24 +35,14 @@ def final_norm(model: nn.Module) -> str:
     return found[-1]
 
 
-@contextmanager
-def left_out(norm: nn.Module) -> Iterator[None]:
+def left_out(norm: nn.Module) -> RemovableHandle:
     """Let a norm give back what goes into it, within a `with`."""
-    handle = norm.register_forward_hook(lambda module, inputs, output: inputs[0])
-    try:
-        yield
-    finally:
-        handle.remove()
+    return norm.register_forward_hook(lambda module, inputs, output: inputs[0])
 
 
-@contextmanager
-def _noting(path: str, module: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+def _noting(path: str, module: nn.Module, outputs: dict[str, Tensor]) -> RemovableHandle:
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             outputs[path] = output
 
-    handle = module.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return module.register_forward_hook(note)

@@ -219,11 +219,7 @@ class TaskSettings:
         return bare.replace("{", "{{").replace("}", "}}") + (" " if spaced and bare else "") + LABEL
 
     def _answer(self, prompt: Prompt, row: Row, number: int) -> str:
-        """Return what is right after the prompt of a row.
-
-        Raises:
-            DataError: the row does not say.
-        """
+        """Return what is right after the prompt of a row."""
         if isinstance(prompt, Template):
             return prompt.words[row[prompt.label]]
         if self.kind == "generation":

@@ -119,11 +119,7 @@ def _fields(text: str) -> list[str]:
 
 
 def _refuse_formats(text: str) -> None:
-    """Refuse what Python's formats can do beyond a name: a field a billion letters wide, parts of an object.
-
-    Raises:
-        DataError: a field is more than a name, or braces do not match.
-    """
+    """Refuse what Python's formats can do beyond a name: a field a billion letters wide, parts of an object."""
     try:
         fields = [field for field in Formatter().parse(text) if field[1] is not None]
     except ValueError as error:

@@ -43,12 +43,7 @@ MASKED = BestStep("accuracy", 10)
 
 @contextmanager
 def holding(views: Views, delta: Delta) -> Iterator[None]:
-    """Let a model hold another delta of its base for a while.
-
-    Args:
-        views: views of the model.
-        delta: of the same views.
-    """
+    """Let a model hold another delta of its base for a while."""
     held = {key: views.delta(key) for key in views.keys}
     views.set_delta(delta.values)
     try:

@@ -129,11 +129,7 @@ def finetune(
 
 
 def _check(config: Config, objective: str | Objective, reward: Reward | None) -> None:
-    """Refuse what cannot be learned so, before the model is loaded.
-
-    Raises:
-        DataError, ValueError: the task has no such objective, or rows and columns cannot be.
-    """
+    """Refuse what cannot be learned so, before the model is loaded."""
     if isinstance(objective, str):
         check_objective(config.asked.kind, objective, reward)
     if config.settings.gradient == "backward" and objective != "loss" and not config.settings.forward_steps:
@@ -146,11 +142,7 @@ def _check(config: Config, objective: str | Objective, reward: Reward | None) ->
 
 
 def _check_linear_probe(config: Config, objective: str | Objective) -> None:
-    """Refuse a linear probe of what is no choice among label words.
-
-    Raises:
-        DataError, ConfigError, ValueError: see above.
-    """
+    """Refuse a linear probe of what is no choice among label words."""
     if config.asked.kind != "classification" or objective != "loss":
         raise DataError(
             f"gradient is linear-probe, which fits the loss of label words, not task {config.asked.task} with "

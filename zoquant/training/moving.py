@@ -57,13 +57,7 @@ class Moving:
         """Choose the subspace if it is `"auto"`, and of rows and columns the layers if no pattern says which; attach.
 
         Whether a model's layers can be probed from outside is tried in a forward of two examples, so that a run does
-        not find out in its first step.
-
-        Args:
-            settings: of the run.
-            model: the model.
-            task: what it learns.
-            begun: the subspace that `"auto"` came to when the run began; None for a new run.
+        not find out in its first step. `begun` is what `"auto"` came to when the run began.
 
         Raises:
             DataError: rows and columns are asked for, but the task does not tell the loss of each example.
@@ -107,10 +101,6 @@ def _against(settings: Settings, task: Task[Any]) -> str | None:
 def check_rows_columns(per_example: bool, task: str) -> None:
     """Refuse rows and columns where they cannot be.
 
-    Args:
-        per_example: whether the task tells the loss of each example.
-        task: what messages call it.
-
     Raises:
         DataError: it does not.
         ValueError: several processes share a step.
@@ -147,11 +137,7 @@ def _attached(settings: Settings, model: nn.Module) -> Moving:
 
 
 def _try(found: Moving, model: nn.Module, task: PerExample[Any]) -> None:
-    """Probe the model once with the first examples of the run. It stays as it was.
-
-    Raises:
-        UnsupportedLayoutError, ShapeError: a layer cannot be probed from outside.
-    """
+    """Probe the model once with the first examples of the run. It stays as it was."""
     batch = task.batch_of_step(found.settings.seed, 0, _TRIED)
 
     def losses(repeat: int) -> Tensor:

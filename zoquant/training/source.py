@@ -94,11 +94,7 @@ class OpenedSource:
 
 
 def _device(said: str) -> torch.device:
-    """Return the device that somebody named.
-
-    Raises:
-        ValueError: it is unknown, or a GPU that is not there.
-    """
+    """Return the device that somebody named."""
     try:
         device = torch.device(said)
     except RuntimeError as error:

@@ -79,11 +79,7 @@ class Steps:
             return self._micro_batches.fit(0, [part for batch in batches for part in batch], calibrate)
 
     def begin(self, numbers: dict[str, Any] | None) -> None:
-        """Get ready for the first step of this life of the run.
-
-        Args:
-            numbers: lr, eps and clip where they were chosen; None where all were given.
-        """
+        """Get ready for the first step of this life of the run, with lr, eps and clip where they were chosen."""
         group = self.optimizer.param_groups[0]
         if numbers is not None:
             group.update({name: numbers[name] for name in ("lr", "eps", "clip")})

@@ -46,6 +46,16 @@ class PackedBackend(ABC):
         """Return random numbers `[2, in_features]` in the dtype of the first field; of a lookup table some rows."""
         packed = self.packed(module)
         if isinstance(module, nn.Embedding):
-            return torch.arange(min(4, packed.rows), device=packed.device)
-        x = torch.randn(2, packed.columns, generator=torch.Generator().manual_seed(0))
-        return x.to(packed.value(packed.fields[0].name))
+            return some_rows(packed.rows, packed.device)
+        first = packed.value(packed.fields[0].name)
+        return random_input(packed.columns, first.device, first.dtype)
+
+
+def random_input(columns: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return random numbers `[2, columns]`, the same every time."""
+    return torch.randn(2, columns, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+def some_rows(count: int, device: torch.device) -> Tensor:
+    """Return the indices of the first rows of a lookup table, int64 `[4]` or fewer."""
+    return torch.arange(min(4, count), device=device)

@@ -31,11 +31,7 @@ class AQLMBackend(PackedBackend):
     name = "aqlm"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views of `scales` `[row groups, 1, 1, 1]` and `codebooks` `[codebooks, entries, height, width]`.
-
-        Raises:
-            UnsupportedLayoutError: the layer has no weights yet, or codes of another shape than its settings say.
-        """
+        """Return the views `scales` `[row groups, 1, 1, 1]` and `codebooks` `[codebooks, entries, height, width]`."""
         layer: Any = module
         if layer.codes.is_meta or layer.codebooks.is_meta:
             raise UnsupportedLayoutError("QuantizedLinear has no weights yet. Load them before attach.")
@@ -50,7 +46,6 @@ class AQLMBackend(PackedBackend):
         return super().open(module)
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the matrix over the layer's own tensors."""
         return aqlm_weight({name: getattr(module, name).detach() for name in PARTS})
 
 

@@ -29,12 +29,6 @@ class AutoRoundFormat(FolderFormat):
     library = "auto_round"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix that has a `qweight`.
-
-        Raises:
-            CheckpointError: the packing is none of GPTQ or AWQ, activations are quantized or rotated, or a tensor has
-                another shape than the config says.
-        """
         said = folder.quantization
         packing = said.get("packing_format") or said.get("backend") or "auto_round:auto_gptq"
         act_bits = said.get("act_bits", _HALF)

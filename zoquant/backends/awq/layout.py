@@ -39,14 +39,7 @@ _PER_WORD = 8
 
 
 def awq_layout(kind: str, size: int, *, zeros: str = "qzeros", type: str = "") -> AffineLayout:
-    """Return a layout.
-
-    Args:
-        kind: `GEMM`, `GEMV` or `FAST`.
-        size: columns of a group, 0 for all of them.
-        zeros: what the file calls the zeros; llm-awq says `scaled_zeros`.
-        type: what `zoquant inspect` calls it.
-    """
+    """Return the layout of a kind in groups of `size` columns, 0 for all of them; llm-awq says `scaled_zeros`."""
     type, block, int32 = type or f"awq {kind} g{size}", (1, size), (torch.int32,)
     if kind == GEMM:
         zero = PackedZeros(zeros, block, transposed=True, bits=BITS, order=_NIBBLE)

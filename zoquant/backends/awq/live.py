@@ -25,17 +25,12 @@ class GEMMBackend(PackedBackend):
     kind = GEMM
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views of `scales`, and with `gemv_fast` of the zeros, in the shape of the file.
-
-        Raises:
-            UnsupportedLayoutError: other than 4 bits.
-        """
+        """Return the views of `scales`, and with `gemv_fast` of the zeros, in the shape of the file."""
         _check_bits(module)
         fields = self.packed(module).fields
         return [BufferView(field.name, module, dtype=field.dtype) for field in fields]
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the matrix over the layer's own tensors."""
         layer: Any = module
         zeros = getattr(layer, "zeros_name", "qzeros")  # GPTQModel's layers of llm-awq have another
         return awq_layout(self.kind, max(layer.group_size, 0), zeros=zeros).weight_of(layer)
@@ -87,11 +82,7 @@ class AVX512Backend(gptq.AVX512Backend):
     name = "awq"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of `scales`, `[groups, out_features]`, in the dtype that the model was loaded in.
-
-        Raises:
-            UnsupportedLayoutError: other than 4 bits.
-        """
+        """Return the view of `scales`, `[groups, out_features]`, in the dtype that the model was loaded in."""
         _check_bits(module)
         return super().open(module)
 

@@ -22,12 +22,6 @@ class BitNetFormat(FolderFormat):
     notes = ("activations: rounded to int8 for each token by transformers, left in floating point by native layers",)
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every ternary matrix by the path of its module.
-
-        Raises:
-            CheckpointError: a scale is missing or of another shape.
-            UnsupportedLayoutError: the weights are quantized in every forward, or the layers do more than multiply.
-        """
         divided = _is_divided(folder)
         for path in folder.paths("weight_scale"):
             if not divided and folder.held(path, ["bias"]):

@@ -26,11 +26,7 @@ class BitNetBackend:
     name = "bitnet"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of `weight_scale`, `[1]`.
-
-        Raises:
-            UnsupportedLayoutError: the layer has no scale, normalizes its input, or scales its bias too.
-        """
+        """Return the view of `weight_scale`, `[1]`."""
         layer: Any = module
         if getattr(layer, "online_quant", False):
             raise UnsupportedLayoutError(
@@ -50,7 +46,6 @@ class BitNetBackend:
         return [TensorView("weight_scale", "scale", layer.weight_scale)]
 
     def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, float32 `[out_features, in_features]`."""
         if not isinstance(module, nn.Linear):
             return bitnet_layout(divided=True).weight_of(module).dequantize()
         layer: Any = module

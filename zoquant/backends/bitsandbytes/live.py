@@ -30,11 +30,7 @@ class FourBitBackend(PackedBackend):
     name = "bitsandbytes"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of the level of absmax that is floating point.
-
-        Raises:
-            UnsupportedLayoutError: the weight is not quantized yet, or a forward packed it anew.
-        """
+        """Return the view of the level of absmax that is floating point."""
         layer: Any = module
         state = _state(layer)
         if getattr(state, "packing_format_for_cpu", False):
@@ -78,12 +74,7 @@ class EightBitBackend(PackedBackend):
     name = "bitsandbytes"
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the matrix over the codes and `SCB`; the first forward moves them, and keeps them.
-
-        Raises:
-            UnsupportedLayoutError: the weight is not quantized: it is still to be moved to its device, or the layer
-                was made with has_fp16_weights=True and quantizes at every forward.
-        """
+        """Return the matrix over the codes and `SCB`; the first forward moves them, and keeps them."""
         return EIGHT_BIT.weight(_codes_and_scale(module))
 
     def grids(self, module: nn.Module) -> Mapping[str, Grid]:

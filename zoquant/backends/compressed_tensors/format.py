@@ -28,18 +28,11 @@ class CompressedTensorsFormat(FolderFormat):
     reason = "compressed-tensors turns its layers into plain matrices at the first forward; their scales are dead then"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every quantized matrix by the path of its module.
-
-        Raises:
-            CheckpointError: tensors and config contradict each other.
-            UnsupportedLayoutError: see `read_schemes`.
-        """
         schemes = read_schemes(folder)
         paths = (path for mark in _MARKS for path in folder.paths(mark))
         return {path: _first(folder, path, schemes) for path in dict.fromkeys(paths)}
 
     def summarize(self, path: Path) -> Summary:
-        """Return what the config and the headers say, activations included."""
         summary = super().summarize(path)
         return replace(summary, notes=[*summary.notes, *activations(open_folder(path))])
 

@@ -94,11 +94,7 @@ class IntegerLayout(AffineLayout):
         return int(shape[0]), int(shape[1])
 
     def read(self, folder: Folder, matrix: StoredMatrix) -> AffineWeight:
-        """Return the matrix; a `weight_g_idx` with -1 stands for columns in their order.
-
-        Raises:
-            CheckpointError: it names a group that does not exist, or there are zero points that the config denies.
-        """
+        """Return the matrix; a `weight_g_idx` with -1 stands for columns in their order."""
         layout = self
         if self.group_of and bool((folder.read(f"{matrix.path}.{self.group_of}") == -1).any()):
             layout = replace(self, group_of="")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
+from zoquant.views.packed_backend import random_input, some_rows
 from zoquant.views.stored_form import plain_view
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -23,11 +24,7 @@ class DenseBackend:
     name = "dense"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return a view of every plain parameter that the module itself holds, and of its bias wherever it is kept.
-
-        Raises:
-            UnsupportedLayoutError: a parameter is on the meta device, its numbers somewhere else.
-        """
+        """Return a view of every plain parameter that the module itself holds, and of its bias wherever it is kept."""
         views: list[ScaleView] = []
         for name, tensor in _plain(module):
             if tensor.is_meta:
@@ -38,26 +35,16 @@ class DenseBackend:
         return views
 
     def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight, float32 `[out_features, in_features]`; for a lookup table `[rows, columns]`.
-
-        Raises:
-            UnsupportedLayoutError: the module does not multiply with one matrix.
-        """
+        """Return the weight, float32 `[out_features, in_features]`; for a lookup table `[rows, columns]`."""
         weight = _matrix(module).detach().float()
         return weight.t() if _is_transposed(module) else weight
 
     def sample_input(self, module: nn.Module) -> Tensor:
-        """Return random numbers `[2, in_features]` in the dtype of the weight, or indices `[n]` for a lookup table.
-
-        Raises:
-            UnsupportedLayoutError: the module does not multiply with one matrix.
-        """
+        """Return random numbers `[2, in_features]` in the dtype of the weight, or indices `[n]` for a lookup table."""
         weight = _matrix(module)
         if isinstance(module, nn.Embedding):
-            return torch.arange(min(4, module.num_embeddings), device=weight.device)
-        columns = weight.shape[0 if _is_transposed(module) else 1]
-        x = torch.randn(2, columns, generator=torch.Generator().manual_seed(0))
-        return x.to(weight.device, weight.dtype)
+            return some_rows(module.num_embeddings, weight.device)
+        return random_input(weight.shape[0 if _is_transposed(module) else 1], weight.device, weight.dtype)
 
 
 def _plain(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

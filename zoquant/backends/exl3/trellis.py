@@ -21,11 +21,7 @@ _BYTES_SCALE, _BYTES_BIAS = 0x1EEE, 0xC931
 
 
 def codebook(name: str) -> Tensor:
-    """Return the number of every state, float32 `[65536]`.
-
-    Args:
-        name: `3inst`, `mcg` or `mul1`.
-    """
+    """Return the number of every state of `3inst`, `mcg` or `mul1`, float32 `[65536]`."""
     x = (torch.arange(_STATES) * _MULTIPLIERS[name] + _ADDEND.get(name, 0)) & 0xFFFFFFFF
     if name == "mul1":
         total = sum((x >> shift) & 255 for shift in (0, 8, 16, 24)) + _BYTES_OFFSET

@@ -23,11 +23,6 @@ _EXPERTS = ("qwen2moe", "qwen3moe", "mixtral")
 def config_of(header: Header, architecture: Architecture, rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
     """Return the arguments of transformers' configuration class.
 
-    Args:
-        header: the file.
-        architecture: its kind.
-        rope_factors: the values of the file's rope tensors, by name.
-
     Raises:
         CheckpointError: a key is missing or contradicts the tensors, or zoquant cannot do what it asks for.
     """

@@ -41,9 +41,6 @@ class GGUFFormat:
 
         Values are those of the file, also where the model holds them in another form: the norms of Gemma, to which the
         file adds 1, weights and biases in llama.cpp's rope order, and numbers of 16 bits, some of which become float32.
-
-        Raises:
-            CheckpointError: a header is broken, a shard is missing, or zoquant does not know the kind of model.
         """
         header = read_model(path)
         if header.architecture in diffusion.ARCHITECTURES:
@@ -72,11 +69,7 @@ class GGUFFormat:
         return empty_model(read_model(path))
 
     def open_native(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Return the model on native layers and its tokenizer, or None for a file without one.
-
-        Raises:
-            CheckpointError: the file is broken, or asks for what zoquant cannot do.
-        """
+        """Return the model on native layers and its tokenizer, or None for a file without one."""
         from zoquant.backends.gguf.model import build_model
         from zoquant.backends.gguf.tokenizer import build_tokenizer
 

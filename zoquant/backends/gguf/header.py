@@ -94,9 +94,6 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check the header of a GGUF file.
 
-    Args:
-        path: the file.
-
     Raises:
         CheckpointError: the file is missing, truncated, contradicts itself, or is no GGUF of version 2 or 3.
     """

@@ -16,7 +16,7 @@ from zoquant.backends.gguf.blocks import CODECS, BlockCodec
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import DenseWeight, PackedWeight, QuantWeight
 from zoquant.protocol import ScaleView
-from zoquant.views.packed_backend import PackedBackend
+from zoquant.views.packed_backend import PackedBackend, random_input
 from zoquant.views.tensor_views import BytesView
 
 
@@ -26,11 +26,7 @@ class GGUFLinearBackend(PackedBackend):
     name = "gguf-diffusers"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views, `[rows, groups]` each; a weight of BF16 has one of role `dense`.
-
-        Raises:
-            UnsupportedLayoutError: the weight is not the packed blocks of a type that zoquant knows.
-        """
+        """Return the views, `[rows, groups]` each; a weight of BF16 has one of role `dense`."""
         blocks = _blocks(module)
         if _type(module) == "BF16":
             rows, columns = blocks.shape[0], blocks.shape[1] // 2
@@ -53,8 +49,7 @@ class GGUFLinearBackend(PackedBackend):
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype that the layer multiplies in."""
         layer: Any = module
-        x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
-        return x.to(_blocks(module).device, layer.compute_dtype)
+        return random_input(layer.in_features, _blocks(module).device, layer.compute_dtype)
 
 
 def _view(name: str, role: Any, blocks: Tensor, start: int, shape: Any, step: int, dtype: torch.dtype) -> BytesView:

@@ -34,11 +34,6 @@ Part = tuple[Target, TensorInfo]
 def build_model(header: Header, *, compute_dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return the model that a file holds, in eval mode and without gradients.
 
-    Args:
-        header: the file's header.
-        compute_dtype: dtype of the matrix products.
-        device: where the packed words and the values go.
-
     Raises:
         CheckpointError: the file lacks a tensor, has one that the model has not, or asks for what zoquant cannot do.
     """

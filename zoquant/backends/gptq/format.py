@@ -83,11 +83,7 @@ class GPTQLayout(AffineLayout):
         return rows, columns
 
     def read(self, folder: Folder, matrix: StoredMatrix) -> AffineWeight:
-        """Return the matrix; how ones come back that were taken off its zeros is read off the codes.
-
-        Raises:
-            CheckpointError: `g_idx` names a group that there is not, or zeros are others than `sym` says.
-        """
+        """Return the matrix; how ones come back that were taken off its zeros is read off the codes."""
         tensors, size, zero = self.tensors(folder, matrix), (matrix.rows, matrix.columns), self.zero
         words, weight = tensors[zero.name], self.weight(tensors, size)
         if self.sym:

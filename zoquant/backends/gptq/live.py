@@ -5,7 +5,7 @@ tritonv2.py; auto-gptq 0.7.1, nn_modules/qlinear/qlinear_cuda.py, qlinear_cuda_o
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
 from zoquant.native.packed_rows import fields
 from zoquant.protocol import ScaleView
-from zoquant.views.packed_backend import PackedBackend
+from zoquant.views.packed_backend import PackedBackend, random_input
 from zoquant.views.tensor_views import TensorView
 
 _OLD = "cuda-old"
@@ -53,7 +53,7 @@ class TorchBackend:
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales."""
         layer: Any = module
-        return random_input(layer.in_features, layer.scales)
+        return random_input(layer.in_features, layer.scales.device, layer.scales.dtype)
 
 
 class EmbeddingBackend(TorchBackend):
@@ -99,8 +99,8 @@ class Int4PackBackend:
 
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the dtype of the scales, the only one after the first forward."""
-        layer: Any = module
-        return random_input(layer.in_features, pairs_or_scales(layer))
+        layer, like = cast(Any, module), pairs_or_scales(module)
+        return random_input(layer.in_features, like.device, like.dtype)
 
     def loaded_zeros(self, layer: Any) -> Tensor:
         """Return the integer zeros of a layer that has not run, `[groups, out_features]`."""
@@ -135,7 +135,7 @@ class AVX512Backend:
         """Return random numbers `[2, in_features]`, bfloat16 once the words are packed: the layer takes no other."""
         layer: Any = module
         dtype = torch.bfloat16 if layer.linear_mode == "inference" else _loaded_dtype(layer)
-        return random_input(layer.in_features, layer.scales.new_empty(0, dtype=dtype))
+        return random_input(layer.in_features, layer.scales.device, dtype)
 
 
 class AutoGPTQBackend(PackedBackend):
@@ -144,7 +144,6 @@ class AutoGPTQBackend(PackedBackend):
     name = "gptq"
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the matrix over the layer's own tensors."""
         layer: Any = module
         old = layer.QUANT_TYPE == _OLD
         wrap: Wrap = "fields" if old and layer.bits != 3 else "never"
@@ -157,11 +156,6 @@ def own_weight(layer: Any) -> Tensor:
     with torch.no_grad():
         weight: Tensor = type(layer).dequantize_weight(layer)
     return weight.t().float()
-
-
-def random_input(columns: int, like: Tensor) -> Tensor:
-    """Return random numbers `[2, columns]`, the same every time, in the dtype and on the device of a tensor."""
-    return torch.randn(2, columns, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _loaded_dtype(module: Any) -> torch.dtype:

@@ -44,7 +44,6 @@ class Int4PackView(BufferView):
         self._zeros = zeros
 
     def read(self) -> Tensor:
-        """Return a float32 copy of what the kernel reads."""
         pairs = pairs_of(self._module)
         return super().read() if pairs is None else pairs[..., 0].to(torch.float32, copy=True)
 

@@ -29,14 +29,6 @@ def check_symmetric(folder: Folder, name: str, words: Tensor, *, bits: int, rows
 
     Kernels that take `sym` at its word do not read the zeros, others do: the file would be two models.
 
-    Args:
-        folder: the checkpoint.
-        name: the tensor.
-        words: what it holds, int32 `[groups, words]`.
-        bits: bits of a zero.
-        rows: rows of the matrix.
-        minus_one: whether the config says that zeros are stored less one.
-
     Raises:
         CheckpointError: a zero is another one.
     """
@@ -53,14 +45,7 @@ def check_symmetric(folder: Folder, name: str, words: Tensor, *, bits: int, rows
 
 
 def wrap_alone(path: str, weight: AffineWeight, words: Tensor, *, bits: int) -> bool:
-    """Tell whether zeros that are stored less one had it taken off field by field, rather than off whole words.
-
-    Args:
-        path: the layer, for a warning where the codes do not decide it.
-        weight: the matrix, for its codes.
-        words: the zeros, int32 `[groups, words]`.
-        bits: bits of a zero.
-    """
+    """Tell whether zeros that are stored less one had it taken off field by field, rather than off whole words."""
     rows = slice(0, weight.rows)
     whole, alone = (packed_zeros(bits, minus_one=True, wrap=each)(words, rows) for each in _WRAPS)
     unlike = whole != alone

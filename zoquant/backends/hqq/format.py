@@ -52,12 +52,6 @@ class HQQFormat(FolderFormat):
             return False
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix with packed words.
-
-        Raises:
-            CheckpointError: a tensor is missing, or of another shape or dtype than the layer's settings say.
-            UnsupportedLayoutError: scale and zero point were saved in one tensor, as the old offloading did.
-        """
         layers = {path: _layer(folder, path) for path in folder.paths("W_q")}
         if not layers:
             raise folder.error("W_q", "at least one matrix with W_q", "none")
@@ -68,11 +62,6 @@ class HQQFormat(FolderFormat):
 
         hqq casts scales to the dtype that it computes in, so the model is loaded in the dtype of the file's scales.
         zoquant has read the file before hqq does: it holds tensors and plain values alone.
-
-        Raises:
-            UnsupportedLayoutError: hqq is not installed, or the file is safetensors, which neither hqq nor
-                transformers 5 loads.
-            CheckpointError: the checkpoint is damaged.
         """
         from zoquant.checkpoint.folder.tokenizer import build_tokenizer
 

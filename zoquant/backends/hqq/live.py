@@ -15,6 +15,7 @@ from zoquant.backends.hqq.weights import axis_groups
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native.values import grid_of
 from zoquant.protocol import Grid, Role, ScaleView
+from zoquant.views.packed_backend import random_input
 from zoquant.views.tensor_views import MemberView
 
 _PARTS: tuple[Role, ...] = ("scale", "zero")
@@ -37,9 +38,6 @@ class HQQBackend:
         """Return the views of `meta["scale"]` and `meta["zero"]`: `[groups, 1]` for axis 1, `[1, groups]` for axis 0.
 
         A member made under inference mode, as hqq's own quantizer leaves `zero`, is replaced by a copy that is not.
-
-        Raises:
-            UnsupportedLayoutError: scale and zero point are offloaded, or not there yet.
         """
         meta: dict[str, Any] = getattr(module, "meta", None) or {}
         _refuse(meta)
@@ -63,8 +61,7 @@ class HQQBackend:
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the layer's compute dtype: it takes no other."""
         layer: Any = module
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(2, layer.in_features, generator=generator).to(layer.W_q.device, layer.compute_dtype)
+        return random_input(layer.in_features, layer.W_q.device, layer.compute_dtype)
 
 
 def _views(meta: dict[str, Any], name: Role) -> Iterator[ScaleView]:

@@ -39,12 +39,7 @@ class Matrix:
 
 
 def read_matrix(folder: Folder, words: str, at: str) -> Matrix:
-    """Return what the settings say of a matrix.
-
-    Args:
-        folder: the checkpoint.
-        words: the tensor of its words.
-        at: what its settings' names start with.
+    """Return what the settings say of a matrix; their names start with `at`.
 
     Raises:
         CheckpointError: a setting is missing or out of range, or the words are not as many as it says.

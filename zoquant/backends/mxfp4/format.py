@@ -64,7 +64,6 @@ class ExpertLayer(StoredMatrix):
     expert: int
 
     def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix."""
         blocks, scales = (_part(folder.tensor(name), self.expert).read() for name in self.tensors)
         return _EXPERT.weight({"blocks": blocks.view(self.rows, -1), "scales": scales})
 

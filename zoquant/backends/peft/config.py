@@ -65,9 +65,6 @@ _LORA = re.compile(
 def peft_arguments(folder: Folder) -> dict[str, Any]:
     """Return the arguments for `peft.PeftConfig.from_peft_type`.
 
-    Args:
-        folder: the adapter's folder; `config` is its adapter_config.json.
-
     Raises:
         CheckpointError: a value is of another type than peft writes.
         UnsupportedLayoutError: another kind of adapter, or a key that is none of those above holds something.

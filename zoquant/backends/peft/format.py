@@ -55,16 +55,11 @@ class PeftFormat:
             return False
 
     def index(self, path: Path) -> Mapping[str, Span]:
-        """Return the place of every tensor, by the key that a live adapter of the name `default` has.
-
-        Raises:
-            CheckpointError: a file is missing or damaged, or holds numbers that are not plain.
-        """
+        """Return the place of every tensor, by the key that a live adapter of the name `default` has."""
         folder = _open(path)
         return {_key(name): folder.span(name, _role(name)) for name in folder.tensors}
 
     def summarize(self, path: Path) -> Summary:
-        """Return what the config and the header say."""
         folder = _open(path)
         base = folder.config.get("base_model_name_or_path")
         return Summary(
@@ -86,10 +81,6 @@ class PeftFormat:
             path: the adapter's folder; its config names the base.
             compute_dtype: dtype of the matrix products of the base.
             device: where the model goes.
-
-        Raises:
-            UnsupportedLayoutError: peft is not installed.
-            CheckpointError: the config names no base, or another adapter, or base and adapter do not fit.
         """
         folder = _open(path)
         (base, found), config = _base(folder), _config(folder)
@@ -98,23 +89,14 @@ class PeftFormat:
         return _with_adapter(path, config, found.open_native(base, compute_dtype=compute_dtype, device=device))
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Return the base on the layers of its own library, with the adapter on it, and its tokenizer.
-
-        Raises:
-            UnsupportedLayoutError: peft or the library of the base is not installed.
-            CheckpointError: the config names no base, or another adapter, or base and adapter do not fit.
-        """
+        """Return the base on the layers of its own library, with the adapter on it, and its tokenizer."""
         folder = _open(path)
         (base, found), config = _base(folder), _config(folder)
         return _with_adapter(path, config, _on_its_library(base, found, compute_dtype, device))
 
 
 def _open(path: Path) -> Folder:
-    """Read the config and the header.
-
-    Raises:
-        CheckpointError: see `PeftFormat.index`.
-    """
+    """Read the config and the header."""
     config, files = read_json(path / CONFIG), [path / name for name in TENSORS if (path / name).exists()]
     if not files:
         raise CheckpointError(f"{path}: expected {' or '.join(TENSORS)}, got neither. Get the whole adapter.")
@@ -139,12 +121,7 @@ def _role(name: str) -> Role:
 
 
 def _base(folder: Folder) -> tuple[Path, Format]:
-    """Return the place of the base that the config names, here or from the Hub, and its format.
-
-    Raises:
-        UnsupportedLayoutError: peft is not installed.
-        CheckpointError: the config names no base, or one that is an adapter, such as the folder itself.
-    """
+    """Return the place of the base that the config names, here or from the Hub, and its format."""
     path, base = folder.path, folder.config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(

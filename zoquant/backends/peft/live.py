@@ -26,11 +26,7 @@ class PeftLayerBackend:
     name = "peft"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views of the active adapter's parameters; those of a plain base layer are dense.
-
-        Raises:
-            UnsupportedLayoutError: the adapter is merged or disabled, or several are active at once.
-        """
+        """Return the views of the active adapter's parameters; those of a plain base layer are dense."""
         layer: Any = module
         active = _active(layer)
         views: list[ScaleView] = [
@@ -43,11 +39,7 @@ class PeftLayerBackend:
         return views
 
     def dequantize(self, module: nn.Module) -> Tensor:
-        """Return the weight of the base and the adapter together, float32 `[out_features, in_features]`.
-
-        Raises:
-            UnsupportedLayoutError: the layer does not multiply with one matrix.
-        """
+        """Return the weight of the base and the adapter together, float32 `[out_features, in_features]`."""
         layer: Any = module
         weight, active = _backend(layer.base_layer).dequantize(layer.base_layer), _active(layer)
         with torch.no_grad():
@@ -65,11 +57,7 @@ class PeftCopyBackend:
     name = "peft-copy"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views of the active copy's parameters.
-
-        Raises:
-            UnsupportedLayoutError: the adapter is disabled.
-        """
+        """Return the views of the active copy's parameters."""
         return [TensorView(name, "adapter", value) for name, value in _copy(module).named_parameters()]
 
     def dequantize(self, module: nn.Module) -> Tensor:
@@ -87,11 +75,7 @@ class PeftPromptBackend:
     name = "peft-prompt"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of the virtual tokens, `[tokens, width]`.
-
-        Raises:
-            UnsupportedLayoutError: a network makes the virtual tokens, and peft saves what it makes.
-        """
+        """Return the view of the virtual tokens, `[tokens, width]`."""
         encoder: Any = module
         if getattr(encoder, "prefix_projection", False):
             raise UnsupportedLayoutError(
@@ -144,11 +128,7 @@ def prompts_on_native(model: Any) -> Any:
 
 
 def _active(layer: Any) -> str | None:
-    """Return the name of the adapter that the forward adds, or None if this layer has no part in it.
-
-    Raises:
-        UnsupportedLayoutError: what is written to the adapter would not reach the forward, or several are active.
-    """
+    """Return the name of the adapter that the forward adds, or None if this layer has no part in it."""
     if layer.merged or layer.disable_adapters:
         state = "merged into its base" if layer.merged else "disabled"
         raise UnsupportedLayoutError(f"the adapter is {state}: unmerge and enable it before attach.")

@@ -44,11 +44,7 @@ class QuantoFormat(FolderFormat):
         return path.is_dir() and (path / QMAP).is_file()
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix that the map names. The shapes of 4- and 2-bit matrices stand in config.json alone.
-
-        Raises:
-            CheckpointError: a tensor is missing, left over, or of another shape or dtype than the map says.
-        """
+        """Return every matrix that the map names. The shapes of 4- and 2-bit matrices stand in config.json alone."""
         kinds = dict(_read_map(folder))
         model = empty_model(folder) if set(kinds.values()) & set(_FEW_BIT) else None
         found = {path: _layer(folder, path, kind, model) for path, kind in kinds.items()}
@@ -58,12 +54,7 @@ class QuantoFormat(FolderFormat):
         return found
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Return the model as quanto loads it, and its tokenizer. It computes in the dtype of the file.
-
-        Raises:
-            UnsupportedLayoutError: quanto is not installed.
-            CheckpointError: quanto refuses the checkpoint.
-        """
+        """Return the model as quanto loads it, and its tokenizer. It computes in the dtype of the file."""
         del compute_dtype
         try:
             from optimum.quanto import QuantizedModelForCausalLM

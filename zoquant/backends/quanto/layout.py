@@ -22,27 +22,13 @@ _SHIFTS = (*DENSE, torch.int8, torch.uint8)
 
 
 def eight_bit(dtype: torch.dtype, *, type: str = "", beside: tuple[str, ...] = ()) -> AffineLayout:
-    """Return the layout of 8 bits, for codes of a dtype.
-
-    Args:
-        dtype: int8 or float8.
-        type: what `zoquant inspect` calls it.
-        beside: other tensors of the layer.
-    """
+    """Return the layout of 8 bits, for codes of int8 or float8."""
     scale = StoredNumbers(SCALE, ROW, dims=2)
     return AffineLayout(type=type or f"{dtype}", codes=StoredCodes(CODES, (dtype,)), scale=scale, beside=beside)
 
 
 def few_bit(bits: int, size: int, shift: torch.dtype, *, type: str = "", beside: tuple[str, ...] = ()) -> AffineLayout:
-    """Return the layout of 4 or 2 bits.
-
-    Args:
-        bits: bits of a code.
-        size: columns of a group.
-        shift: dtype of the shifts, which are zero points where they are integers.
-        type: what `zoquant inspect` calls it.
-        beside: other tensors of the layer.
-    """
+    """Return the layout of 4 or 2 bits in groups of `size` columns; shifts of an integer dtype are zero points."""
     codes = StackedCodes(PACKED, (torch.uint8,), bits=bits, group=size)
     scale, shifts = FlatNumbers(SCALE, (1, size), dims=2), FlatNumbers(SHIFT, (1, size), _SHIFTS, dims=2)
     if shift.is_floating_point:
@@ -107,7 +93,6 @@ class StackedBits(Codes):
         self.bits, self.rows, self.columns = bits, rows, columns
 
     def read(self, rows: Rows) -> Tensor:
-        """Return the codes of some rows, uint8 `[len(rows), columns]`."""
         height, size = self.words.shape
         count = self.columns // size
         index = indices(rows, self.rows, self.words.device)

@@ -24,11 +24,7 @@ class QuantoBackend(PackedBackend):
     name = "quanto"
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the matrix over the tensors within the weight; the forward reads them at every call.
-
-        Raises:
-            UnsupportedLayoutError: the layer is not frozen, quantizes activations, or is in the order of some kernel.
-        """
+        """Return the matrix over the tensors within the weight; the forward reads them at every call."""
         weight = _weight(module)
         if type(weight).__name__ == "WeightQBytesTensor":
             return eight_bit(weight._data.dtype).weight({CODES: weight._data, SCALE: weight._scale})

@@ -87,11 +87,6 @@ class SymmetricLayout(AffineLayout):
         return matrix
 
     def read(self, folder: Folder, matrix: StoredMatrix) -> PackedWeight:
-        """Return the matrix.
-
-        Raises:
-            CheckpointError: there are zeros, and `symmetric` says that there are none.
-        """
         name = f"{matrix.path}.{self.unsaid.name}"
         if name in folder.tensors and bool(folder.read(name).any()):
             raise folder.error(name, "zeros of 0, as 'symmetric' says", "others")

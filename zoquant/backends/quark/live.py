@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import ScaleView
+from zoquant.views.packed_backend import random_input
 from zoquant.views.tensor_views import TensorView
 
 
@@ -20,11 +21,7 @@ class QuarkBackend:
     name = "quark"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the view of the scales in floating point; the forward reads them at every call.
-
-        Raises:
-            UnsupportedLayoutError: the layer quantizes activations, or its scales are powers of two.
-        """
+        """Return the view of the scales in floating point; the forward reads them at every call."""
         name, scale = _scale(module)
         return [TensorView(name, "scale", scale)]
 
@@ -38,8 +35,7 @@ class QuarkBackend:
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]`."""
         layer: Any = module
-        x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
-        return x.to(layer.weight.device)
+        return random_input(layer.in_features, layer.weight.device)
 
 
 def _scale(module: nn.Module) -> tuple[str, Tensor]:

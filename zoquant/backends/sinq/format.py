@@ -35,21 +35,11 @@ class SINQFormat(FolderFormat):
         return super().claims(quantization) or "sinq" in said
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every quantized matrix by the path of its module.
-
-        Raises:
-            CheckpointError: a tensor is missing, or does not fit the others and the JSON file beside them.
-            UnsupportedLayoutError: codes of a table of normal floats, or words stored as floating point.
-        """
         said = read_json(folder.path / SIDECAR)
         return {path: _layer(folder, path, _meta(folder, path, said)) for path in folder.paths("W_q")}
 
     def open_vendor(self, path: Path, *, compute_dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-        """Refuse: sinq loads its folders by a patch of transformers' `from_pretrained` that it makes on import.
-
-        Raises:
-            UnsupportedLayoutError: always.
-        """
+        """Refuse: sinq loads its folders by a patch of transformers' `from_pretrained` that it makes on import."""
         raise UnsupportedLayoutError(
             f"{path}: sinq loads its folders by replacing from_pretrained of every model of transformers, which "
             "zoquant does not start. Use runtime='native', or load the model with sinq and attach to it."

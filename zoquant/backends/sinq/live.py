@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.protocol import Role, ScaleView
+from zoquant.views.packed_backend import random_input
 from zoquant.views.tensor_views import MemberView, TensorView
 
 _PARTS: dict[str, Role] = {"scale": "scale", "zero": "zero", "scale2": "scale"}
@@ -26,11 +27,7 @@ class SINQBackend:
     name = "sinq"
 
     def open(self, module: nn.Module) -> Sequence[ScaleView]:
-        """Return the views of the tensors in `meta`; the forward reads them at every call.
-
-        Raises:
-            UnsupportedLayoutError: the layer is not quantized yet, or computes with GemLite's copies.
-        """
+        """Return the views of the tensors in `meta`; the forward reads them at every call."""
         layer: Any = module
         if not layer.ready or layer.meta is None:
             raise UnsupportedLayoutError("sinq: SINQLinear is not quantized yet. Load its weights before attach.")
@@ -51,8 +48,8 @@ class SINQBackend:
     def sample_input(self, module: nn.Module) -> Tensor:
         """Return random numbers `[2, in_features]` in the layer's compute dtype."""
         layer: Any = module
-        x = torch.randn(2, layer.meta["shape"][1], generator=torch.Generator().manual_seed(0))
-        return x.to(layer.W_q.device, layer.meta.get("compute_dtype") or layer.compute_dtype)
+        dtype = layer.meta.get("compute_dtype") or layer.compute_dtype
+        return random_input(layer.meta["shape"][1], layer.W_q.device, dtype)
 
 
 def _views(meta: dict[str, Any], name: str) -> Iterator[ScaleView]:

@@ -29,12 +29,6 @@ class TorchAOFormat(FolderFormat):
     library = "torchao"
 
     def layers(self, folder: Folder) -> Mapping[str, StoredMatrix]:
-        """Return every matrix that the metadata describes.
-
-        Raises:
-            CheckpointError: a tensor is missing, left over, of another shape or dtype than described, or of a class
-                that zoquant cannot run.
-        """
         found: dict[str, StoredMatrix] = {}
         for name in folder.metadata:
             path, dot, parameter = name.rpartition(".")
@@ -53,10 +47,6 @@ class TorchAOFormat(FolderFormat):
 
         It computes in the dtype that the config names, whatever `compute_dtype` says: torchao's weights multiply in the
         dtype that they were made in, and in no other.
-
-        Raises:
-            UnsupportedLayoutError: torchao is not installed.
-            CheckpointError: transformers refuses the checkpoint.
         """
         config = open_folder(path).config
         name = config.get("dtype") or config.get("torch_dtype")

@@ -14,7 +14,7 @@ from zoquant.backends.torchao.layout import INT4, torchao_layout
 from zoquant.errors import UnsupportedLayoutError
 from zoquant.native import PackedWeight
 from zoquant.protocol import Grid
-from zoquant.views.packed_backend import PackedBackend
+from zoquant.views.packed_backend import PackedBackend, random_input, some_rows
 
 
 class TorchAOBackend(PackedBackend):
@@ -26,11 +26,7 @@ class TorchAOBackend(PackedBackend):
     name = "torchao"
 
     def packed(self, module: nn.Module) -> PackedWeight:
-        """Return the matrix over the tensors within the weight; its forward reads them at every call.
-
-        Raises:
-            UnsupportedLayoutError: the weight is that of several experts, or also scales the activations.
-        """
+        """Return the matrix over the tensors within the weight; its forward reads them at every call."""
         weight = _weight(module)
         found = {name: getattr(weight, name, None) for name in ("qdata", "scale", "zero_point")}
         parts = {name: part for name, part in found.items() if part is not None}
@@ -52,13 +48,10 @@ class TorchAOBackend(PackedBackend):
         """
         weight = _weight(module)
         if isinstance(module, nn.Embedding):
-            return torch.arange(min(4, module.num_embeddings), device=weight.device)
-        x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
-        if getattr(weight, "act_quant_kwargs", None) is not None:
-            return x.to(weight.device, torch.bfloat16)
-        if getattr(weight, "activation_quantization", None) is not None:
-            x = (x > 0).to(x.dtype)
-        return x.to(weight.device, weight.dtype)
+            return some_rows(module.num_embeddings, weight.device)
+        coarse = getattr(weight, "act_quant_kwargs", None) is not None
+        x = random_input(weight.shape[1], weight.device, torch.bfloat16 if coarse else weight.dtype)
+        return (x > 0).to(x) if getattr(weight, "activation_quantization", None) is not None and not coarse else x
 
 
 def _weight(module: nn.Module) -> Any:

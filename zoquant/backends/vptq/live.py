@@ -23,11 +23,6 @@ class VPTQBackend(PackedBackend):
     name = "vptq"
 
     def packed(self, module: nn.Module) -> VPTQWeight:
-        """Return the matrix over the layer's own tensors.
-
-        Raises:
-            UnsupportedLayoutError: the indices are not packed, or are kept as floating point.
-        """
         layer: Any = module
         settings = {
             "vector_lens": (layer.outlier_vector_len, layer.vector_len),

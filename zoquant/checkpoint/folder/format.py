@@ -49,7 +49,8 @@ class FolderFormat(ABC):
         """Return every quantized matrix by the path of its module, reading headers alone.
 
         Raises:
-            CheckpointError: shapes and dtypes contradict each other or the config; the tensor is named.
+            CheckpointError: a tensor is missing, or shapes and dtypes contradict each other or the config; it is named.
+            UnsupportedLayoutError: the folder is whole, but native layers do not compute what is in it.
         """
 
     def prepare(self, model: nn.Module) -> None:

@@ -150,7 +150,6 @@ class LaidMatrix(StoredMatrix):
     layout: Layout = field(repr=False)
 
     def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix, see `Layout.read`."""
         return self.layout.read(folder, self)
 
 

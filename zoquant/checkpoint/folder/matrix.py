@@ -60,7 +60,6 @@ class MadeMatrix(StoredMatrix):
     make: Callable[[Mapping[str, Tensor]], PackedWeight] = field(repr=False, kw_only=True)
 
     def packed(self, folder: Folder) -> PackedWeight:
-        """Read the matrix."""
         return self.make({name.removeprefix(f"{self.path}."): folder.read(name) for name in self.tensors})
 
 
@@ -79,13 +78,7 @@ def refuse_experts(folder: Folder, dtypes: Iterable[torch.dtype]) -> None:
 
 
 def refuse_leftovers(folder: Folder, layers: Mapping[str, StoredMatrix], mark: str, expected: str) -> None:
-    """Refuse tensors that only a quantized matrix can have and that belong to none.
-
-    Args:
-        folder: the checkpoint.
-        layers: its matrices.
-        mark: what their names hold, for those of plain numbers.
-        expected: what a matrix would have needed.
+    """Refuse tensors of no matrix that only a quantized one can have: codes, and numbers with `mark` in the name.
 
     Raises:
         CheckpointError: there is one; it is named.

@@ -42,12 +42,6 @@ def of_backward(
 ) -> list[int]:
     """Return the bytes that are alive after each operation of a forward and a backward, beside gradients of deltas.
 
-    Args:
-        model: the model, all of whose layers are native.
-        loss: its loss on some examples.
-        roles: what would move.
-        checkpoint: as `GradientDescent` takes it.
-
     Raises:
         UnsupportedLayoutError: there is no list of layers to checkpoint, or the loss has no gradient.
     """

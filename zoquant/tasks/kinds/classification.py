@@ -40,7 +40,6 @@ class Batch(Labelled):
         return Batch(self.ids.repeat(times, 1), labels, lengths, self.rows * times, self.repeated * times)
 
     def part(self, start: int, stop: int) -> "Batch":
-        """Return some neighbouring examples."""
         each = len(self.rows) // self.weight
         rows = slice(start * each, stop * each)
         return Batch(self.ids[rows], self.labels[start:stop], self.lengths[start:stop], self.rows[rows])
@@ -93,7 +92,6 @@ class Classification(WordChoices[Batch]):
         self._tokens = torch.tensor([word[0] for word in self.words], device=device)
 
     def batch(self, examples: Sequence[int]) -> Batch:
-        """Return some examples as a batch."""
         return self._batch([self.prompts[i] for i in examples], [self.labels[i] for i in examples])
 
     def scores(self, model: nn.Module, batch: Batch, *, summed: bool = False) -> Tensor:

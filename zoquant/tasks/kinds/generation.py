@@ -36,7 +36,6 @@ class Questions(Sequences):
     examples: tuple[int, ...] = ()
 
     def part(self, some: slice) -> "Questions":
-        """Return some neighbouring rows."""
         return replace(super().part(some), examples=self.examples[some])
 
 
@@ -76,7 +75,6 @@ class Generation(SequenceExamples[Questions]):
         self.answers = [Scored.after(ids, answer) for ids, answer in zip(self.prompts, answers, strict=True)]
 
     def batch(self, examples: Sequence[int]) -> Questions:
-        """Return some examples as a batch."""
         found = Questions.of([self.answers[i] for i in examples], self.device)
         return replace(found, examples=tuple(examples))
 

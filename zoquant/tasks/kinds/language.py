@@ -31,7 +31,6 @@ class LanguageModeling(SequenceExamples[Sequences]):
         self.texts = texts
 
     def batch(self, examples: Sequence[int]) -> Sequences:
-        """Return some texts as a batch."""
         return Sequences.of([self.texts[i] for i in examples], self.device)
 
     @torch.no_grad()
@@ -163,11 +162,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
-    """Return messages as the template lays them out.
-
-    Raises:
-        DataError: it refuses them, or cannot write what they hold.
-    """
+    """Return messages as the template lays them out."""
     from jinja2 import TemplateError
 
     try:

@@ -54,7 +54,6 @@ class MaskedBatch(Labelled):
     masks: Tensor
 
     def part(self, start: int, stop: int) -> "MaskedBatch":
-        """Return some neighbouring examples."""
         return MaskedBatch(*(each[start:stop] for each in (self.ids, self.labels, self.seen, self.masks)))
 
 
@@ -103,7 +102,6 @@ class MaskedClassification(WordChoices[MaskedBatch]):
             )
 
     def batch(self, examples: Sequence[int]) -> MaskedBatch:
-        """Return some examples as a batch."""
         texts = [self.texts[i] for i in examples]
         ids, seen = padded(texts, self._fill), padded([[1] * len(text) for text in texts])
         masks, labels = (torch.tensor([values[i] for i in examples]) for values in (self.masks, self.labels))

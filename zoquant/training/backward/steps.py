@@ -100,12 +100,7 @@ class BackwardSteps:
         raise ValueError("a run by backwards has no numbers to calibrate.")
 
     def step(self) -> StepResult:
-        """Do the next step.
-
-        Raises:
-            LossError: a loss or a gradient is not finite; the step was undone and counts.
-            DoesNotFitError: one example alone needs more memory than there is.
-        """
+        """Do the next step."""
         step, chosen = self.done, self._settings
         self.descent.lr = self._lr * chosen.rate_at(step) * self.slower
         batch = self._train.batch_of_step(chosen.seed, step, chosen.batch_size)
@@ -132,11 +127,7 @@ class BackwardSteps:
         return loss
 
     def _try(self) -> None:
-        """See in a forward of one example that the loss has a gradient.
-
-        Raises:
-            DataError: it has none.
-        """
+        """See in a forward of one example that the loss has a gradient."""
         with torch.enable_grad():
             loss: Any = self._loss(self._train.batch_of_step(self._settings.seed, 0, 1))
         if not (isinstance(loss, Tensor) and loss.requires_grad):

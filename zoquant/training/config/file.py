@@ -74,11 +74,7 @@ class ConfigFile:
             raise ConfigError(f"{where}: {error}", error.key) from error
 
     def line_of(self, key: str) -> int | None:
-        """Return the number of the line that a key stands on, None where it is not to be found.
-
-        Args:
-            key: its name; `"table.name"` for one in a table.
-        """
+        """Return the line that a key, or a `table.name`, stands on; None where it is not to be found."""
         lines = toml_lines(self.text) if self.path.suffix == ".toml" else yaml_lines(self.text)
         return next((number for name, number in lines if name == key), None)
 
@@ -107,11 +103,7 @@ def _yaml(file: Path, text: str) -> Any:
 
 
 def _check_yaml(text: str) -> None:
-    """Refuse what a small text can make large: aliases, which may double sixty times, and depth.
-
-    Raises:
-        yaml.YAMLError: the text holds one of them, or is no YAML.
-    """
+    """Refuse what a small text can make large: aliases, which may double sixty times, and depth."""
     import yaml
 
     depth = 0
@@ -136,9 +128,6 @@ def _inside(value: Any) -> Iterable[Any]:
 
 def toml_text(values: Mapping[str, Any]) -> str:
     """Return values by key as TOML, with the tables at its end.
-
-    Args:
-        values: text, numbers, bools, sequences and mappings of such.
 
     Raises:
         ConfigError: a text is none, since it holds half of a character.

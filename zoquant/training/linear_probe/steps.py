@@ -94,12 +94,7 @@ class LinearProbe:
         """Do nothing: the fit leaves the model as it was but for the norm."""
 
     def step(self) -> StepResult:
-        """Fit the norm; where rows that the fit has not seen would not gain by it, it stays as it is.
-
-        Raises:
-            LossError: a hidden state is not finite.
-            DoesNotFitError: one example alone needs more memory than there is.
-        """
+        """Fit the norm; where rows that the fit has not seen would not gain by it, it stays as it is."""
         with left_out(self._norm):
             states = self.watch.forward(lambda: self._train.last_states(self._model, self._rows))
         if not torch.isfinite(states).all():

@@ -25,11 +25,6 @@ def verify_layer(layer: AttachedLayer, views: Sequence[ScaleView], checked: Sequ
 
     A layer whose backend says that nothing is cached is left alone.
 
-    Args:
-        layer: the layer.
-        views: all of its views, with their local names.
-        checked: those that are to be written.
-
     Raises:
         UnsupportedLayoutError: the layer's output does not agree with `dequantize`, or did not follow a write.
     """

@@ -100,13 +100,7 @@ class BlockCodec:
         return row_contractor(self.name)
 
     def decode(self, codes: Tensor, values: Sequence[Tensor], out: Tensor) -> None:
-        """Write the weights of some blocks to `out`.
-
-        Args:
-            codes: uint8 `[rows, groups, code bytes]`, contiguous.
-            values: float32 `[rows, groups]`, one a field.
-            out: float32 `[rows, groups, block]`, contiguous, overwritten.
-        """
+        """Write the weights of some blocks to `out`, see `Codec.decode`."""
         self.unpack(codes, values, out)
 
 
@@ -156,16 +150,7 @@ def signed(codes: Tensor, offset: int) -> Tensor:
 
 
 def steps(factor: Tensor, integers: Tensor, slot: str = "steps") -> Tensor:
-    """Return the scale of every sub-block, `factor * integers`, to be multiplied with its weights.
-
-    Args:
-        factor: float32 `[rows, groups]`.
-        integers: the sub-blocks' own integer scales, `[rows, groups, subs]`.
-        slot: scratch memory of the result.
-
-    Returns:
-        float32 `[rows, groups, subs, 1]`.
-    """
+    """Return the scale of every sub-block, `factor * integers`, float32 `[rows, groups, subs, 1]`."""
     scales = temporary(slot, integers, tuple(integers.shape), torch.float32).copy_(integers)
     return scales.mul_(factor.unsqueeze(-1)).unsqueeze(-1)
 

@@ -12,13 +12,7 @@ from zoquant.errors import CheckpointError
 
 
 def index_select(values: Tensor, index: Tensor, slot: str) -> Tensor:
-    """Return `values[index]` in scratch memory, in the shape of `index`.
-
-    Args:
-        values: 1-D.
-        index: int32, contiguous.
-        slot: scratch memory of the result.
-    """
+    """Return 1-D `values[index]` in scratch memory, in the shape of `index`, which is int32 and contiguous."""
     out = temporary(slot, values, (index.numel(),), values.dtype)
     return torch.index_select(values, 0, index.flatten(), out=out).view(index.shape)
 
