@@ -141,18 +141,6 @@ def backend_for(cls: type) -> Backend | None:
     return None if claim is None else claim.load()
 
 
-def backend_named(claimed: str) -> Backend:
-    """Return the backend that claims a class by its dotted name, whether or not the class can be imported here.
-
-    Raises:
-        RegistryError: nothing claims this name.
-    """
-    claim = list_backends().get(claimed)
-    if claim is None:
-        raise RegistryError(f"no backend claims {claimed!r}. `zoquant backends` lists what is claimed.")
-    return claim.load()
-
-
 def plain_backend() -> Backend:
     """Return the backend of the plain parameters of any module: the one that claims `torch.nn.Module`.
 

@@ -20,11 +20,7 @@ def state_of(failure: BaseException | None) -> int:
 
 
 def refuse_worse(states: Sequence[int], own: int, what: str) -> None:
-    """Name a rank that fared worse than this one; one among the worst has its own error to raise.
-
-    Raises:
-        RankError: there is one; a RankMemoryError if it ran out of memory and none failed otherwise.
-    """
+    """Name a rank that fared worse than this one; one among the worst has its own error to raise."""
     worst = max(states)
     if worst > own:
         kind, fared = (RankMemoryError, "ran out of memory") if worst == NO_MEMORY else (RankError, "failed")

@@ -12,11 +12,7 @@ def check_tensor(
     name: str, tensor: Tensor, device: torch.device = CPU, *, dtype: torch.dtype = torch.float32,
     shape: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
-    """Refuse a tensor of another dtype, device or shape, or one that is not contiguous.
-
-    Raises:
-        ShapeError: it is one of these; the message begins with `name`.
-    """
+    """Refuse a tensor of another dtype, device or shape, or one that is not contiguous."""
     fits = tensor.dtype == dtype and tensor.device == device and tensor.is_contiguous()
     if not fits or (shape is not None and tensor.shape != shape):
         raise ShapeError(

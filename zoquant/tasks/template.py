@@ -150,21 +150,13 @@ def parse_words(labels: str) -> dict[str, str]:
 
 
 def check_words(words: Mapping[str, str]) -> None:
-    """See that there is something to choose from.
-
-    Raises:
-        DataError: there are fewer than two words.
-    """
+    """See that there is something to choose from."""
     if len(words) < 2:
         raise DataError(f"labels: got {len(words)}, expected at least two, e.g. '0=terrible,1=great'.")
 
 
 def refuse_unused_words(rows: Sequence[Row], words: Mapping[str, str], label: str) -> None:
-    """See that rows to learn from have every label.
-
-    Raises:
-        DataError: a label has no row.
-    """
+    """See that rows to learn from have every label."""
     unused = [value for value in words if all(row[label] != value for row in rows)]
     if unused:
         raise DataError(f"labels: no row has the label {unused[0]!r}. Check labels against the data.")

@@ -99,12 +99,7 @@ def _against(settings: Settings, task: Task[Any]) -> str | None:
 
 
 def check_rows_columns(per_example: bool, task: str) -> None:
-    """Refuse rows and columns where they cannot be.
-
-    Raises:
-        DataError: it does not.
-        ValueError: several processes share a step.
-    """
+    """Refuse rows and columns where they cannot be."""
     if dist.is_available() and dist.is_initialized():
         raise ValueError("subspace is 'rows-columns', but several processes share a step. Take subspace values.")
     if not per_example:

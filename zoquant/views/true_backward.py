@@ -41,11 +41,7 @@ def packed_of(view: BoundView) -> list[PackedWeight]:
 
 
 def refuse_without_backward(model: nn.Module, views: Views, tensors: TensorPlaces) -> None:
-    """Refuse views whose values have no gradient, and models with a layer that gives none to its input.
-
-    Raises:
-        UnsupportedLayoutError: the first of them is named.
-    """
+    """Refuse views whose values have no gradient, and models with a layer that gives none to its input."""
     for buffer in views.buffers:
         for view in buffer.views:
             if isinstance(buffer, StreamedBuffer):

@@ -28,9 +28,6 @@ def check_symmetric(folder: Folder, name: str, words: Tensor, *, bits: int, rows
     """Refuse zeros that are not all in the middle of the codes, where the config says that they are.
 
     Kernels that take `sym` at its word do not read the zeros, others do: the file would be two models.
-
-    Raises:
-        CheckpointError: a zero is another one.
     """
     centre = 1 << (bits - 1)
     stored, meant, other = _fields(words, bits, rows), centre - minus_one, centre - (not minus_one)

@@ -62,11 +62,7 @@ def read_matrix(folder: Folder, words: str, at: str) -> Matrix:
 
 
 def check_numbers(folder: Folder, name: str, groups: int) -> None:
-    """Check that a tensor holds scales or zero points: one for each group, or one for all.
-
-    Raises:
-        CheckpointError: there is no such tensor, or it holds another number of numbers.
-    """
+    """Check that a tensor holds scales or zero points: one for each group, or one for all."""
     tensor = folder.tensor(name)
     if prod(tensor.shape) not in (groups, 1) or tensor.dtype not in DENSE:
         raise folder.error(name, f"{groups} numbers in floating point", tensor.described)

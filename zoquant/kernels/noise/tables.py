@@ -40,11 +40,7 @@ class NoiseTables(NamedTuple):
 
 
 def check_draw(noise: NoiseTables, start: int, out: Tensor, delta: Tensor | None, device: torch.device) -> None:
-    """Refuse what `zoquant.kernels.choice.NoiseKernels.draw` cannot be given.
-
-    Raises:
-        ShapeError: a tensor is of another dtype, device or shape, or the stretch is not one of whole blocks.
-    """
+    """Refuse what `zoquant.kernels.choice.NoiseKernels.draw` cannot be given."""
     noise.check(device)
     check_tensor("out", out, device)
     if start % BLOCK or out.numel() % BLOCK or start < 0 or start + out.numel() > noise.blocks * BLOCK:
@@ -61,11 +57,7 @@ def check_draw(noise: NoiseTables, start: int, out: Tensor, delta: Tensor | None
 def check_accumulate(
     noise: NoiseTables, seeds: Sequence[int], amounts: Sequence[float], delta: Tensor, device: torch.device
 ) -> None:
-    """Refuse what `zoquant.kernels.choice.NoiseKernels.accumulate` cannot be given.
-
-    Raises:
-        ShapeError: delta is of another size, dtype or device, or there is another number of amounts than of seeds.
-    """
+    """Refuse what `zoquant.kernels.choice.NoiseKernels.accumulate` cannot be given."""
     noise.check(device)
     check_tensor("delta", delta, device)
     if delta.numel() != noise.blocks * BLOCK or len(seeds) != len(amounts):

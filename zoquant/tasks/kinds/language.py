@@ -87,11 +87,7 @@ def chat_sequences(rows: Sequence[Row], column: str, tokenizer: Any, max_length:
 
 
 def check_chats(rows: Sequence[Row], column: str) -> None:
-    """See that every row has messages of which the assistant says one.
-
-    Raises:
-        DataError: one has not.
-    """
+    """See that every row has messages of which the assistant says one."""
     check_column(rows, column)
     for number, row in enumerate(rows, 1):
         messages = row[column]
@@ -177,11 +173,7 @@ def _written(tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool = F
 
 
 def check_texts(rows: Sequence[Row], column: str) -> None:
-    """See that every row has a text.
-
-    Raises:
-        DataError: one has not.
-    """
+    """See that every row has a text."""
     check_column(rows, column)
     for number, row in enumerate(rows, 1):
         if not isinstance(row[column], str):
@@ -192,11 +184,7 @@ def check_texts(rows: Sequence[Row], column: str) -> None:
 
 
 def check_column(rows: Sequence[Row], column: str) -> None:
-    """See that every row has the column of the texts or chats.
-
-    Raises:
-        DataError: there is no row, or one has not.
-    """
+    """See that every row has the column of the texts or chats."""
     if not rows:
         raise DataError(NO_ROW)
     for number, row in enumerate(rows, 1):

@@ -24,9 +24,6 @@ def verify_layer(layer: AttachedLayer, views: Sequence[ScaleView], checked: Sequ
     """Write views of a layer as training does, run it, compare, and write the old values back; then try its grids.
 
     A layer whose backend says that nothing is cached is left alone.
-
-    Raises:
-        UnsupportedLayoutError: the layer's output does not agree with `dequantize`, or did not follow a write.
     """
     if isinstance(layer.backend, Uncached) and not layer.backend.cached:
         return
