@@ -58,15 +58,16 @@ def _way(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         one["model"].partition("-Instruct")[0],
         one["task"],
         one["way"],
-        ", ".join(str(run["seed"]) for run in runs),
+        ", ".join(map(str, sorted(run["seed"] for run in runs))),
     ]
     if "steps" not in one:
         return [*named, "", _accuracy(runs), str(one["examples"]), *[""] * 4]
     took = [
         f"{_mean(runs, 'processor_minutes'):.1f} min", f"{max(run['peak_mib'] for run in runs):,.0f} MiB",
-        f"{_mean(runs, 'out_mib'):,.0f} MiB",
+        f"{_mean(runs, 'out_mib'):,.0f} MiB" if one["out_mib"] > 1 else f"{2**10 * one['out_mib']:.1f} KiB",
     ]  # fmt: skip
-    return [*named, f"{one['steps']} x {one['batch']}", _accuracy(runs), str(one["examples"]), *took, _same(runs)]
+    seen = f"{one['steps']} x {one['batch']}" if one["steps"] > 1 else "each row once"
+    return [*named, seen, _accuracy(runs), str(one["examples"]), *took, _same(runs)]
 
 
 def _accuracy(runs: Sequence[Mapping[str, Any]]) -> str:
