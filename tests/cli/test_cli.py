@@ -74,8 +74,8 @@ def test_the_whole_way(shell: Shell, folder: Path) -> None:
     assert summary["format"] == "gguf"
     assert summary == json.loads((folder / "run" / "summary.json").read_text())
     assert {path.name for path in (folder / "run").iterdir()} == {
-        "README.md", "report.html", "config.toml", "delta.safetensors", "metrics.jsonl", "samples.jsonl", "settings.json",
-        "summary.json", "trajectory.safetensors",
+        "README.md", "report.html", "config.toml", "delta.safetensors", "metrics.jsonl", "samples.jsonl",
+        "settings.json", "summary.json", "trajectory.safetensors",
     }  # fmt: skip
 
     exported = shell.json("export", "base.gguf", "--delta", "run/delta.safetensors", "--out", "tuned.gguf")
